@@ -1,0 +1,63 @@
+"""What the configuration classes of this folder have in common: reading a checkpoint's own JSON strictly."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from calotype.runtime.errors import UnsupportedArchitectureError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The part of a component's ``config.json`` that changes the numbers it computes.
+
+    A subclass has one field per supported setting, under the checkpoint's own name. ``neutral`` holds the
+    settings this project does not implement, with the values that mean "off"; ``ignored`` those that never
+    reach the forward pass.
+    """
+
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    ignored: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Build the configuration from a parsed ``config.json``.
+
+        Raises:
+            UnsupportedArchitectureError: for a setting that this project does not implement.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        known: dict[str, Any] = {}
+        for key, value in values.items():
+            if key in fields:
+                if value is not None:
+                    known[key] = _frozen(value)
+            elif key in cls.neutral:
+                if _frozen(value) not in cls.neutral[key]:
+                    allowed = " or ".join(repr(choice) for choice in cls.neutral[key])
+                    raise UnsupportedArchitectureError(
+                        f"{key}={value!r} in the checkpoint's {cls.__name__} is not supported; supported: {allowed}"
+                    )
+            elif not key.startswith("_") and key not in cls.ignored:
+                raise UnsupportedArchitectureError(
+                    f"the checkpoint's {cls.__name__} has the setting {key}={value!r}, which is not known here; "
+                    f"known: {', '.join(sorted(fields))}"
+                )
+        return cls(**known)
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as plain JSON values, under the names ``from_json`` reads."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
+        }
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def per_block(value: Any, count: int) -> tuple[Any, ...]:
+    """Diffusers' convention: a setting is one value for all blocks, or a sequence with one for each."""
+    return tuple(value) if isinstance(value, tuple) else (value,) * count

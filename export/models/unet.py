@@ -1,0 +1,395 @@
+"""The denoising UNet of Stable Diffusion 1.x, 2.x and XL (diffusers' ``UNet2DConditionModel``).
+
+Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models" (arXiv 2112.10752);
+Podell et al. 2023, "SDXL" (arXiv 2307.01952).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calotype.export.models.config import ModelConfig, per_block
+from calotype.export.models.layers import (
+    Attention,
+    Downsample,
+    ResnetBlock,
+    TimestepEmbedding,
+    Upsample,
+    sinusoidal_embedding,
+)
+from calotype.runtime.errors import UnsupportedArchitectureError
+
+DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
+UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetConfig(ModelConfig):
+    """Diffusers' settings of a ``UNet2DConditionModel``; ``attention_head_dim`` is, as there, a number of heads."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    down_block_types: tuple[str, ...] = (
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    )
+    up_block_types: tuple[str, ...] = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
+    layers_per_block: int | tuple[int, ...] = 2
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    attention_head_dim: int | tuple[int, ...] = 8
+    num_attention_heads: int | tuple[int, ...] | None = None
+    cross_attention_dim: int = 1280
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0
+    use_linear_projection: bool = False
+    upcast_attention: bool = False
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
+    time_cond_proj_dim: int | None = None
+
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "act_fn": ("silu", "swish"),
+        "addition_embed_type_num_heads": (64,),
+        "attention_type": ("default",),
+        "center_input_sample": (False,),
+        "class_embed_type": (None,),
+        "class_embeddings_concat": (False,),
+        "conv_in_kernel": (3, None),
+        "conv_out_kernel": (3, None),
+        "cross_attention_norm": (None,),
+        "downsample_padding": (1,),
+        "dual_cross_attention": (False,),
+        "encoder_hid_dim": (None,),
+        "encoder_hid_dim_type": (None,),
+        "mid_block_only_cross_attention": (None, False),
+        "mid_block_scale_factor": (1,),
+        "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+        "num_class_embeds": (None,),
+        "only_cross_attention": (False,),
+        "resnet_out_scale_factor": (1.0, None),
+        "resnet_skip_time_act": (False,),
+        "resnet_time_scale_shift": ("default",),
+        "reverse_transformer_layers_per_block": (None,),
+        "time_embedding_act_fn": (None,),
+        "time_embedding_dim": (None,),
+        "time_embedding_type": ("positional",),
+        "timestep_post_act": (None,),
+    }
+    ignored: ClassVar[frozenset[str]] = frozenset({"sample_size", "dropout"})
+
+    def __post_init__(self) -> None:
+        for names, valid in ((self.down_block_types, DOWN_BLOCKS), (self.up_block_types, UP_BLOCKS)):
+            for name in names:
+                if name not in valid:
+                    raise UnsupportedArchitectureError(
+                        f"UNet block {name!r} is not supported; supported: {', '.join(valid)}"
+                    )
+        if not len(self.block_out_channels) == len(self.down_block_types) == len(self.up_block_types):
+            raise UnsupportedArchitectureError(
+                f"the UNet has {len(self.down_block_types)} down blocks, {len(self.up_block_types)} up blocks and "
+                f"{len(self.block_out_channels)} channel counts; they must be equal in number"
+            )
+        if self.addition_embed_type not in (None, "text_time"):
+            raise UnsupportedArchitectureError(
+                f"addition_embed_type={self.addition_embed_type!r} is not supported; supported: None, 'text_time'"
+            )
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Attention heads of each down block."""
+        heads = self.attention_head_dim if self.num_attention_heads is None else self.num_attention_heads
+        return per_block(heads, len(self.block_out_channels))
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Transformer blocks in each attention of each down block."""
+        return per_block(self.transformer_layers_per_block, len(self.block_out_channels))
+
+
+class GEGLU(nn.Module):
+    """Gated GELU; Shazeer 2020 (arXiv 2002.05202)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, hidden * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        # Index 1 is dropout in diffusers; it has no parameters and does nothing at inference.
+        self.net = nn.ModuleList([GEGLU(dim, dim * 4), nn.Identity(), nn.Linear(dim * 4, dim)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net[2](self.net[0](x))
+        return out
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the prompt, feed-forward; each behind its own layer norm."""
+
+    def __init__(self, dim: int, *, heads: int, context_dim: int, upcast: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, heads=heads, upcast=upcast)
+        self.norm2 = nn.LayerNorm(dim)
+        self.attn2 = Attention(dim, heads=heads, context_dim=context_dim, upcast=upcast)
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        # x (B, N, C), context (B, M, D) -> (B, N, C)
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the pixels of a feature map (diffusers' ``Transformer2DModel``)."""
+
+    def __init__(self, channels: int, *, heads: int, depth: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.linear = config.use_linear_projection
+        self.norm = nn.GroupNorm(config.norm_num_groups, channels, 1e-6)
+        self.proj_in = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(
+                channels, heads=heads, context_dim=config.cross_attention_dim, upcast=config.upcast_attention
+            )
+            for _ in range(depth)
+        )
+        self.proj_out = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        # x (B, C, H, W), context (B, M, D) -> (B, C, H, W)
+        height, width = x.shape[-2:]
+        hidden = self.norm(x)
+        if not self.linear:
+            hidden = self.proj_in(hidden)
+        hidden = hidden.flatten(2).transpose(1, 2)  # (B, H*W, C)
+        if self.linear:
+            hidden = self.proj_in(hidden)
+        for block in self.transformer_blocks:
+            hidden = block(hidden, context)
+        if self.linear:
+            hidden = self.proj_out(hidden)
+        hidden = hidden.transpose(1, 2).unflatten(2, (height, width))
+        if not self.linear:
+            hidden = self.proj_out(hidden)
+        return x + hidden
+
+
+class DownBlock(nn.Module):
+    def __init__(
+        self, in_channels: int, out_channels: int, *, index: int, layers: int, downsample: bool, config: UNetConfig
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            _resnet(in_channels if layer == 0 else out_channels, out_channels, config) for layer in range(layers)
+        )
+        if config.down_block_types[index] == "CrossAttnDownBlock2D":
+            self.attentions = nn.ModuleList(
+                SpatialTransformer(out_channels, heads=config.heads[index], depth=config.depths[index], config=config)
+                for _ in range(layers)
+            )
+        else:
+            self.attentions = nn.ModuleList()
+        self.downsamplers = nn.ModuleList([Downsample(out_channels)] if downsample else [])
+
+    def forward(self, x: Tensor, time_embedding: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+        skips = []
+        for index, resnet in enumerate(self.resnets):
+            x = resnet(x, time_embedding)
+            if len(self.attentions) > 0:
+                x = self.attentions[index](x, context)
+            skips.append(x)
+        for downsampler in self.downsamplers:
+            x = downsampler(x)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(nn.Module):
+    def __init__(self, channels: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(_resnet(channels, channels, config) for _ in range(2))
+        self.attentions = nn.ModuleList(
+            [SpatialTransformer(channels, heads=config.heads[-1], depth=config.depths[-1], config=config)]
+        )
+
+    def forward(self, x: Tensor, time_embedding: Tensor, context: Tensor) -> Tensor:
+        x = self.resnets[0](x, time_embedding)
+        x = self.attentions[0](x, context)
+        out: Tensor = self.resnets[1](x, time_embedding)
+        return out
+
+
+class UpBlock(nn.Module):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        skip_channels: list[int],
+        *,
+        index: int,
+        upsample: bool,
+        config: UNetConfig,
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            _resnet((in_channels if layer == 0 else out_channels) + skip, out_channels, config)
+            for layer, skip in enumerate(skip_channels)
+        )
+        if config.up_block_types[index] == "CrossAttnUpBlock2D":
+            mirrored = len(config.block_out_channels) - 1 - index
+            self.attentions = nn.ModuleList(
+                SpatialTransformer(
+                    out_channels, heads=config.heads[mirrored], depth=config.depths[mirrored], config=config
+                )
+                for _ in skip_channels
+            )
+        else:
+            self.attentions = nn.ModuleList()
+        self.upsamplers = nn.ModuleList([Upsample(out_channels)] if upsample else [])
+
+    def forward(self, x: Tensor, skips: list[Tensor], time_embedding: Tensor, context: Tensor) -> Tensor:
+        for index, resnet in enumerate(self.resnets):
+            x = resnet(torch.cat([x, skips.pop()], dim=1), time_embedding)
+            if len(self.attentions) > 0:
+                x = self.attentions[index](x, context)
+        for upsampler in self.upsamplers:
+            # The next skip knows the size: an odd number of rows or columns does not survive halving and doubling.
+            x = upsampler(x, (skips[-1].shape[-2], skips[-1].shape[-1]))
+        return x
+
+
+class UNet(nn.Module):
+    """Predicts the noise (or the velocity) in a latent; the timestep is a vector, one per row."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.block_out_channels
+        layers = per_block(config.layers_per_block, len(channels))
+        last = len(channels) - 1
+        time_embed_dim = channels[0] * 4
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(channels[0], time_embed_dim, cond_dim=config.time_cond_proj_dim)
+        if config.addition_embed_type == "text_time":
+            if config.projection_class_embeddings_input_dim is None or config.addition_time_embed_dim is None:
+                raise UnsupportedArchitectureError(
+                    "addition_embed_type='text_time' needs projection_class_embeddings_input_dim and "
+                    "addition_time_embed_dim in the UNet's config.json"
+                )
+            self.add_embedding: TimestepEmbedding | None = TimestepEmbedding(
+                config.projection_class_embeddings_input_dim, time_embed_dim
+            )
+        else:
+            self.add_embedding = None
+
+        skips = [channels[0]]
+        down_blocks = []
+        for index, out_channels in enumerate(channels):
+            down_blocks.append(
+                DownBlock(
+                    channels[max(index - 1, 0)],
+                    out_channels,
+                    index=index,
+                    layers=layers[index],
+                    downsample=index < last,
+                    config=config,
+                )
+            )
+            skips += [out_channels] * (layers[index] + (index < last))
+        self.down_blocks = nn.ModuleList(down_blocks)
+        self.mid_block = MidBlock(channels[-1], config)
+        up_blocks = []
+        for index, out_channels in enumerate(reversed(channels)):
+            up_blocks.append(
+                UpBlock(
+                    channels[last - max(index - 1, 0)],
+                    out_channels,
+                    [skips.pop() for _ in range(layers[last - index] + 1)],
+                    index=index,
+                    upsample=index < last,
+                    config=config,
+                )
+            )
+        self.up_blocks = nn.ModuleList(up_blocks)
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], config.norm_eps)
+        self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+    ) -> Tensor:
+        """Predict.
+
+        Args:
+            sample: (B, in_channels, H, W) noisy latents.
+            timestep: (B,) float, 0..num_train_timesteps - 1.
+            encoder_hidden_states: (B, T, cross_attention_dim).
+            text_embeds: SDXL, (B, P) pooled prompt embedding.
+            time_ids: SDXL, (B, 6) original size, crop, target size; pixels.
+            timestep_cond: LCM, (B, time_cond_proj_dim) guidance embedding.
+
+        Returns:
+            (B, out_channels, H, W), in the dtype of ``sample``.
+        """
+        config = self.config
+        time_embedding = self.time_embedding(
+            self._sinusoids(timestep, config.block_out_channels[0]).to(sample.dtype), timestep_cond
+        )  # (B, T)
+        if self.add_embedding is not None:
+            if text_embeds is None or time_ids is None or config.addition_time_embed_dim is None:
+                raise ValueError("this UNet needs text_embeds and time_ids")
+            size_embedding = self._sinusoids(time_ids.flatten(), config.addition_time_embed_dim)
+            size_embedding = size_embedding.reshape(time_ids.shape[0], -1).to(sample.dtype)
+            time_embedding = time_embedding + self.add_embedding(torch.cat([text_embeds, size_embedding], dim=-1))
+
+        x = self.conv_in(sample)
+        skips = [x]
+        for block in self.down_blocks:
+            x, block_skips = block(x, time_embedding, encoder_hidden_states)
+            skips += block_skips
+        x = self.mid_block(x, time_embedding, encoder_hidden_states)
+        for block in self.up_blocks:
+            x = block(x, skips, time_embedding, encoder_hidden_states)
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return out
+
+    def _sinusoids(self, values: Tensor, dim: int) -> Tensor:
+        return sinusoidal_embedding(
+            values, dim, flip_sin_to_cos=self.config.flip_sin_to_cos, freq_shift=self.config.freq_shift
+        )
+
+
+def _resnet(in_channels: int, out_channels: int, config: UNetConfig) -> ResnetBlock:
+    return ResnetBlock(
+        in_channels,
+        out_channels,
+        groups=config.norm_num_groups,
+        eps=config.norm_eps,
+        time_embed_dim=config.block_out_channels[0] * 4,
+    )
