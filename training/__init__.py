@@ -1,0 +1,1 @@
+"""How the bundled model ``talbot`` was made: ``python -m training all``."""

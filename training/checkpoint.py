@@ -1,0 +1,119 @@
+"""Write what was trained as a folder in diffusers' layout, which ``calotype export`` and diffusers both read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from training import data, unet
+from training.config import CONTEXT_LENGTH, WORK, TrainingConfig
+
+ATTRIBUTION = (
+    "Noto Emoji, Google, Apache-2.0 (through @iconify-json/noto)",
+    "Twemoji, Twitter, Inc. and other contributors, CC-BY-4.0 (through @iconify-json/twemoji)",
+    "Fluent Emoji, Microsoft Corporation, MIT (through @iconify-json/fluent-emoji-flat)",
+    "emojibase-data, Miles Johnson, MIT (names and keywords)",
+)
+SCHEDULER = {
+    "_class_name": "DPMSolverMultistepScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "steps_offset": 0,
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "lower_order_final": True,
+    "final_sigmas_type": "zero",
+}
+MODEL_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def make(config: TrainingConfig) -> None:
+    """Write ``.work/talbot/`` with the averaged weights in fp16."""
+    saved = {
+        name: torch.load(WORK / f"{name}.pt", weights_only=True) for name in ("autoencoder", "text-encoder", "unet")
+    }
+    _, scaling_factor = unet.latents(config)
+    vae = dataclasses.replace(config.autoencoder, scaling_factor=scaling_factor)
+    levels = len(vae.block_out_channels)
+    folder, temporary = WORK / "talbot", WORK / "talbot.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    _write(
+        temporary / "unet",
+        "UNet2DConditionModel",
+        config.unet.to_json() | {"sample_size": config.image_size // vae.downscale},
+        saved["unet"]["ema"],
+    )
+    _write(
+        temporary / "vae",
+        "AutoencoderKL",
+        vae.to_json()
+        | {
+            "sample_size": config.image_size,
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+        },
+        saved["autoencoder"]["ema"],
+    )
+    text = config.text_encoder.to_json()
+    del text["with_projection"]
+    text |= {"model_type": "clip_text_model", "bos_token_id": config.text_encoder.vocab_size - 2}
+    text |= {"pad_token_id": config.text_encoder.eos_token_id}
+    _write(temporary / "text_encoder", "CLIPTextModel", text, saved["text-encoder"]["model"], "model.safetensors")
+    (temporary / "scheduler").mkdir()
+    _json(temporary / "scheduler" / "scheduler_config.json", SCHEDULER)
+    shutil.copytree(WORK / "tokenizer", temporary / "tokenizer")
+    _json(temporary / "model_index.json", MODEL_INDEX)
+    size = config.image_size
+    _json(
+        temporary / "model_card.json",
+        {
+            "name": "talbot",
+            "license": "Apache-2.0 AND CC-BY-4.0 AND MIT",
+            "attribution": list(ATTRIBUTION),
+            "defaults": {"height": size, "width": size, "num_inference_steps": 20, "guidance_scale": 3.0},
+        },
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+    pictures = len(data.load(config).pictures)
+    print(f"{folder}: unet after {saved['unet']['step']} steps on {pictures} pictures, {CONTEXT_LENGTH} tokens")
+
+
+def _write(
+    folder: Path,
+    class_name: str,
+    config: dict[str, Any],
+    state: dict[str, Tensor],
+    file: str = "diffusion_pytorch_model.safetensors",
+) -> None:
+    folder.mkdir(parents=True)
+    _json(folder / "config.json", {"_class_name": class_name} | config)
+    save_file({name: tensor.half().contiguous() for name, tensor in state.items()}, folder / file, {"format": "pt"})
+
+
+def _json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

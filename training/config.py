@@ -1,0 +1,97 @@
+"""Every hyper-parameter, once. Change one here and the stages that depend on it are trained again by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from calotype.export.models.autoencoder import AutoencoderConfig
+from calotype.export.models.clip import TextEncoderConfig
+from calotype.export.models.unet import UNetConfig
+
+WORK = Path(".work")
+PACKAGES = {
+    "noto": "@iconify-json/noto@1.2.9",
+    "twemoji": "@iconify-json/twemoji@1.2.5",
+    "fluent": "@iconify-json/fluent-emoji-flat@1.2.6",
+    "names": "emojibase-data@17.0.0",
+}
+STYLES = ("noto", "twemoji", "fluent")
+CONTEXT_LENGTH = 32
+VOCAB_SIZE = 2048
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Settings of one run; ``*_minutes`` are budgets of wall time, over which the learning rate falls to zero."""
+
+    seed: int = 0
+    device: str = "cpu"
+    image_size: int = 64
+    groups: tuple[int, ...] = (0, 3, 4)  # emojibase: smileys, animals and nature, food and drink
+    autoencoder_minutes: float = 10.0
+    autoencoder_batch: int = 32
+    autoencoder_crop: int = 32
+    autoencoder_lr: float = 1.5e-3
+    kl_weight: float = 1e-6
+    text_minutes: float = 3.0
+    text_batch: int = 128
+    text_lr: float = 1e-3
+    unet_minutes: float = 33.0
+    unet_batch: int = 64
+    unet_lr: float = 1e-3
+    ema_decay: float = 0.999
+    prompt_dropout: float = 0.1
+    min_snr_gamma: float = 5.0
+    checkpoint_minutes: float = 2.0
+    autoencoder: AutoencoderConfig = AutoencoderConfig(
+        latent_channels=16,
+        block_out_channels=(24, 48, 96, 160),
+        layers_per_block=1,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=1.0,
+    )
+    unet: UNetConfig = UNetConfig(
+        in_channels=16,
+        out_channels=16,
+        block_out_channels=(160, 320),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=(4, 8),
+        cross_attention_dim=192,
+        use_linear_projection=True,
+    )
+
+    @property
+    def text_encoder(self) -> TextEncoderConfig:
+        """The text tower; the tokenizer puts its two special tokens last."""
+        return TextEncoderConfig(
+            vocab_size=VOCAB_SIZE,
+            hidden_size=192,
+            intermediate_size=768,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=CONTEXT_LENGTH,
+            hidden_act="quick_gelu",
+            projection_dim=192,
+            eos_token_id=VOCAB_SIZE - 1,
+        )
+
+
+CPU = TrainingConfig()
+GPU = dataclasses.replace(
+    CPU,
+    device="cuda",
+    image_size=128,
+    groups=(0, 1, 3, 4, 5, 6, 7, 8),
+    autoencoder_crop=64,
+    autoencoder_batch=128,
+    unet_batch=512,
+    autoencoder_minutes=5.0,
+    text_minutes=1.0,
+    unet_minutes=12.0,
+)

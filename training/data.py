@@ -1,0 +1,111 @@
+"""Fetch three openly licensed emoji sets as SVG, name them, render them, pack them into one file."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+import subprocess
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from training.captions import Concept, held_out
+from training.config import PACKAGES, STYLES, WORK, TrainingConfig
+
+SKIN = re.compile(r"skin tone|keycap|flag:")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Pictures (N, S, S, 3) uint8 with the concept and the style of each."""
+
+    pictures: NDArray[np.uint8]
+    concepts: tuple[Concept, ...]
+    styles: tuple[str, ...]
+
+    def split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Indices of training pictures, and of those held out."""
+        out = np.array([held_out(c.slug, s) for c, s in zip(self.concepts, self.styles, strict=True)])
+        return np.flatnonzero(~out), np.flatnonzero(out)
+
+
+def read_package(package: str, member: str) -> object:
+    """One JSON file out of an npm package, fetched into ``.work/npm`` with ``npm pack`` when it is not there."""
+    folder = WORK / "npm"
+    folder.mkdir(parents=True, exist_ok=True)
+    name, _, version = package.rpartition("@")
+    archive = folder / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
+    if not archive.exists():
+        subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    with tarfile.open(archive) as tar:
+        file = tar.extractfile(f"package/{member}")
+        if file is None:
+            raise FileNotFoundError(f"{member} in {archive}")
+        return json.load(file)
+
+
+def concepts(groups: tuple[int, ...], drawn: list[set[str]]) -> list[Concept]:
+    """Named concepts of ``groups`` that every set in ``drawn`` (slugs) draws."""
+    found = []
+    entries = read_package(PACKAGES["names"], "en/data.json")
+    assert isinstance(entries, list)
+    for entry in entries:
+        label = entry["label"].lower()
+        slug = re.sub(r"[^a-z0-9]+", "-", label).strip("-")
+        if entry.get("group") in groups and not SKIN.search(label) and all(slug in names for names in drawn):
+            words = tuple(tag.lower() for tag in entry.get("tags", ()) if tag.lower() != label)
+            found.append(Concept(slug=slug, name=label, keywords=words, group=entry["group"]))
+    return found
+
+
+def render(body: str, view_box: str, size: int) -> NDArray[np.uint8]:
+    """An SVG body on white, at twice the size and halved with a Lanczos filter; (size, size, 3) uint8."""
+    import resvg_py
+
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{view_box}">{body}</svg>'
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=2 * size, height=2 * size, background="white")
+    picture = Image.open(io.BytesIO(bytes(png))).convert("RGB")
+    return np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def make(config: TrainingConfig) -> None:
+    """Write ``.work/data-<size>.npz``."""
+    sets = {}
+    for style in STYLES:
+        value = read_package(PACKAGES[style], "icons.json")
+        assert isinstance(value, dict)
+        sets[style] = value
+    chosen = concepts(config.groups, [set(value["icons"]) for value in sets.values()])
+    pictures, names, styles = [], [], []
+    for concept in chosen:
+        for style, value in sets.items():
+            icon = value["icons"][concept.slug]
+            width, height = (icon.get(key, value.get(key, 16)) for key in ("width", "height"))
+            pictures.append(render(icon["body"], f"0 0 {width} {height}", config.image_size))
+            names.append(dataclasses.asdict(concept))
+            styles.append(style)
+    path = data_path(config)
+    np.savez_compressed(path, pictures=np.stack(pictures), concepts=json.dumps(names), styles=json.dumps(styles))
+    print(f"{path}: {len(pictures)} pictures of {len(chosen)} concepts")
+
+
+def data_path(config: TrainingConfig) -> Path:
+    """Where the packed pictures lie."""
+    return WORK / f"data-{config.image_size}.npz"
+
+
+def load(config: TrainingConfig) -> Dataset:
+    """Read what :func:`make` wrote."""
+    with np.load(data_path(config)) as file:
+        return Dataset(
+            pictures=file["pictures"],
+            concepts=tuple(
+                Concept(**(item | {"keywords": tuple(item["keywords"])})) for item in json.loads(str(file["concepts"]))
+            ),
+            styles=tuple(json.loads(str(file["styles"]))),
+        )
