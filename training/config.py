@@ -57,7 +57,7 @@ class TrainingConfig:
     unet: UNetConfig = UNetConfig(
         in_channels=16,
         out_channels=16,
-        block_out_channels=(160, 320),
+        block_out_channels=(96, 192),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,

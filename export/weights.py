@@ -1,0 +1,124 @@
+"""Weights on disk: read strictly, written once, and pointed at from ONNX graphs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from calotype.runtime.errors import CheckpointError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+# Tensors that real checkpoints carry and no forward pass reads.
+STRAY_SUFFIXES = ("position_ids",)
+# What diffusers called the autoencoder's attention before 0.14.
+OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Location:
+    """Where a tensor's bytes lie in a ``.safetensors`` file."""
+
+    offset: int
+    length: int
+
+
+def read_component(folder: Path, stem: str) -> dict[str, Tensor]:
+    """The state dict ``<stem>.safetensors`` of a component, in one file or in shards.
+
+    Raises:
+        CheckpointError: when there is none, or it is truncated.
+    """
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.exists():
+        files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+    else:
+        variants = (folder / f"{stem}.safetensors", folder / f"{stem}.fp16.safetensors")
+        files = [path for path in variants if path.exists()][:1]
+    if not files:
+        raise CheckpointError(f"{folder} has no {stem}.safetensors; only safetensors weights are read from folders")
+    state: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            state |= load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}; download it again") from error
+    return state
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Fill ``module`` from ``state``, whose keys and shapes must be exactly its own.
+
+    Raises:
+        CheckpointError: listing what is missing, unexpected or mis-shaped.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    given = {_current_name(name): tensor for name, tensor in state.items() if not name.endswith(STRAY_SUFFIXES)}
+    if any(name.startswith("text_model.") for name in expected) and not any(
+        name.startswith("text_model.") for name in given
+    ):
+        given = {name if name in expected else f"text_model.{name}": tensor for name, tensor in given.items()}
+    # Old autoencoders hold the 1x1 projections of their attention as convolutions.
+    given = {
+        name: tensor.flatten(1) if tensor.ndim == 4 and len(expected.get(name, ())) == 2 else tensor
+        for name, tensor in given.items()
+    }
+    problems = [
+        ("missing", sorted(expected.keys() - given.keys())),
+        ("unexpected", sorted(given.keys() - expected.keys())),
+        (
+            "mis-shaped",
+            [
+                f"{name} {tuple(given[name].shape)} instead of {shape}"
+                for name, shape in expected.items()
+                if name in given and tuple(given[name].shape) != shape
+            ],
+        ),
+    ]
+    found = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems if names)
+    if found:
+        raise CheckpointError(f"the {what}'s weights do not match its configuration: {found}")
+    module.load_state_dict(given)
+
+
+def write_weights(module: nn.Module, path: Path, dtype: torch.dtype) -> None:
+    """Write the module's state dict in ``dtype``, and round the module's own weights to it."""
+    state = {name: tensor.to(dtype).contiguous() for name, tensor in module.state_dict().items()}
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{name} has values that {dtype} cannot hold; export with --precision fp32")
+    module.load_state_dict(state)
+    save_file(state, path, {"format": "pt"})
+
+
+def locate(path: Path) -> dict[str, Location]:
+    """Where each tensor of a ``.safetensors`` file lies (https://github.com/huggingface/safetensors#format)."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    return {
+        name: Location(offset=8 + length + record["data_offsets"][0], length=_span(record["data_offsets"]))
+        for name, record in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _span(offsets: list[int]) -> int:
+    return offsets[1] - offsets[0]
+
+
+def _current_name(name: str) -> str:
+    if "mid_block.attentions" in name:
+        for old, new in OLD_ATTENTION.items():
+            name = name.replace(old, new)
+    return name
+
+
+def _listed(names: Iterable[str], most: int = 8) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

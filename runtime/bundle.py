@@ -1,0 +1,62 @@
+"""A bundle on disk: found by name or folder, checked before anything in it is used."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from calotype.runtime.errors import BundleError
+from calotype.runtime.manifest import FileRecord, Manifest
+from calotype.runtime.onnx_files import external_locations
+
+BUNDLED = Path(__file__).parent / "models"
+
+
+class Bundle:
+    """A folder whose files are what its manifest says."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+
+    @classmethod
+    def open(cls, name_or_folder: str | Path) -> Bundle:
+        """Open the bundled model of that name, or the bundle in that folder, and check every file in it.
+
+        Raises:
+            BundleError: when there is none, or a file is missing, of another size or sha256, or a graph reads data
+                that is not one of its weights files.
+        """
+        path = Path(name_or_folder)
+        if not path.exists() and (BUNDLED / path).is_dir() and len(path.parts) == 1:
+            path = BUNDLED / path
+        if not path.exists():
+            bundled = ", ".join(sorted(entry.name for entry in BUNDLED.glob("*") if entry.is_dir())) or "none"
+            raise BundleError(
+                f"there is no bundle {str(name_or_folder)!r}; bundled models: {bundled}; or give a folder"
+            )
+        bundle = cls(path, Manifest.read(path))
+        bundle.check()
+        return bundle
+
+    def check(self) -> None:
+        """Compare every file with the manifest; all are read once, on as many cores as there are."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self._check_file, self.manifest.files))
+        for network in self.manifest.networks.values():
+            for graph in network.graphs.values():
+                strangers = external_locations(self.path / graph) - set(network.weights)
+                if strangers:
+                    raise BundleError(
+                        f"{graph} reads {', '.join(sorted(strangers))}, which is not one of its weights files "
+                        f"({', '.join(network.weights)}); do not use this bundle"
+                    )
+
+    def _check_file(self, name: str) -> None:
+        path, record = self.path / name, self.manifest.files[name]
+        if not path.is_file():
+            raise BundleError(f"{path} is missing from the bundle; copy or export the bundle again")
+        size = path.stat().st_size
+        if size != record.size:
+            raise BundleError(f"{path} has {size} bytes, {record.size} expected; copy or export the bundle again")
+        if FileRecord.of(path).sha256 != record.sha256:
+            raise BundleError(f"{path} is corrupt: its sha256 is not the manifest's; copy or export the bundle again")

@@ -1,0 +1,79 @@
+"""Where an ONNX file says its weights are, read straight from the protocol buffer, without the onnx package.
+
+The field numbers are those of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from calotype.runtime.errors import BundleError
+
+# Message -> field number -> message found there. Only the ways that lead to a tensor are followed.
+_FIELDS = {
+    "model": {7: "graph", 25: "function"},
+    "function": {7: "node"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+
+
+def external_locations(path: Path) -> set[str]:
+    """Every ``location`` of external data in the ONNX file.
+
+    Raises:
+        BundleError: when the file is not a readable protocol buffer.
+    """
+    try:
+        return set(_locations(memoryview(path.read_bytes()), "model"))
+    except (IndexError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{path} is not an ONNX file, or is cut off; export the bundle again") from error
+
+
+def _locations(message: memoryview, kind: str) -> Iterator[str]:
+    if kind == "entry":
+        fields = {number: bytes(value) for number, value in _fields(message)}
+        if fields.get(1) == b"location":
+            yield fields.get(2, b"").decode()
+        return
+    ways = _FIELDS[kind]
+    for number, value in _fields(message):
+        if number in ways:
+            yield from _locations(value, ways[number])
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The length-delimited fields of a message."""
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
+        wire = tag & 7
+        if wire == 2:
+            length, position = _varint(message, position)
+            if position + length > len(message):
+                raise IndexError
+            yield tag >> 3, message[position : position + length]
+            position += length
+        elif wire == 0:
+            _, position = _varint(message, position)
+        elif wire in (1, 5):
+            position += 8 if wire == 1 else 4
+        else:
+            raise IndexError
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[position]
+        value |= (byte & 0x7F) << shift
+        position += 1
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise IndexError

@@ -1,0 +1,94 @@
+"""CLIP's byte-pair tokenizer, from ``vocab.json`` and ``merges.txt``.
+
+Radford et al. 2021 (arXiv 2103.00020). Equal to transformers' ``CLIPTokenizer``. OpenAI's original also mends
+mojibake (ftfy) and decodes HTML entities before it splits a text; neither does this one, nor transformers'.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from calotype.runtime.errors import BundleError
+from calotype.runtime.manifest import TokenizerSpec
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+
+logger = logging.getLogger(__name__)
+
+_PATTERN = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # of CLIP itself
+)
+
+
+class ClipTokenizer:
+    """Texts to rows of token ids: start, text, end, padding."""
+
+    def __init__(self, tokenizer: Tokenizer, spec: TokenizerSpec) -> None:
+        self._tokenizer = tokenizer
+        self.max_length = spec.max_length
+        ids = {}
+        for token in (spec.bos_token, spec.eos_token, spec.pad_token):
+            found = tokenizer.token_to_id(token)
+            if found is None:
+                raise BundleError(f"the tokenizer's vocabulary has no {token!r}; export the bundle again")
+            ids[token] = found
+        self.bos_id, self.eos_id, self.pad_id = ids[spec.bos_token], ids[spec.eos_token], ids[spec.pad_token]
+
+    @classmethod
+    def from_files(cls, vocab: Path, merges: Path, spec: TokenizerSpec) -> ClipTokenizer:
+        """Read the two files.
+
+        Raises:
+            BundleError: when one is not what its name says.
+        """
+        try:
+            pairs = []
+            for line in merges.read_text(encoding="utf-8").splitlines():
+                if line and not line.startswith("#version"):
+                    left, right = line.split(" ")
+                    pairs.append((left, right))
+            model = BPE(
+                json.loads(vocab.read_text(encoding="utf-8")),
+                pairs,
+                unk_token=spec.eos_token,
+                end_of_word_suffix="</w>",
+            )
+        except Exception as error:  # the library raises bare Exception for a merge that is not in the vocabulary
+            raise BundleError(f"{vocab} and {merges} are not a CLIP tokenizer: {error}; export again") from error
+        tokenizer = Tokenizer(model)
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_PATTERN), behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+        specials = dict.fromkeys((spec.bos_token, spec.eos_token))
+        tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+        return cls(tokenizer, spec)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of ``text``, however many, without start and end."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Ids (B, max_length); what does not fit is cut off, with a warning that quotes it."""
+        rows = np.full((len(texts), self.max_length), self.pad_id, dtype=np.int64)
+        for row, text in zip(rows, texts, strict=True):
+            encoded = self._tokenizer.encode(text, add_special_tokens=False)
+            ids, room = encoded.ids, self.max_length - 2
+            if len(ids) > room:
+                cut = text[encoded.offsets[room][0] :]
+                quoted = cut if len(cut) <= 80 else f"{cut[:77]}..."
+                logger.warning("the prompt has %d tokens, %d fit; cut off from here: %r", len(ids), room, quoted)
+                ids = ids[:room]
+            row[: len(ids) + 2] = [self.bos_id, *ids, self.eos_id]
+        return rows
