@@ -10,9 +10,9 @@ import json
 
 import numpy as np
 import torch
-from calotype.export.models.unet import UNet
 from torch import Tensor
 
+from calotype.export.models.unet import UNet
 from training import autoencoder, data, text_encoder
 from training.captions import sample_caption
 from training.config import WORK, TrainingConfig
@@ -29,10 +29,13 @@ def alphas_cumprod() -> Tensor:
 def latents(config: TrainingConfig) -> tuple[Tensor, float]:
     """All pictures' latents, scaled to unit variance, and the scaling factor."""
     path = WORK / f"latents-{config.image_size}.pt"
-    if not path.exists():
+    # An autoencoder that was trained on encodes differently: a cache from before would not fit its decoder.
+    step = torch.load(WORK / "autoencoder.pt", weights_only=True, mmap=True)["step"]
+    saved = torch.load(path, weights_only=True) if path.exists() else {}
+    if saved.get("autoencoder_step") != step:
         encoded = autoencoder.encode_all(autoencoder.load(config), data.load(config).pictures).cpu()
-        torch.save({"latents": encoded, "scaling_factor": 1 / float(encoded.std())}, path)
-    saved = torch.load(path, weights_only=True)
+        saved = {"latents": encoded, "scaling_factor": 1 / float(encoded.std()), "autoencoder_step": step}
+        torch.save(saved, path)
     return saved["latents"] * saved["scaling_factor"], saved["scaling_factor"]
 
 
