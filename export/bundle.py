@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from calotype.export import parity
 from calotype.export.checkpoint import Checkpoint, load_diffusers
 from calotype.export.graphs import plans, write_graph

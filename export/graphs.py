@@ -15,13 +15,14 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxscript.optimizer
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from torch import Tensor, nn
+
 from calotype.export.models.autoencoder import Autoencoder
 from calotype.export.models.clip import TextEncoder
 from calotype.export.models.unet import UNet
 from calotype.export.weights import locate
 from calotype.runtime.spec import ModelSpec, TensorSpec
-from onnx_ir.passes.common import RemoveUnusedNodesPass
-from torch import Tensor, nn
 
 OPSET = 23
 PREFIX = "model."
@@ -220,7 +221,7 @@ def _point_into(model: ir.Model, weights: Path) -> None:
             place.offset,
             place.length,
             stored,
-            shape=value.const_value.shape if value.const_value is not None else ir.Shape([]),
+            shape=ir.Shape(value.shape or []),
             name=key,
             base_dir=str(weights.parent),
         )

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from calotype.export.graphs import GraphPlan, example_inputs
 from calotype.runtime.errors import ExportError
-from torch import Tensor
 
 TOLERANCE = 1e-4  # largest error over largest magnitude, float32
 
@@ -44,7 +45,8 @@ def check(plan: GraphPlan, graph: Path) -> dict[str, Any]:
             report["min_cosine"] = min(report["min_cosine"], float(np.vdot(reference, got)) / norms)
             if relative > TOLERANCE:
                 raise ExportError(
-                    f"{graph.name} is off by {relative:.1e} in {spec.name!r} on {case} inputs; {TOLERANCE:.0e} is allowed"
+                    f"{graph.name} is off by {relative:.1e} in {spec.name!r} on {case} inputs; "
+                    f"{TOLERANCE:.0e} is allowed"
                 )
     return report
 

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from calotype.runtime.errors import CheckpointError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from calotype.runtime.errors import CheckpointError
 
 # Tensors that real checkpoints carry and no forward pass reads.
 STRAY_SUFFIXES = ("position_ids",)

@@ -48,7 +48,3 @@ class MissingPackageError(CalotypeError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; install it with: pip install 'calotype[{extra}]'")
-
-
-class Interrupted(CalotypeError):
-    """A callback asked the run to stop."""

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from calotype.runtime.errors import BundleError
-from calotype.runtime.manifest import TokenizerSpec
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
+
+from calotype.runtime.errors import BundleError
+from calotype.runtime.manifest import TokenizerSpec
 
 logger = logging.getLogger(__name__)
 

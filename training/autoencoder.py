@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from calotype.export.models.autoencoder import Autoencoder
 from torch import Tensor
 
+from calotype.export.models.autoencoder import Autoencoder
 from training import data
 from training.config import WORK, TrainingConfig
 from training.run import EMA, Run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,7 @@ def make(config: TrainingConfig) -> None:
         },
     )
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    temporary.replace(folder)
     pictures = len(data.load(config).pictures)
     print(f"{folder}: unet after {saved['unet']['step']} steps on {pictures} pictures, {CONTEXT_LENGTH} tokens")
 

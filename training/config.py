@@ -20,6 +20,28 @@ STYLES = ("noto", "twemoji", "fluent")
 CONTEXT_LENGTH = 32
 VOCAB_SIZE = 2048
 
+AUTOENCODER = AutoencoderConfig(
+    latent_channels=16,
+    block_out_channels=(24, 48, 96, 160),
+    layers_per_block=1,
+    norm_num_groups=8,
+    mid_block_add_attention=False,
+    use_quant_conv=False,
+    use_post_quant_conv=False,
+    scaling_factor=1.0,
+)
+UNET = UNetConfig(
+    in_channels=16,
+    out_channels=16,
+    block_out_channels=(96, 192),
+    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    layers_per_block=1,
+    attention_head_dim=(4, 8),
+    cross_attention_dim=192,
+    use_linear_projection=True,
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -29,7 +51,7 @@ class TrainingConfig:
     device: str = "cpu"
     image_size: int = 64
     groups: tuple[int, ...] = (0, 3, 4)  # emojibase: smileys, animals and nature, food and drink
-    autoencoder_minutes: float = 10.0
+    autoencoder_minutes: float = 16.0
     autoencoder_batch: int = 32
     autoencoder_crop: int = 32
     autoencoder_lr: float = 1.5e-3
@@ -37,34 +59,15 @@ class TrainingConfig:
     text_minutes: float = 3.0
     text_batch: int = 128
     text_lr: float = 1e-3
-    unet_minutes: float = 33.0
+    unet_minutes: float = 25.0
     unet_batch: int = 64
     unet_lr: float = 1e-3
     ema_decay: float = 0.999
     prompt_dropout: float = 0.1
     min_snr_gamma: float = 5.0
     checkpoint_minutes: float = 2.0
-    autoencoder: AutoencoderConfig = AutoencoderConfig(
-        latent_channels=16,
-        block_out_channels=(24, 48, 96, 160),
-        layers_per_block=1,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        scaling_factor=1.0,
-    )
-    unet: UNetConfig = UNetConfig(
-        in_channels=16,
-        out_channels=16,
-        block_out_channels=(96, 192),
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        attention_head_dim=(4, 8),
-        cross_attention_dim=192,
-        use_linear_projection=True,
-    )
+    autoencoder: AutoencoderConfig = AUTOENCODER
+    unet: UNetConfig = UNET
 
     @property
     def text_encoder(self) -> TextEncoderConfig:

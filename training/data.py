@@ -67,7 +67,8 @@ def render(body: str, view_box: str, size: int) -> NDArray[np.uint8]:
     """An SVG body on white, at twice the size and halved with a Lanczos filter; (size, size, 3) uint8."""
     import resvg_py
 
-    svg = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{view_box}">{body}</svg>'
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    svg = f'<svg {names} viewBox="{view_box}">{body}</svg>'
     png = resvg_py.svg_to_bytes(svg_string=svg, width=2 * size, height=2 * size, background="white")
     picture = Image.open(io.BytesIO(bytes(png))).convert("RGB")
     return np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS))

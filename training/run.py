@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +37,7 @@ class Run:
         temporary = self.path.with_suffix(".tmp")
         states = {name: part.state_dict() for name, part in parts.items()}
         torch.save({"spent": self.spent, "step": self.step, **states}, temporary)
-        os.replace(temporary, self.path)
+        temporary.replace(self.path)
 
     def steps(
         self, optimizer: torch.optim.Optimizer, lr: float, parts: dict[str, Any]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from calotype.export.models.clip import TextEncoder
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from calotype.export.models.clip import TextEncoder
 from training import autoencoder, data
 from training.captions import sample_caption
 from training.config import CONTEXT_LENGTH, WORK, TrainingConfig
@@ -38,7 +39,7 @@ class ImageTower(nn.Module):
         super().__init__()
         widths = (3, 48, 96, 160, dim)
         layers: list[nn.Module] = []
-        for inner, outer in zip(widths, widths[1:], strict=False):
+        for inner, outer in itertools.pairwise(widths):
             layers += [nn.Conv2d(inner, outer, 3, stride=2, padding=1), nn.GroupNorm(8, outer), nn.SiLU()]
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(dim * 4, dim)

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from calotype.export.models.config import ModelConfig
 from calotype.export.models.layers import Attention, Downsample, ResnetBlock, Upsample
-from torch import Tensor, nn
 
 EPS = 1e-6  # of every group norm in this model
 

@@ -10,9 +10,10 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from calotype.export.models.config import ModelConfig
 from calotype.runtime.errors import UnsupportedArchitectureError
-from torch import Tensor, nn
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 

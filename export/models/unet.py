@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from calotype.export.models.config import ModelConfig, per_block
 from calotype.export.models.layers import (
     Attention,
@@ -22,7 +24,6 @@ from calotype.export.models.layers import (
     sinusoidal_embedding,
 )
 from calotype.runtime.errors import UnsupportedArchitectureError
-from torch import Tensor, nn
 
 DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")

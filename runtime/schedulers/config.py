@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
-from calotype.runtime.errors import InputError
 from numpy.typing import NDArray
+
+from calotype.runtime.errors import InputError
 
 CHOICES: Mapping[str, tuple[Any, ...]] = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
@@ -106,7 +107,8 @@ def spaced_timesteps(config: SchedulerConfig, steps: int) -> NDArray[np.float64]
         return np.linspace(0, count - 1, steps)[::-1].copy()
     if config.timestep_spacing == "leading":
         return (np.arange(steps) * (count // steps))[::-1].astype(np.float64) + config.steps_offset
-    return np.round(np.arange(count, 0, -count / steps))[:steps] - 1
+    spaced: NDArray[np.float64] = np.round(np.arange(count, 0, -count / steps))[:steps] - 1
+    return spaced
 
 
 def karras_sigmas(low: float, high: float, steps: int, rho: float = 7.0) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+
 from calotype.runtime.schedulers.config import SchedulerConfig, spaced_timesteps
 from calotype.runtime.schedulers.solver import Array, NoiseSource, Solver, State, variance_preserving
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
+
 from calotype.runtime.schedulers.config import SchedulerConfig, karras_sigmas, sigma_to_timestep
 from calotype.runtime.schedulers.solver import Array, NoiseSource, Solver, State, variance_preserving
-from numpy.typing import NDArray
 
 # next = sample·s + clean·a + previous clean·b
 Coefficients = tuple[float, float, float]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+
 from calotype.runtime.schedulers.config import SchedulerConfig, karras_sigmas, sigma_to_timestep, spaced_timesteps
 from calotype.runtime.schedulers.solver import Array, NoiseSource, Solver, State, variance_exploding
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+
 from calotype.runtime.errors import InputError
 from calotype.runtime.schedulers.config import SchedulerConfig
-from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
@@ -43,7 +44,8 @@ class Solver:
     def __init__(self, config: SchedulerConfig, num_inference_steps: int) -> None:
         if not 1 <= num_inference_steps <= config.num_train_timesteps:
             raise InputError(
-                f"num_inference_steps={num_inference_steps} is outside 1..{config.num_train_timesteps}; 20 is a good start"
+                f"num_inference_steps={num_inference_steps} is outside 1..{config.num_train_timesteps}; "
+                "20 is a good start"
             )
         self.config = config
         self.init_noise_sigma = 1.0

@@ -1,0 +1,36 @@
+# Every target sets up what it needs: Python 3.11 or newer and make are enough.
+PYTHON ?= python3
+PROMPT ?= a red apple, noto style
+OUTPUT ?= talbot.png
+PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install -q -c constraints.txt
+
+.PHONY: demo test lint types clean
+
+demo: .venv/demo
+	@.venv/bin/calotype generate "$(PROMPT)" --output "$(OUTPUT)" --seed 0 --overwrite
+
+test: lint types
+	.venv/bin/python -m pytest -m "not slow and not gpu"
+
+lint: .venv/dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: .venv/dev
+	@mkdir -p build/types/calotype
+	@for room in export engine runtime; do ln -sfn ../../../$$room build/types/calotype/$$room; done
+	.venv/bin/mypy -p calotype.runtime -p calotype.export -p calotype.engine
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/demo: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) -e '.[cpu]'
+	@touch $@
+
+.venv/dev: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,77 @@
+"""``calotype``: commands are imported when they are called, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+import click
+
+from calotype.runtime.errors import CalotypeError, InputError
+from calotype.runtime.version import __version__
+
+COMMANDS = {
+    "generate": "draw pictures from a prompt",
+    "info": "show a bundle, or the settings in a picture",
+    "doctor": "say which backends can run here, and what is missing",
+    "export": "turn a checkpoint into a bundle",
+    "verify": "check a bundle's files",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules of their names."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import the command; None when there is no such one."""
+        if name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"calotype.runtime.cli.{name}"), "command")  # noqa: B009
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="calotype")
+@click.option("-v", "--verbose", is_flag=True, help="Say more, on stderr.")
+def calotype(verbose: bool) -> None:
+    """Run Stable Diffusion models fast, without PyTorch."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exit codes: 0, 1 (failed), 2 (wrong usage), 130 (interrupted)."""
+    try:
+        result = calotype.main(args=arguments, prog_name="calotype", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        code = 2
+    except click.UsageError as error:
+        error.show()
+        code = 2
+    except InputError as error:
+        click.echo(f"calotype: {error}", err=True)
+        code = 2
+    except CalotypeError as error:
+        click.echo(f"calotype: {error}", err=True)
+        code = 1
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("calotype: interrupted", err=True)
+        code = 130
+    except BrokenPipeError:
+        code = 1
+    sys.exit(code)

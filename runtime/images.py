@@ -1,0 +1,151 @@
+"""Picture files, with their settings where people's tools look for them.
+
+PNG has a text chunk ``parameters``, JPEG and WebP an EXIF ``UserComment``, both in the form that AUTOMATIC1111's web
+interface writes (https://github.com/AUTOMATIC1111/stable-diffusion-webui).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from calotype.runtime.errors import InputError, OutputError
+from calotype.runtime.version import __version__
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+USER_COMMENT = 0x9286
+EXIF_IFD = 0x8769
+UNICODE = b"UNICODE\x00"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """What made a picture."""
+
+    prompt: str
+    negative_prompt: str = ""
+    steps: int
+    sampler: str
+    guidance_scale: float
+    seed: int
+    width: int
+    height: int
+    model: str
+
+    def __str__(self) -> str:
+        lines = [self.prompt]
+        if self.negative_prompt:
+            lines.append(f"Negative prompt: {self.negative_prompt}")
+        settings = {
+            "Steps": self.steps,
+            "Sampler": self.sampler,
+            "CFG scale": f"{self.guidance_scale:g}",
+            "Seed": self.seed,
+            "Size": f"{self.width}x{self.height}",
+            "Model": self.model,
+            "Version": f"calotype {__version__}",
+        }
+        lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items()))
+        return "\n".join(lines)
+
+
+def save_image(image: Image.Image, path: Path, parameters: Parameters, *, overwrite: bool = False) -> None:
+    """Write a picture whole or not at all; the suffix chooses PNG, JPEG or WebP.
+
+    Raises:
+        OutputError: an unknown suffix, a file in the way, or a folder that cannot be written or is full.
+    """
+    kind = check_target(path)
+    options: dict[str, Any] = {"format": kind}
+    if kind == "PNG":
+        info = PngImagePlugin.PngInfo()
+        text = str(parameters)
+        if text.isascii():
+            info.add_text("parameters", text)
+        else:
+            info.add_itxt("parameters", text)
+        options["pnginfo"] = info
+    else:
+        exif = Image.Exif()
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = UNICODE + str(parameters).encode("utf-16-be")
+        options |= {"exif": exif, "quality": 95}
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            image.save(file, **options)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        if overwrite:
+            temporary.replace(path)
+        else:
+            os.link(temporary, path)
+    except FileExistsError:
+        raise OutputError(f"{path} exists; use --overwrite, or another name") from None
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}; choose another folder") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def check_target(path: Path) -> str:
+    """The format that the suffix of ``path`` names; raises OutputError where it names none or the folder is missing."""
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise OutputError(f"{path} has no suffix that names a picture format; valid: {', '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path} cannot be written: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path} cannot be written: no permission in {path.parent}; choose another folder")
+    return kind
+
+
+def numbered_paths(path: Path, count: int, *, overwrite: bool = False) -> list[Path]:
+    """``path`` itself for one picture, else ``name-0.png``, ``name-1.png`` …, passing over names that are taken."""
+    if count == 1 and (overwrite or not path.exists()):
+        return [path]
+    paths: list[Path] = []
+    number = 0
+    while len(paths) < count:
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        if overwrite or not candidate.exists():
+            paths.append(candidate)
+        number += 1
+    return paths
+
+
+def read_parameters(path: Path) -> str:
+    """The settings text in a picture of ours or of AUTOMATIC1111's.
+
+    Raises:
+        InputError: the file is no picture, or carries none.
+    """
+    try:
+        with Image.open(path) as image:
+            text = image.info.get("parameters")
+            comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT, b"")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError) as error:
+        raise InputError(f"{path} is not a picture that can be read: {error}") from error
+    if isinstance(text, str):
+        return text
+    if isinstance(comment, bytes) and comment.startswith(UNICODE):
+        return comment.removeprefix(UNICODE).decode("utf-16-be", errors="replace")
+    raise InputError(f"{path} carries no settings; pictures made by Calotype or AUTOMATIC1111 do")
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ',:\n"') else value

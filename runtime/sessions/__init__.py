@@ -1,0 +1,45 @@
+"""Opening a network on a backend."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from calotype.runtime.errors import BackendError
+from calotype.runtime.sessions.session import Session, Sizes
+from calotype.runtime.spec import ModelSpec
+
+__all__ = ["BACKENDS", "Session", "Sizes", "choose_backend", "open_session"]
+
+logger = logging.getLogger(__name__)
+
+# In the order in which "auto" tries them.
+BACKENDS = ("cpu",)
+
+
+def choose_backend(name: str) -> str:
+    """``name``, or for ``"auto"`` the first backend that can run here.
+
+    Raises:
+        BackendError: for a name that is not known. A named backend is never replaced by another.
+    """
+    if name == "auto":
+        logger.info("backend: cpu (ONNX Runtime), the only one this version executes")
+        return "cpu"
+    if name not in BACKENDS:
+        raise BackendError(f"there is no backend {name!r}; valid: auto, {', '.join(BACKENDS)}")
+    return name
+
+
+def open_session(folder: Path, spec: ModelSpec, backend: str) -> Session:
+    """Open the network ``spec`` of the bundle in ``folder`` on ``backend``, a name that is not ``"auto"``.
+
+    Raises:
+        BackendError: it is unknown, or cannot open the graph.
+        MissingPackageError: its package is not installed.
+    """
+    if backend == "cpu":
+        from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
+
+        return OnnxRuntimeCpuSession(folder, spec)
+    raise BackendError(f"there is no backend {backend!r}; valid: {', '.join(BACKENDS)}")

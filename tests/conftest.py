@@ -1,0 +1,90 @@
+"""A tiny checkpoint, written by diffusers itself, and the bundle exported from it."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+
+from calotype.export.bundle import export_checkpoint
+from training.config import CONTEXT_LENGTH
+from training.tokenizer import END, START, write
+
+VOCABULARY_SIZE = 520
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of every component of a Stable Diffusion 1.x model, a few thousand parameters each."""
+    import torch
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import diffusers
+        import transformers
+
+        folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+        vocabulary = tmp_path_factory.mktemp("tokenizer")
+        letters = sorted(ByteLevel.alphabet())
+        tokens = [*letters, *(letter + "</w>" for letter in letters)]
+        merges = [("a", "p"), ("ap", "p"), ("l", "e</w>"), ("app", "le</w>"), ("r", "e"), ("re", "d</w>")]
+        tokens += [left + right for left, right in merges] + [START, END]
+        assert len(tokens) == VOCABULARY_SIZE
+        write(vocabulary, {token: index for index, token in enumerate(tokens)}, merges)
+        torch.manual_seed(0)
+        text = transformers.CLIPTextConfig(
+            vocab_size=VOCABULARY_SIZE,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=CONTEXT_LENGTH,
+            bos_token_id=VOCABULARY_SIZE - 2,
+            eos_token_id=VOCABULARY_SIZE - 1,
+            pad_token_id=VOCABULARY_SIZE - 1,
+        )
+        pipeline = diffusers.StableDiffusionPipeline(
+            vae=diffusers.AutoencoderKL(
+                block_out_channels=(8, 16),
+                down_block_types=("DownEncoderBlock2D",) * 2,
+                up_block_types=("UpDecoderBlock2D",) * 2,
+                layers_per_block=1,
+                latent_channels=4,
+                norm_num_groups=4,
+                sample_size=32,
+            ),
+            unet=diffusers.UNet2DConditionModel(
+                sample_size=16,
+                block_out_channels=(32, 64),
+                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                layers_per_block=1,
+                attention_head_dim=4,
+                cross_attention_dim=32,
+            ),
+            text_encoder=transformers.CLIPTextModel(text),
+            tokenizer=transformers.CLIPTokenizer.from_pretrained(vocabulary),
+            scheduler=diffusers.DDIMScheduler(
+                beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1
+            ),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(folder)
+        # transformers 5 writes one tokenizer.json; the checkpoints people have hold these two files.
+        for name in ("vocab.json", "merges.txt"):
+            (folder / "tokenizer" / name).write_bytes((vocabulary / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint exported with fp16 weights."""
+    bundle = tmp_path_factory.mktemp("bundles") / "tiny"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        export_checkpoint(tiny_checkpoint, bundle)
+    return bundle

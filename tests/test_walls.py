@@ -1,0 +1,52 @@
+"""Which room may import what, and that every package is in the wheel."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FORBIDDEN = {
+    "runtime": {"torch", "onnx", "onnxscript", "transformers", "diffusers", "safetensors"},
+    "engine": {"torch", "transformers", "diffusers"},
+    "export": {"tensorrt", "tensorrt_rtx", "cuda", "transformers", "diffusers"},
+}
+ONLY_IN = {"onnxruntime": {"runtime/sessions/onnxruntime_cpu.py", "export/parity.py"}}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("room", sorted(FORBIDDEN))
+def test_no_room_imports_what_it_may_not(room: str) -> None:
+    paths = sorted((ROOT / room).rglob("*.py"))
+    assert paths
+    for path in paths:
+        relative = path.relative_to(ROOT).as_posix()
+        for name in imports(path):
+            top = name.partition(".")[0]
+            assert top not in FORBIDDEN[room], f"{relative} imports {name}"
+            assert relative in ONLY_IN.get(top, {relative}), f"{relative} imports {name}"
+            if room == "runtime" and name.startswith(("calotype.export", "calotype.engine")):
+                assert relative == f"runtime/cli/{name.split('.')[1]}.py", f"{relative} imports {name}"
+
+
+def test_every_package_is_listed_for_the_wheel() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {
+        "calotype." + path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for room in FORBIDDEN
+        for path in (ROOT / room).rglob("__init__.py")
+    }
+    assert listed == found
+    assert all((ROOT / room / "py.typed").exists() for room in FORBIDDEN)
