@@ -59,7 +59,7 @@ class TrainingConfig:
     text_minutes: float = 3.0
     text_batch: int = 128
     text_lr: float = 1e-3
-    unet_minutes: float = 25.0
+    unet_minutes: float = 36.0
     unet_batch: int = 64
     unet_lr: float = 1e-3
     ema_decay: float = 0.999

@@ -78,20 +78,20 @@ class SchedulerConfig:
     def alphas_cumprod(self) -> NDArray[np.float64]:
         """The signal's share of the variance at each training timestep, (num_train_timesteps,)."""
         count = self.num_train_timesteps
+        betas: NDArray[np.float64]
         if self.beta_schedule == "linear":
             betas = np.linspace(self.beta_start, self.beta_end, count)
         elif self.beta_schedule == "scaled_linear":
-            betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, count) ** 2
+            betas = np.square(np.linspace(self.beta_start**0.5, self.beta_end**0.5, count))
         else:
             # Nichol & Dhariwal 2021 (arXiv 2102.09672), equation 17.
             bar = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
             betas = np.array([min(1 - bar[i + 1] / bar[i], 0.999) for i in range(count)])
-        alphas = np.cumprod(1.0 - betas)
+        alphas: NDArray[np.float64] = np.cumprod(1.0 - betas)
         if self.rescale_betas_zero_snr:
             # Lin et al. 2023 (arXiv 2305.08891), algorithm 1.
             root = np.sqrt(alphas)
-            root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-            alphas = root**2
+            alphas = np.square((root - root[-1]) * root[0] / (root[0] - root[-1]))
         return alphas
 
 

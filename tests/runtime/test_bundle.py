@@ -89,7 +89,8 @@ def test_a_manifest_that_points_outside(bundle: Path, path: str) -> None:
 def test_a_graph_that_reads_other_files(bundle: Path, location: str) -> None:
     path = bundle / "unet.fp32.onnx"
     model = onnx.load(path, load_external_data=False)
-    model.graph.initializer[0].external_data[0].value = location
+    outside = next(tensor for tensor in model.graph.initializer if tensor.external_data)
+    next(entry for entry in outside.external_data if entry.key == "location").value = location
     path.write_bytes(model.SerializeToString())
     files = json.loads((bundle / "calotype.json").read_text())["files"]
     record = FileRecord.of(path)
