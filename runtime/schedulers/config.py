@@ -87,7 +87,7 @@ class SchedulerConfig:
             # Nichol & Dhariwal 2021 (arXiv 2102.09672), equation 17.
             bar = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
             betas = np.array([min(1 - bar[i + 1] / bar[i], 0.999) for i in range(count)])
-        alphas: NDArray[np.float64] = np.cumprod(1.0 - betas)
+        alphas: NDArray[np.float64] = np.asarray(np.cumprod(1.0 - betas), np.float64)
         if self.rescale_betas_zero_snr:
             # Lin et al. 2023 (arXiv 2305.08891), algorithm 1.
             root = np.sqrt(alphas)

@@ -47,6 +47,12 @@ class Solver:
                 f"num_inference_steps={num_inference_steps} is outside 1..{config.num_train_timesteps}; "
                 "20 is a good start"
             )
+        room = config.num_train_timesteps - config.steps_offset
+        if config.timestep_spacing == "leading" and num_inference_steps >= room:
+            raise InputError(
+                f"num_inference_steps={num_inference_steps} does not fit this checkpoint's 'leading' spacing with "
+                f"steps_offset={config.steps_offset}; use {room - 1} or fewer"
+            )
         self.config = config
         self.init_noise_sigma = 1.0
         self.timesteps: Array = np.empty(0, np.float32)

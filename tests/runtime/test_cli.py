@@ -88,7 +88,7 @@ def test_odd_prompts_are_legal(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "calotype.runtime", "generate", "a", "-m", str(tiny_bundle), "--steps", "1000"]
+    command = [sys.executable, "-m", "calotype.runtime", "generate", "a", "-m", str(tiny_bundle), "--steps", "500"]
     process = subprocess.Popen([*command, "--images", "1000"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     time.sleep(3)
     process.send_signal(signal.SIGINT)

@@ -131,6 +131,15 @@ def test_steps_out_of_range(name: str, steps: int) -> None:
         create_solver(name, {}, steps)
 
 
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_more_steps_than_leading_spacing_has_room_for(name: str) -> None:
+    # Diffusers raises an IndexError here, or repeats timestep 0.
+    config = {"timestep_spacing": "leading", "steps_offset": 1}
+    assert len(create_solver(name, config, 998)) == 998
+    with pytest.raises(InputError, match="use 998 or fewer"):
+        create_solver(name, config, 1000)
+
+
 def test_names_people_write() -> None:
     assert type(create_solver("DPMPP_2M", {}, 4)) is type(
         create_solver(None, {"_class_name": "DPMSolverMultistepScheduler"}, 4)
