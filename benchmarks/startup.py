@@ -1,7 +1,7 @@
 """Cold figures: ``python -m benchmarks.startup``. Each is the median of runs that take turns, as JSON.
 
-A fresh process each time: ``calotype --help``, and ``calotype generate`` with the bundled model to a PNG on disk, beside
-a bare interpreter as the floor. The size is that of the site-packages of the environment it runs in.
+A fresh process each time: ``calotype --help``, and ``calotype generate`` with the bundled model to a PNG on disk,
+beside a bare interpreter as the floor. The size is that of the site-packages of the environment it runs in.
 """
 
 from __future__ import annotations

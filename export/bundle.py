@@ -14,7 +14,7 @@ from calotype.export import parity
 from calotype.export.checkpoint import Checkpoint, load_diffusers
 from calotype.export.graphs import plans, write_graph
 from calotype.export.weights import write_weights
-from calotype.runtime.errors import ExportError, InputError
+from calotype.runtime.errors import CheckpointError, ExportError, InputError
 from calotype.runtime.manifest import MANIFEST_NAME, Defaults, FileRecord, Manifest, TokenizerSpec, VaeSpec
 
 PRECISIONS = {"fp16": torch.float16, "fp32": torch.float32}
@@ -63,6 +63,7 @@ def export_checkpoint(
 
 
 def _write(checkpoint: Checkpoint, source: Path, folder: Path, precision: str, report: Progress) -> Manifest:
+    defaults = _defaults(checkpoint)
     for component in ("text_encoder", "unet", "vae"):
         write_weights(getattr(checkpoint, component), folder / f"{component}.safetensors", PRECISIONS[precision])
     networks, figures = {}, {}
@@ -86,7 +87,7 @@ def _write(checkpoint: Checkpoint, source: Path, folder: Path, precision: str, r
         tokenizers={"tokenizer": _tokenizer(checkpoint)},
         scheduler=checkpoint.scheduler,
         vae=_vae(checkpoint),
-        defaults=_defaults(checkpoint),
+        defaults=defaults,
         files=files,
         license=checkpoint.card.get("license"),
         attribution=tuple(checkpoint.card.get("attribution", ())),
@@ -127,4 +128,7 @@ def _vae(checkpoint: Checkpoint) -> VaeSpec:
 
 def _defaults(checkpoint: Checkpoint) -> Defaults:
     pixels = (checkpoint.sample_size or 64) * checkpoint.vae.config.downscale
-    return Defaults(**{"height": pixels, "width": pixels, **checkpoint.card.get("defaults", {})})
+    try:
+        return Defaults(**{"height": pixels, "width": pixels, **checkpoint.card.get("defaults", {})})
+    except TypeError as error:
+        raise CheckpointError(f"the defaults in model_card.json are not valid: {error}") from error

@@ -78,11 +78,18 @@ def load_diffusers(folder: Path) -> Checkpoint:
         unet=unet,
         vae=vae,
         tokenizer=folder / "tokenizer",
-        tokenizer_config=_json(folder / "tokenizer" / "tokenizer_config.json"),
+        tokenizer_config=_tokenizer_config(folder / "tokenizer"),
         scheduler=_json(folder / "scheduler" / "scheduler_config.json"),
         card=_json(card) if card.exists() else {},
         sample_size=unet_json.get("sample_size"),
     )
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    """Both files that name special tokens; transformers lets ``special_tokens_map.json`` win (SD 2.x pads by it)."""
+    config = _json(folder / "tokenizer_config.json")
+    special = folder / "special_tokens_map.json"
+    return config | _json(special) if special.exists() else config
 
 
 def _json(path: Path) -> dict[str, Any]:

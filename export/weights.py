@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from calotype.runtime.errors import CheckpointError
+from calotype.runtime.errors import CheckpointError, ExportError
 
 # Tensors that real checkpoints carry and no forward pass reads.
 STRAY_SUFFIXES = ("position_ids",)
@@ -37,7 +37,7 @@ def read_component(folder: Path, stem: str) -> dict[str, Tensor]:
     """
     index = folder / f"{stem}.safetensors.index.json"
     if index.exists():
-        files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+        files = _shards(index)
     else:
         variants = (folder / f"{stem}.safetensors", folder / f"{stem}.fp16.safetensors")
         files = [path for path in variants if path.exists()][:1]
@@ -50,6 +50,18 @@ def read_component(folder: Path, stem: str) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}; download it again") from error
     return state
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that a shard index names, which lie beside it."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not an index of weights: {error}; download it again") from error
+    strangers = sorted(str(name) for name in names if not isinstance(name, str) or Path(name).name != name)
+    if strangers:
+        raise CheckpointError(f"{index} names files outside its folder: {_listed(strangers)}; do not use it")
+    return sorted(index.parent / name for name in names)
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
@@ -94,7 +106,10 @@ def write_weights(module: nn.Module, path: Path, dtype: torch.dtype) -> None:
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{name} has values that {dtype} cannot hold; export with --precision fp32")
     module.load_state_dict(state)
-    save_file(state, path, {"format": "pt"})
+    try:
+        save_file(state, path, {"format": "pt"})
+    except (SafetensorError, OSError) as error:
+        raise ExportError(f"{path.name} cannot be written: {error}; make room or choose another folder") from error
 
 
 def locate(path: Path) -> dict[str, Location]:

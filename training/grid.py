@@ -1,4 +1,4 @@
-"""``python -m training.grid OUTPUT``: the picture in the README, of fixed prompts at seed 0, none chosen by its result."""
+"""``python -m training.grid OUTPUT``: the picture in the README, of fixed prompts at seed 0, none hand-picked."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from calotype.export.bundle import export_checkpoint
+from calotype.export.checkpoint import load_diffusers
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.errors import CheckpointError, ExportError, UnsupportedArchitectureError
 
@@ -68,6 +69,27 @@ def test_a_missing_key_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
     save_file(state, weights)
     with pytest.raises(CheckpointError, match=r"1 missing: conv_in\.bias"):
         export_checkpoint(broken, tmp_path / "bundle")
+
+
+def test_a_shard_index_that_points_outside(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint, broken)
+    index = broken / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    for text, message in (
+        ("{", "not an index"),
+        ("{}", "not an index"),
+        ('{"weight_map": {"conv_in.bias": "../../x.safetensors"}}', "outside its folder"),
+    ):
+        index.write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            export_checkpoint(broken, tmp_path / "bundle")
+
+
+def test_the_padding_token_of_the_special_tokens_map_wins(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny_checkpoint, source)
+    (source / "tokenizer" / "special_tokens_map.json").write_text('{"pad_token": {"content": "!"}}')
+    assert load_diffusers(source).tokenizer_config["pad_token"] == {"content": "!"}
 
 
 def test_another_pipeline_is_refused_by_name(tiny_checkpoint: Path, tmp_path: Path) -> None:
