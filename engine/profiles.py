@@ -1,0 +1,128 @@
+"""Optimization profiles: the shapes a plan takes, said in UNet rows and pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Self
+
+from calotype.runtime.errors import InputError
+from calotype.runtime.manifest import Manifest
+from calotype.runtime.spec import ModelSpec
+
+MOST_CHUNKS = 4  # of a long prompt
+Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Range:
+    """The least size, the one to tune for, and the largest."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise InputError(f"the range {self} does not rise; valid: MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX")
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``"512"`` or ``"256:512:768"``; raises InputError for anything else."""
+        parts = text.split(":")
+        if len(parts) not in (1, 3) or not all(part.isascii() and part.isdecimal() for part in parts):
+            raise InputError(f"the range {text!r} cannot be read; valid: SIZE or MIN:OPT:MAX, as in 512:512:1024")
+        numbers = [int(part) for part in parts]
+        return cls(min=numbers[0], opt=numbers[len(numbers) // 2], max=numbers[-1])
+
+    def divided(self, divisor: int, what: str) -> Range:
+        """Pixels to latents; raises InputError where one is no multiple of ``divisor``."""
+        for pixels in (self.min, self.opt, self.max):
+            if pixels % divisor:
+                near = max(1, round(pixels / divisor)) * divisor
+                raise InputError(f"{what}={pixels} is not a multiple of {divisor}; the nearest that is: {near}")
+        return Range(min=self.min // divisor, opt=self.opt // divisor, max=self.max // divisor)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Profile:
+    """One profile; ``batch`` counts UNet rows (two a guided image), ``height`` and ``width`` pixels."""
+
+    name: str
+    batch: Range
+    height: Range
+    width: Range
+
+    def to_json(self) -> dict[str, str]:
+        """Its ranges as text."""
+        return {"name": self.name, "batch": str(self.batch), "height": str(self.height), "width": str(self.width)}
+
+
+def default_profile(manifest: Manifest, *, static: bool = False) -> Profile:
+    """One to four guided images, from half to one and a half times the model's own size; ``static``: one, at it."""
+    unit = manifest.vae.downscale * 8  # a UNet halves its input up to three times
+
+    def sizes(pixels: int) -> Range:
+        least = max(unit, pixels // 2 // unit * unit)
+        return Range(min=min(least, pixels), opt=pixels, max=max(pixels, pixels * 3 // 2 // unit * unit))
+
+    height, width = manifest.defaults.height, manifest.defaults.width
+    if static:
+        return Profile(
+            name="static", batch=Range.parse("2"), height=Range.parse(str(height)), width=Range.parse(str(width))
+        )
+    return Profile(name="default", batch=Range(min=1, opt=2, max=8), height=sizes(height), width=sizes(width))
+
+
+def check_profiles(profiles: Sequence[Profile]) -> None:
+    """Raises InputError when there is none, or two have one name or one content."""
+    if not profiles:
+        raise InputError("a plan needs at least one profile; leave the option out for the default one")
+    names = [profile.name for profile in profiles]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"two profiles are named {name!r}; give each its own name")
+    for index, profile in enumerate(profiles):
+        for other in profiles[:index]:
+            if dataclasses.replace(profile, name=other.name) == other:
+                raise InputError(f"the profiles {other.name!r} and {profile.name!r} are the same; drop one")
+
+
+def network_shapes(profile: Profile, spec: ModelSpec, manifest: Manifest) -> Shapes:
+    """Input name -> its (min, opt, max) shapes.
+
+    Raises:
+        InputError: a size is no multiple of the model's downscale, or the graph has a symbol no profile speaks of.
+    """
+    length = max(tokenizer.max_length for tokenizer in manifest.tokenizers.values())
+    rows = profile.batch
+    one_shape = rows.min == rows.max and profile.height.min == profile.height.max
+    images = Range(min=max(1, rows.min // 2), opt=max(1, rows.opt // 2), max=rows.max)
+    if one_shape:
+        images = dataclasses.replace(images, max=images.opt)
+    ranges = {
+        "rows": rows,
+        # Without guidance an image is one row, so there may be as many images as rows; and a prompt is encoded
+        # with its negative prompt, two rows an image.
+        "batch": images if spec.input("input_ids") is None else rows,
+        "height": profile.height.divided(manifest.vae.downscale, "height"),
+        "width": profile.width.divided(manifest.vae.downscale, "width"),
+        "tokens": Range(min=length, opt=length, max=length if one_shape else length * MOST_CHUNKS),
+    }
+    shapes: Shapes = {}
+    for tensor in spec.inputs:
+        unknown = tensor.symbols - ranges.keys()
+        if unknown:
+            raise InputError(
+                f"input {tensor.name!r} depends on {', '.join(sorted(unknown))}, which no profile sets; "
+                f"valid: {', '.join(ranges)}"
+            )
+        bounds: list[tuple[int, ...]] = []
+        for bound in ("min", "opt", "max"):
+            sizes: dict[str, Any] = {symbol: getattr(ranges[symbol], bound) for symbol in tensor.symbols}
+            bounds.append(tensor.resolve(sizes))
+        shapes[tensor.name] = (bounds[0], bounds[1], bounds[2])
+    return shapes

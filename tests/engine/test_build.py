@@ -1,0 +1,115 @@
+"""Real TensorRT-RTX builds, which need no GPU; without that package these tests are skipped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import onnx
+import onnx.helper
+import pytest
+
+from calotype.engine import backends
+from calotype.engine.build import build_bundle, build_plan
+from calotype.engine.cache import cache_folder, describe_plan, list_plans
+from calotype.engine.profiles import default_profile
+from calotype.runtime.bundle import Bundle
+from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def library() -> backends.Backend:
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'calotype[tensorrt-rtx]'")
+    return backends.load_backend("tensorrt-rtx")
+
+
+def test_an_unknown_backend_lists_the_valid_ones() -> None:
+    with pytest.raises(BackendError, match="valid: tensorrt, tensorrt-rtx"):
+        backends.load_backend("tvm")
+
+
+def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backends.MODULES, "tensorrt", ("no_such_module", "tensorrt"))
+    with pytest.raises(MissingPackageError, match=r"calotype\[tensorrt\]"):
+        backends.load_backend("tensorrt")
+
+
+def test_every_network_of_a_bundle_builds(library: backends.Backend, tiny_bundle: Path) -> None:
+    bundle, lines, phases = Bundle.open(tiny_bundle), [], []
+    plans = build_bundle(bundle, backend="tensorrt-rtx", say=lines.append, progress=lambda _, part: phases.append(part))
+    assert set(plans) == set(bundle.manifest.networks)
+    assert phases
+    assert all(0 < part <= 1 for part in phases)
+    for name, path in plans.items():
+        record, spec = describe_plan(path), bundle.manifest.networks[name]
+        assert record.key["version"] == library.version
+        assert [item["name"] for item in record.tensors["inputs"]] == [item.name for item in spec.inputs]
+        assert [item["name"] for item in record.tensors["outputs"]] == [item.name for item in spec.outputs]
+        assert {item["dtype"] for item in record.tensors["outputs"]} == {"float"}
+    before = {path: path.stat().st_mtime_ns for path in plans.values()}
+    assert build_bundle(bundle, backend="tensorrt-rtx") == plans
+    assert {path: path.stat().st_mtime_ns for path in list_plans()} == before
+
+
+@pytest.mark.usefixtures("library")
+def test_two_profiles_lie_in_one_plan(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    profiles = [default_profile(bundle.manifest), default_profile(bundle.manifest, static=True)]
+    plans = build_bundle(bundle, backend="tensorrt-rtx", profiles=profiles, networks=["vae_decoder"])
+    record = describe_plan(plans["vae_decoder"])
+    assert [item["name"] for item in record.key["profiles"]] == ["default", "static"]
+    assert len(record.tensors["profiles"]) == 2
+
+
+def test_what_the_bundle_lacks_is_named(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    with pytest.raises(InputError, match="no network 'unett'; valid: text_encoder"):
+        build_bundle(bundle, backend="tensorrt-rtx", networks=["unett"])
+    with pytest.raises(InputError, match="no int8 graph; valid: float32"):
+        build_bundle(bundle, backend="tensorrt-rtx", precision="int8")
+
+
+@pytest.mark.usefixtures("library")
+def test_a_full_disk_is_refused_before_the_build(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calotype.engine.build.KERNELS", 1 << 60)
+    with pytest.raises(BuildError, match="free some space"):
+        build_bundle(Bundle.open(tiny_bundle), backend="tensorrt-rtx")
+    assert list_plans() == []
+
+
+def test_an_unsupported_operator_is_named_with_its_node(library: backends.Backend, tmp_path: Path) -> None:
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("NoSuchOperator", ["x"], ["y"], name="block/strange", domain="org.example")
+    graph = onnx.helper.make_graph([node], "g", [value("x", 1, [1, 4])], [value("y", 1, [1, 4])])
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("org.example", 1)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets), tmp_path / "g.onnx")
+    with pytest.raises(BuildError, match=r"operator NoSuchOperator \(node 'block/strange' of g\.onnx"):
+        build_plan(library, tmp_path / "g.onnx", [])
+
+
+def test_a_file_that_is_no_graph(library: backends.Backend, tmp_path: Path) -> None:
+    (tmp_path / "g.onnx").write_bytes(b"nothing of the kind")
+    with pytest.raises(BuildError, match=r"g\.onnx"):
+        build_plan(library, tmp_path / "g.onnx", [])
+
+
+@pytest.mark.usefixtures("library")
+def test_ctrl_c_stops_the_build_and_leaves_no_plan(tiny_bundle: Path) -> None:
+    sent = threading.Event()
+
+    def progress(*_: object) -> None:
+        if not sent.is_set():
+            sent.set()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_bundle(Bundle.open(tiny_bundle), backend="tensorrt-rtx", networks=["unet"], progress=progress)
+    assert sent.is_set()
+    assert {path.suffix for path in cache_folder().iterdir()} == {".lock"}

@@ -1,0 +1,149 @@
+"""The plan cache, with builders that build nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calotype.engine import cache
+from calotype.runtime.errors import BuildError
+
+KEY = {"bundle": "tiny model", "network": "unet", "backend": "tensorrt-rtx", "version": "1", "driver": "none"}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "plans"
+
+
+class Builder:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self) -> tuple[bytes, Mapping[str, Any]]:
+        self.calls += 1
+        return b"a plan", {"inputs": []}
+
+
+def test_a_plan_is_built_once_and_is_the_users_alone(folder: Path) -> None:
+    build, lines = Builder(), []
+    path = cache.obtain(KEY, build, lines.append)
+    assert cache.obtain(KEY, build, lines.append) == path
+    assert build.calls == 1
+    assert path.read_bytes() == b"a plan"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "not built before" in lines[0]
+    assert "taken from the cache" in lines[1]
+    record = cache.describe_plan(path)
+    assert (record.key, record.tensors, record.size) == (KEY, {"inputs": []}, 6)
+
+
+def test_what_changed_is_said() -> None:
+    build, lines = Builder(), []
+    first = cache.obtain(KEY, build, lines.append)
+    second = cache.obtain(KEY | {"version": "2", "driver": "13000"}, build, lines.append)
+    assert "these changed: driver, version" in lines[1]
+    assert cache.list_plans() == sorted([first, second])
+
+
+def test_one_flipped_byte_is_built_again() -> None:
+    build, lines = Builder(), []
+    path = cache.obtain(KEY, build, lines.append)
+    path.write_bytes(b"a plaN")
+    with pytest.raises(BuildError, match="sha256 is not the recorded one"):
+        cache.describe_plan(path)
+    cache.obtain(KEY, build, lines.append)
+    assert build.calls == 2
+    assert "sha256 is not the recorded one" in lines[1]
+    assert path.read_bytes() == b"a plan"
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", "[1]", "{"])
+def test_a_broken_record_is_built_again(text: str | None) -> None:
+    build = Builder()
+    path = cache.obtain(KEY, build, print)
+    record = path.with_name(path.name + ".json")
+    if text is None:
+        record.unlink()
+    else:
+        record.write_text(text)
+    cache.obtain(KEY, build, print)
+    assert build.calls == 2
+
+
+def test_an_interrupted_build_leaves_no_plan(folder: Path) -> None:
+    def interrupted() -> tuple[bytes, Mapping[str, Any]]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.obtain(KEY, interrupted, print)
+    assert [path.suffix for path in folder.iterdir()] == [".lock"]
+    build = Builder()
+    cache.obtain(KEY, build, print)
+    assert build.calls == 1
+
+
+def _slow(log: str, seconds: float) -> None:
+    def build() -> tuple[bytes, Mapping[str, Any]]:
+        with Path(log).open("a") as file:
+            file.write("x")
+        time.sleep(seconds)
+        return b"a plan", {}
+
+    cache.obtain(KEY, build, lambda _: None)
+
+
+def test_two_builders_at_once_build_once(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_slow, args=(str(log), 0.5)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert log.read_text() == "x"
+
+
+def test_a_killed_builder_holds_nothing_up(tmp_path: Path, folder: Path) -> None:
+    log = tmp_path / "log"
+    process = multiprocessing.get_context("spawn").Process(target=_slow, args=(str(log), 600))
+    process.start()
+    for _ in range(600):
+        if log.exists():
+            break
+        time.sleep(0.1)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(60)
+    assert not list(folder.glob("*.plan"))
+    build = Builder()
+    path = cache.obtain(KEY, build, print)
+    assert build.calls == 1
+    assert not cache.describe_plan(path).tensors["inputs"]
+
+
+def test_clean_removes_plans_and_what_a_killed_builder_left(folder: Path) -> None:
+    path = cache.obtain(KEY, Builder(), print)
+    (folder / "other.plan.partial").write_bytes(b"half")
+    (folder / "other.plan.json.partial").write_bytes(b"half")
+    assert cache.clean_plans() > 6
+    assert not path.exists()
+    assert {item.suffix for item in folder.iterdir()} == {".lock"}
+    assert cache.list_plans() == []
+
+
+def test_a_cache_that_cannot_be_made_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(BuildError, match="set CALOTYPE_CACHE"):
+        cache.cache_folder()
