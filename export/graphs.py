@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxscript.optimizer
 import torch
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 from torch import Tensor, nn
 
 from calotype.export.models.autoencoder import Autoencoder
@@ -188,6 +188,7 @@ def write_graph(plan: GraphPlan, weights: Path, path: Path) -> None:
     weight_names = {name for name in model.graph.initializers if name.startswith(PREFIX)}
     onnxscript.optimizer.fold_constants(model, should_fold=lambda node: _may_fold(node, weight_names))
     RemoveUnusedNodesPass()(model)
+    ClearMetadataAndDocStringPass()(model)  # stack traces, with the paths of the machine that exported
     _point_into(model, weights)
     for value in (*model.graph.inputs, *model.graph.outputs):
         specs = {spec.name: spec for spec in (*plan.inputs, *plan.outputs)}

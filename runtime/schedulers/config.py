@@ -106,8 +106,23 @@ def spaced_timesteps(config: SchedulerConfig, steps: int) -> NDArray[np.float64]
     if config.timestep_spacing == "linspace":
         return np.linspace(0, count - 1, steps)[::-1].copy()
     if config.timestep_spacing == "leading":
-        return (np.arange(steps) * (count // steps))[::-1].astype(np.float64) + config.steps_offset
+        return leading_timesteps(config, steps, ratio=count // steps, first=0)
     spaced: NDArray[np.float64] = np.round(np.arange(count, 0, -count / steps))[:steps] - 1
+    return spaced
+
+
+def leading_timesteps(config: SchedulerConfig, steps: int, *, ratio: int, first: int) -> NDArray[np.float64]:
+    """``steps`` multiples of ``ratio`` from ``first * ratio`` up, falling, moved by ``steps_offset``.
+
+    Raises:
+        InputError: when they repeat or pass the last training timestep.
+    """
+    spaced = (np.arange(first, first + steps) * ratio)[::-1].astype(np.float64) + config.steps_offset
+    if ratio == 0 or spaced[0] > config.num_train_timesteps - 1:
+        raise InputError(
+            f"num_inference_steps={steps} does not fit 'leading' spacing with steps_offset={config.steps_offset}; "
+            "use fewer steps"
+        )
     return spaced
 
 

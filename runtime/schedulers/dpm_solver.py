@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.runtime.schedulers.config import SchedulerConfig, karras_sigmas, sigma_to_timestep
+from calotype.runtime.schedulers.config import SchedulerConfig, karras_sigmas, leading_timesteps, sigma_to_timestep
 from calotype.runtime.schedulers.solver import Array, NoiseSource, Solver, State, variance_preserving
 
 # next = sample·s + clean·a + previous clean·b
@@ -68,8 +68,7 @@ def _timesteps(config: SchedulerConfig, steps: int) -> NDArray[np.float64]:
     if config.timestep_spacing == "linspace":
         return np.round(np.linspace(0, count - 1, steps + 1))[::-1][:-1].copy()
     if config.timestep_spacing == "leading":
-        spaced = (np.arange(steps + 1) * (count // (steps + 1)))[::-1][:-1]
-        return spaced.astype(np.float64) + config.steps_offset
+        return leading_timesteps(config, steps, ratio=count // (steps + 1), first=1)
     return np.round(np.arange(count, 0, -count / steps))[:steps] - 1
 
 

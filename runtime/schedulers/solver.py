@@ -47,12 +47,6 @@ class Solver:
                 f"num_inference_steps={num_inference_steps} is outside 1..{config.num_train_timesteps}; "
                 "20 is a good start"
             )
-        room = config.num_train_timesteps - config.steps_offset
-        if config.timestep_spacing == "leading" and num_inference_steps >= room:
-            raise InputError(
-                f"num_inference_steps={num_inference_steps} does not fit this checkpoint's 'leading' spacing with "
-                f"steps_offset={config.steps_offset}; use {room - 1} or fewer"
-            )
         self.config = config
         self.init_noise_sigma = 1.0
         self.timesteps: Array = np.empty(0, np.float32)
@@ -88,6 +82,8 @@ def variance_preserving(alphas: NDArray[np.float64], prediction_type: str) -> li
     """Factors of sample and model output in the clean latents where sample = √ᾱ·clean + √(1-ᾱ)·noise."""
     signal, noise = np.sqrt(alphas), np.sqrt(1 - alphas)
     if prediction_type == "epsilon":
+        if not signal.all():
+            raise InputError("rescale_betas_zero_snr leaves no signal to divide by; it needs v_prediction or sample")
         pairs = (1 / signal, -noise / signal)
     elif prediction_type == "v_prediction":
         pairs = (signal, -noise)

@@ -30,6 +30,7 @@ def test_weights_are_kept_once(tiny_bundle: Path) -> None:
         assert outside
         assert all(not tensor.name.startswith("model.") for tensor in outside)
         assert graph.stat().st_size < 10_000_000
+        assert b".py" not in graph.read_bytes()  # no stack traces of the machine that exported it
 
 
 def test_attention_and_norms_are_single_nodes(tiny_bundle: Path) -> None:

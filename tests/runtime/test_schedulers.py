@@ -131,13 +131,25 @@ def test_steps_out_of_range(name: str, steps: int) -> None:
         create_solver(name, {}, steps)
 
 
-@pytest.mark.parametrize("name", sorted(SCHEDULERS))
-def test_more_steps_than_leading_spacing_has_room_for(name: str) -> None:
-    # Diffusers raises an IndexError here, or repeats timestep 0.
-    config = {"timestep_spacing": "leading", "steps_offset": 1}
-    assert len(create_solver(name, config, 998)) == 998
-    with pytest.raises(InputError, match="use 998 or fewer"):
-        create_solver(name, config, 1000)
+@pytest.mark.parametrize(
+    ("name", "offset", "most"), [("ddim", 0, 1000), ("ddpm", 1, 999), ("euler", 1, 999), ("dpmpp-2m", 1, 998)]
+)
+def test_more_steps_than_leading_spacing_has_room_for(name: str, offset: int, most: int) -> None:
+    # Diffusers raises an IndexError beyond, or repeats timestep 0.
+    config = {"timestep_spacing": "leading", "steps_offset": offset}
+    reference = CLASSES[name](**config)
+    reference.set_timesteps(most)
+    solver = create_solver(name, config, most)
+    assert solver.timesteps.tolist() == reference.timesteps.tolist()
+    with pytest.raises(InputError, match=r"use fewer steps|is outside"):
+        create_solver(name, config, most + 1)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_zero_terminal_snr_needs_a_prediction_that_survives_it(name: str) -> None:
+    config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    with pytest.raises(InputError, match="needs v_prediction or sample"):
+        create_solver(name, config, 4)
 
 
 def test_names_people_write() -> None:
