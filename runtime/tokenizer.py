@@ -1,7 +1,11 @@
 """CLIP's byte-pair tokenizer, from ``vocab.json`` and ``merges.txt``.
 
-Radford et al. 2021 (arXiv 2103.00020). Equal to transformers' ``CLIPTokenizer``. OpenAI's original also mends
-mojibake (ftfy) and decodes HTML entities before it splits a text; neither does this one, nor transformers'.
+Radford et al. 2021 (arXiv 2103.00020). Equal to transformers' ``CLIPTokenizer``. OpenAI's original also mends text
+(ftfy: mojibake, curly quotes, ligatures, full-width letters, control characters) and decodes HTML entities before it
+splits it; neither does this one, nor transformers'. Over 4,170 recorded texts that changes 452, among them 50 of 3,120
+ordinary phrases in 26 languages, all 50 by curly quotes. Cleaned first, all but 19 are equal: 13 of random code points
+(another Unicode version), 2 with a capital sigma at the end of a word, 4 that spell a special token.
+``tests/runtime/test_tokenizer.py`` counts them.
 """
 
 from __future__ import annotations
@@ -13,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Encoding, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from calotype.runtime.errors import BundleError
+from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.manifest import TokenizerSpec
 
 logger = logging.getLogger(__name__)
@@ -71,20 +75,24 @@ class ClipTokenizer:
                 pre_tokenizers.ByteLevel(add_prefix_space=False),
             ]
         )
-        specials = dict.fromkeys((spec.bos_token, spec.eos_token))
+        specials = dict.fromkeys((spec.bos_token, spec.eos_token, spec.pad_token))
         tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
         return cls(tokenizer, spec)
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of ``text``, however many, without start and end."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Token ids of ``text``, however many, without start and end; raises as :meth:`encode`."""
+        ids: list[int] = self._encode(text).ids
         return ids
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """Ids (B, max_length); what does not fit is cut off, with a warning that quotes it."""
+        """Ids (B, max_length); what does not fit is cut off, with a warning that quotes it.
+
+        Raises:
+            InputError: a text has lone surrogates, as an argument that is not UTF-8 gets from the operating system.
+        """
         rows = np.full((len(texts), self.max_length), self.pad_id, dtype=np.int64)
         for row, text in zip(rows, texts, strict=True):
-            encoded = self._tokenizer.encode(text, add_special_tokens=False)
+            encoded = self._encode(text)
             ids, room = encoded.ids, self.max_length - 2
             if len(ids) > room:
                 cut = text[encoded.offsets[room][0] :]
@@ -93,3 +101,10 @@ class ClipTokenizer:
                 ids = ids[:room]
             row[: len(ids) + 2] = [self.bos_id, *ids, self.eos_id]
         return rows
+
+    def _encode(self, text: str) -> Encoding:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"the prompt {text[:80]!a} is not valid Unicode; give it as UTF-8") from None
+        return self._tokenizer.encode(text, add_special_tokens=False)

@@ -1,9 +1,12 @@
-"""The tokenizer against transformers' ``CLIPTokenizer`` on the same vocabulary."""
+"""The tokenizer against transformers' ``CLIPTokenizer``, live, and against OpenAI's own, recorded."""
 
 from __future__ import annotations
 
+import gzip
+import json
 import logging
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,36 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from calotype.runtime.bundle import Bundle
-from calotype.runtime.errors import BundleError
+from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.manifest import TokenizerSpec
 from calotype.runtime.tokenizer import ClipTokenizer
+
+DATA = Path(__file__).parent.parent / "data" / "clip"
+
+# Per category of tests/data/clip: texts, those whose ids differ from OpenAI's, those that differ once the text has been
+# through OpenAI's cleaning.
+DIFFERENCES = {
+    "labels": (3120, 50, 0),
+    "Arabic": (100, 0, 0),
+    "Hebrew": (100, 0, 0),
+    "Greek": (100, 0, 0),
+    "Tamil": (100, 0, 0),
+    "emoji": (100, 0, 0),
+    "full width": (100, 100, 0),
+    "control": (100, 97, 0),
+    "any code point": (100, 13, 13),
+    "contractions": (10, 0, 0),
+    "numbers": (13, 0, 0),
+    "whitespace": (11, 1, 0),
+    "punctuation": (10, 0, 0),
+    "typographic quotes": (8, 5, 0),
+    "ligatures": (6, 6, 0),
+    "decomposed": (6, 0, 0),
+    "capitals": (8, 3, 2),
+    "special tokens": (5, 4, 4),
+    "HTML entities": (100, 100, 0),
+    "mojibake": (73, 73, 0),
+}
 
 TEXTS = [
     "",
@@ -54,6 +84,61 @@ def reference(tiny_bundle: Path):
         )
 
 
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with CLIP's real vocab.json and merges.txt, as transformers writes them."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    folder = tmp_path_factory.mktemp("clip")
+    lines = gzip.decompress((DATA / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode().split("\n")
+    merges = lines[1 : 49152 - 256 - 2 + 1]
+    # Bytes that print come first, as in OpenAI's table; the others were moved to U+0100 and up.
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    assert (len(vocab), vocab["!"], vocab["hello</w>"]) == (49408, 0, 3306)
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    return folder
+
+
+def both(clip: Path, pad_token: str):
+    """Ours and transformers', from the same files."""
+    import transformers
+
+    files = clip / "vocab.json", clip / "merges.txt"
+    spec = TokenizerSpec(vocab="vocab.json", merges="merges.txt", pad_token=pad_token)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference = transformers.CLIPTokenizer(vocab=str(files[0]), merges=str(files[1]), pad_token=pad_token)
+    return ClipTokenizer.from_files(*files, spec), reference
+
+
+def recorded() -> list[dict]:
+    return [json.loads(line) for line in gzip.decompress((DATA / "openai.jsonl.gz").read_bytes()).splitlines()]
+
+
+def test_differences_from_openai_are_counted(clip: Path) -> None:
+    tokenizer, _ = both(clip, "<|endoftext|>")
+    texts, raw, cleaned = Counter(), Counter(), Counter()
+    for record in recorded():
+        category = record["category"].split(",")[0]
+        texts[category] += 1
+        raw[category] += tokenizer.tokenize(record["text"]) != record["ids"]
+        cleaned[category] += tokenizer.tokenize(record.get("cleaned", record["text"])) != record["ids"]
+    assert {name: (texts[name], raw[name], cleaned[name]) for name in texts} == DIFFERENCES
+    assert (texts.total(), raw.total(), cleaned.total()) == (4170, 452, 19)
+
+
+@pytest.mark.parametrize("pad_token", ["<|endoftext|>", "!"])
+def test_equals_transformers_on_the_real_vocabulary(clip: Path, pad_token: str) -> None:
+    # Stable Diffusion 2 and SDXL's second tower pad with "!", which transformers then reads as special in a text too.
+    tokenizer, reference = both(clip, pad_token)
+    texts = [record["text"] for record in recorded()] + ["hello!", "wow!! nice", "a ! b", "!"]
+    assert tokenizer.encode(texts).tolist() == rows(reference, texts, 77)
+
+
 def rows(reference, texts: list[str], length: int) -> list[list[int]]:
     return reference(texts, padding="max_length", truncation=True, max_length=length).input_ids
 
@@ -88,3 +173,9 @@ def test_a_corrupt_vocabulary_is_a_bundle_error(tiny_bundle: Path, spec: Tokeniz
     (tmp_path / "vocab.json").write_text("{")
     with pytest.raises(BundleError, match="not a CLIP tokenizer"):
         ClipTokenizer.from_files(tmp_path / "vocab.json", tiny_bundle / spec.merges, spec)
+
+
+def test_a_prompt_that_is_not_unicode_is_refused(tokenizer: ClipTokenizer) -> None:
+    # What an argument of the bytes 61 ff becomes.
+    with pytest.raises(InputError, match=r"'a\\udcff' is not valid Unicode; give it as UTF-8"):
+        tokenizer.encode([b"a\xff".decode(errors="surrogateescape")])
