@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -19,10 +20,14 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from calotype.runtime.errors import InputError, OutputError
 from calotype.runtime.version import __version__
 
+logger = logging.getLogger(__name__)
+
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 USER_COMMENT = 0x9286
 EXIF_IFD = 0x8769
 UNICODE = b"UNICODE\x00"
+# JPEG has 65,533 bytes for EXIF; a prompt and a negative prompt of this many characters fit at four bytes each.
+JPEG_PROMPT = 8000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +79,8 @@ def save_image(image: Image.Image, path: Path, parameters: Parameters, *, overwr
         options["pnginfo"] = info
     else:
         exif = Image.Exif()
-        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = UNICODE + str(parameters).encode("utf-16-be")
+        text = str(_shortened(parameters, path) if kind == "JPEG" else parameters)
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = UNICODE + text.encode("utf-16-be")
         options |= {"exif": exif, "quality": 95}
     temporary = None
     try:
@@ -89,7 +95,7 @@ def save_image(image: Image.Image, path: Path, parameters: Parameters, *, overwr
         if overwrite:
             temporary.replace(path)
         else:
-            os.link(temporary, path)
+            _rename_new(temporary, path)
     except FileExistsError:
         raise OutputError(f"{path} exists; use --overwrite, or another name") from None
     except OSError as error:
@@ -138,13 +144,35 @@ def read_parameters(path: Path) -> str:
             comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT, b"")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise InputError(f"{path} is not a picture that can be read: {error}") from error
     if isinstance(text, str):
         return text
     if isinstance(comment, bytes) and comment.startswith(UNICODE):
         return comment.removeprefix(UNICODE).decode("utf-16-be", errors="replace")
     raise InputError(f"{path} carries no settings; pictures made by Calotype or AUTOMATIC1111 do")
+
+
+def _shortened(parameters: Parameters, path: Path) -> Parameters:
+    if max(len(parameters.prompt), len(parameters.negative_prompt)) <= JPEG_PROMPT:
+        return parameters
+    logger.warning("%s holds the first %d characters of the prompt; PNG and WebP hold all", path, JPEG_PROMPT)
+    return dataclasses.replace(
+        parameters,
+        prompt=parameters.prompt[:JPEG_PROMPT],
+        negative_prompt=parameters.negative_prompt[:JPEG_PROMPT],
+    )
+
+
+def _rename_new(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # FAT, exFAT and some network folders have no hard links
+        if path.exists():
+            raise FileExistsError from None
+        temporary.replace(path)
 
 
 def _quoted(value: str) -> str:
