@@ -31,10 +31,6 @@ class BackendError(CalotypeError):
     """A backend is unknown, not installed, or has no hardware to run on; or it failed while running."""
 
 
-class DeviceMemoryError(BackendError):
-    """A device has less free memory than was asked for."""
-
-
 class InputError(CalotypeError, ValueError):
     """An argument of a call, an option or a settings file is out of range or does not fit the model."""
 

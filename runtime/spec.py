@@ -82,10 +82,6 @@ class ModelSpec:
         """The input of that name, or None."""
         return next((spec for spec in self.inputs if spec.name == name), None)
 
-    def output(self, name: str) -> TensorSpec | None:
-        """The output of that name, or None."""
-        return next((spec for spec in self.outputs if spec.name == name), None)
-
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Read the manifest's record of a network."""
