@@ -8,8 +8,8 @@ from torch import Tensor
 
 from calotype.export.models.autoencoder import Autoencoder
 from training import data
-from training.config import WORK, TrainingConfig
-from training.run import EMA, Run
+from training.config import TrainingConfig
+from training.run import EMA, Run, begin
 
 
 def to_tensor(pictures: np.ndarray) -> Tensor:
@@ -18,33 +18,46 @@ def to_tensor(pictures: np.ndarray) -> Tensor:
 
 
 def train(config: TrainingConfig) -> None:
-    """Train until the budget is spent; the checkpoint is ``.work/autoencoder.pt``."""
+    """Train until the budget is spent; the checkpoint is ``autoencoder.pt``."""
     torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
     dataset = data.load(config)
     seen, unseen = dataset.split()
-    model = Autoencoder(config.autoencoder).to(config.device, memory_format=torch.channels_last)
+    model = Autoencoder(config.autoencoder)
+    begin(model, config, "vae")
+    model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.autoencoder_lr, betas=(0.9, 0.99), weight_decay=1e-4)
     ema = EMA(model, config.ema_decay)
-    run = Run("autoencoder", WORK, config.autoencoder_minutes, config.checkpoint_minutes)
+    run = Run("autoencoder", config, config.autoencoder_budget)
     parts = {"model": model, "optimizer": optimizer, "ema": ema}
     run.resume(parts)
-    crop, size = config.autoencoder_crop, config.image_size
-    for update in run.steps(optimizer, config.autoencoder_lr, parts):
-        chosen = rng.choice(seen, config.autoencoder_batch)
-        rows, columns = rng.integers(0, size - crop + 1, (2, config.autoencoder_batch))
-        batch = np.stack(
-            [dataset.pictures[n, y : y + crop, x : x + crop] for n, y, x in zip(chosen, rows, columns, strict=True)]
-        )
-        pixels = to_tensor(batch).to(config.device, memory_format=torch.channels_last)
-        mean, logvar = model.encode(pixels)
-        decoded = model.decode(mean + torch.randn_like(mean) * (0.5 * logvar).exp())
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
-        error = decoded - pixels
-        update(error.abs().mean() + error.square().mean() + config.kl_weight * kl)
+    pictures = torch.from_numpy(dataset.pictures).to(config.device)
+    loss_of = torch.compile(loss) if config.compile else loss
+    for update in run.steps(optimizer, parts):
+        with config.autocast():
+            update(loss_of(model, crops(pictures, seen, run.rng, config), config.kl_weight))
         ema.update(run.step)
     model.load_state_dict(ema.shadow)
-    print(f"autoencoder: {psnr(model, dataset.pictures[unseen]):.2f} dB on {len(unseen)} held-out pictures")
+    print(f"autoencoder: {run.step} steps, {psnr(model, dataset.pictures[unseen]):.2f} dB on held-out pictures")
+
+
+def crops(pictures: Tensor, seen: np.ndarray, rng: np.random.Generator, config: TrainingConfig) -> Tensor:
+    """Random crops (B, 3, crop, crop) in -1..1 of pictures (N, S, S, 3) uint8, half of them mirrored."""
+    size, batch = config.autoencoder_crop, config.autoencoder_batch
+    chosen = torch.from_numpy(rng.choice(seen, batch)).to(pictures.device)
+    y, x = torch.from_numpy(rng.integers(0, config.image_size - size + 1, (2, batch))).to(pictures.device)
+    span = torch.arange(size, device=pictures.device)
+    across = torch.where(torch.from_numpy(rng.random((batch, 1)) < 0.5).to(pictures.device), span.flip(0), span)
+    picked = pictures[chosen[:, None, None], (y[:, None] + span)[:, :, None], (x[:, None] + across)[:, None, :]]
+    return (picked.float() / 127.5 - 1).permute(0, 3, 1, 2)  # channels last in memory
+
+
+def loss(model: Autoencoder, pixels: Tensor, kl_weight: float) -> Tensor:
+    """L1 + L2 + a small KL term, as Rombach et al. 2022 (arXiv 2112.10752) without perceptual and adversarial terms."""
+    mean, logvar = (moment.float() for moment in model.encode(pixels))
+    decoded = model.decode(mean + torch.randn_like(mean) * (0.5 * logvar).exp())
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
+    error = decoded.float() - pixels
+    return error.abs().mean() + error.square().mean() + kl_weight * kl
 
 
 @torch.no_grad()
@@ -63,7 +76,7 @@ def psnr(model: Autoencoder, pictures: np.ndarray) -> float:
 def load(config: TrainingConfig) -> Autoencoder:
     """The trained autoencoder (averaged weights), frozen."""
     model = Autoencoder(config.autoencoder)
-    model.load_state_dict(torch.load(WORK / "autoencoder.pt", weights_only=True)["ema"])
+    model.load_state_dict(torch.load(config.work / "autoencoder.pt", weights_only=True)["ema"])
     return model.to(config.device).eval().requires_grad_(False)
 
 

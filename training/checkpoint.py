@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from training import data, unet
-from training.config import CONTEXT_LENGTH, WORK, TrainingConfig
+from training.config import CONTEXT_LENGTH, TrainingConfig
 
 ATTRIBUTION = (
     "Noto Emoji, Google, Apache-2.0 (through @iconify-json/noto)",
@@ -51,14 +51,12 @@ MODEL_INDEX = {
 
 
 def make(config: TrainingConfig) -> None:
-    """Write ``.work/talbot/`` with the averaged weights in fp16."""
-    saved = {
-        name: torch.load(WORK / f"{name}.pt", weights_only=True) for name in ("autoencoder", "text-encoder", "unet")
-    }
+    """Write ``talbot/`` in the work folder, with the averaged weights in fp16."""
+    saved = {name: torch.load(config.work / f"{name}.pt", weights_only=True) for name in ("autoencoder", "unet")}
     _, scaling_factor = unet.latents(config)
     vae = dataclasses.replace(config.autoencoder, scaling_factor=scaling_factor)
     levels = len(vae.block_out_channels)
-    folder, temporary = WORK / "talbot", WORK / "talbot.tmp"
+    folder, temporary = config.work / "talbot", config.work / "talbot.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     _write(
         temporary / "unet",
@@ -81,10 +79,10 @@ def make(config: TrainingConfig) -> None:
     del text["with_projection"]
     text |= {"model_type": "clip_text_model", "bos_token_id": config.text_encoder.vocab_size - 2}
     text |= {"pad_token_id": config.text_encoder.eos_token_id}
-    _write(temporary / "text_encoder", "CLIPTextModel", text, saved["text-encoder"]["model"], "model.safetensors")
+    _write(temporary / "text_encoder", "CLIPTextModel", text, saved["unet"]["text_ema"], "model.safetensors")
     (temporary / "scheduler").mkdir()
     _json(temporary / "scheduler" / "scheduler_config.json", SCHEDULER)
-    shutil.copytree(WORK / "tokenizer", temporary / "tokenizer")
+    shutil.copytree(config.work / "tokenizer", temporary / "tokenizer")
     _json(temporary / "model_index.json", MODEL_INDEX)
     size = config.image_size
     _json(

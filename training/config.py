@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import torch
+
 from calotype.export.models.autoencoder import AutoencoderConfig
 from calotype.export.models.clip import TextEncoderConfig
 from calotype.export.models.unet import UNetConfig
 
-WORK = Path(".work")
 PACKAGES = {
     "noto": "@iconify-json/noto@1.2.9",
     "twemoji": "@iconify-json/twemoji@1.2.5",
@@ -44,24 +45,41 @@ UNET = UNetConfig(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Settings of one run; ``*_minutes`` are budgets of wall time, over which the learning rate falls to zero."""
+class Budget:
+    """How long a stage trains: ``steps``, or until ``minutes`` of wall time are spent if that is sooner."""
 
+    steps: int
+    minutes: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Settings of one run, which lives in the folder ``work``.
+
+    ``start`` is a bundle whose weights the networks begin with where they have no checkpoint yet; None begins anew.
+    """
+
+    work: Path
     seed: int = 0
     device: str = "cpu"
+    bfloat16: bool = False
+    compile: bool = False
+    start: Path | None = None
     image_size: int = 64
     groups: tuple[int, ...] = (0, 3, 4)  # emojibase: smileys, animals and nature, food and drink
-    autoencoder_minutes: float = 16.0
+    autoencoder_budget: Budget = Budget(steps=8000)
     autoencoder_batch: int = 32
     autoencoder_crop: int = 32
     autoencoder_lr: float = 1.5e-3
     kl_weight: float = 1e-6
-    text_minutes: float = 3.0
+    text_budget: Budget = Budget(steps=1000)
     text_batch: int = 128
     text_lr: float = 1e-3
-    unet_minutes: float = 36.0
+    unet_budget: Budget = Budget(steps=6000)
     unet_batch: int = 64
     unet_lr: float = 1e-3
+    # None leaves the text encoder as its contrastive training left it; a rate trains it along with the UNet.
+    text_along_lr: float | None = None
     ema_decay: float = 0.999
     prompt_dropout: float = 0.1
     min_snr_gamma: float = 5.0
@@ -84,17 +102,23 @@ class TrainingConfig:
             eos_token_id=VOCAB_SIZE - 1,
         )
 
+    def autocast(self) -> torch.autocast:
+        """The precision that forward passes run in."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16)
 
-CPU = TrainingConfig()
+
+CPU = TrainingConfig(work=Path(".work/cpu"), bfloat16=True)
 GPU = dataclasses.replace(
     CPU,
+    work=Path(".work/gpu"),
     device="cuda",
+    compile=True,
     image_size=128,
     groups=(0, 1, 3, 4, 5, 6, 7, 8),
     autoencoder_crop=64,
     autoencoder_batch=128,
     unet_batch=512,
-    autoencoder_minutes=5.0,
-    text_minutes=1.0,
-    unet_minutes=12.0,
+    autoencoder_budget=Budget(steps=20_000, minutes=7.0),
+    text_budget=Budget(steps=4000, minutes=1.0),
+    unet_budget=Budget(steps=60_000, minutes=14.0),
 )

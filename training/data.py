@@ -9,13 +9,14 @@ import re
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from training.captions import Concept, held_out
-from training.config import PACKAGES, STYLES, WORK, TrainingConfig
+from training.config import PACKAGES, STYLES, TrainingConfig
 
 SKIN = re.compile(r"skin tone|keycap|flag:")
 
@@ -34,9 +35,8 @@ class Dataset:
         return np.flatnonzero(~out), np.flatnonzero(out)
 
 
-def read_package(package: str, member: str) -> object:
-    """One JSON file out of an npm package, fetched into ``.work/npm`` with ``npm pack`` when it is not there."""
-    folder = WORK / "npm"
+def read_package(package: str, member: str, folder: Path) -> Any:
+    """One JSON file out of an npm package, fetched into ``folder`` with ``npm pack`` when it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     name, _, version = package.rpartition("@")
     archive = folder / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
@@ -49,11 +49,9 @@ def read_package(package: str, member: str) -> object:
         return json.load(file)
 
 
-def concepts(groups: tuple[int, ...], drawn: list[set[str]]) -> list[Concept]:
-    """Named concepts of ``groups`` that every set in ``drawn`` (slugs) draws."""
+def concepts(entries: Any, groups: tuple[int, ...], drawn: list[set[str]]) -> list[Concept]:
+    """Named concepts of ``groups`` in emojibase's ``entries`` that every set in ``drawn`` (slugs) draws."""
     found = []
-    entries = read_package(PACKAGES["names"], "en/data.json")
-    assert isinstance(entries, list)
     for entry in entries:
         label = entry["label"].lower()
         slug = re.sub(r"[^a-z0-9]+", "-", label).strip("-")
@@ -75,29 +73,28 @@ def render(body: str, view_box: str, size: int) -> NDArray[np.uint8]:
 
 
 def make(config: TrainingConfig) -> None:
-    """Write ``.work/data-<size>.npz``."""
-    sets = {}
-    for style in STYLES:
-        value = read_package(PACKAGES[style], "icons.json")
-        assert isinstance(value, dict)
-        sets[style] = value
-    chosen = concepts(config.groups, [set(value["icons"]) for value in sets.values()])
-    pictures, names, styles = [], [], []
+    """Write ``data.npz`` in the work folder."""
+    npm = config.work.parent / "npm"  # shared by all configurations
+    sets = {style: read_package(PACKAGES[style], "icons.json", npm) for style in STYLES}
+    names = read_package(PACKAGES["names"], "en/data.json", npm)
+    chosen = concepts(names, config.groups, [set(value["icons"]) for value in sets.values()])
+    pictures, drawn, styles = [], [], []
     for concept in chosen:
         for style, value in sets.items():
             icon = value["icons"][concept.slug]
             width, height = (icon.get(key, value.get(key, 16)) for key in ("width", "height"))
             pictures.append(render(icon["body"], f"0 0 {width} {height}", config.image_size))
-            names.append(dataclasses.asdict(concept))
+            drawn.append(dataclasses.asdict(concept))
             styles.append(style)
     path = data_path(config)
-    np.savez_compressed(path, pictures=np.stack(pictures), concepts=json.dumps(names), styles=json.dumps(styles))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, pictures=np.stack(pictures), concepts=json.dumps(drawn), styles=json.dumps(styles))
     print(f"{path}: {len(pictures)} pictures of {len(chosen)} concepts")
 
 
 def data_path(config: TrainingConfig) -> Path:
     """Where the packed pictures lie."""
-    return WORK / f"data-{config.image_size}.npz"
+    return config.work / "data.npz"
 
 
 def load(config: TrainingConfig) -> Dataset:

@@ -1,28 +1,49 @@
-"""What every training stage shares: a wall-clock budget, checkpoints to go on from, and a CSV of losses."""
+"""What every training stage shares: a budget, checkpoints to go on from, random streams, and a CSV of losses."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from training.config import Budget, TrainingConfig
+
+
+def begin(module: nn.Module, config: TrainingConfig, component: str) -> None:
+    """Give ``module`` the weights of ``component`` in the bundle that ``config`` starts from, if it names one."""
+    if config.start is not None:
+        module.load_state_dict(load_file(config.start / f"{component}.safetensors"))
 
 
 class Run:
-    """A budget of minutes, kept across interruptions by the checkpoint ``<name>.pt``.
+    """One stage's training, kept across interruptions by the checkpoint ``<name>.pt``.
 
-    The learning rate warms up over the first hundredth of the budget and falls to zero along a cosine.
+    The learning rate warms up over the first hundredth of the budget and falls to zero along a cosine. Every step draws
+    from random streams of its own, made from the seed and the step's number, so a run that was interrupted is the run
+    that was not, to the last bit on one machine, as long as the budget counts steps and not minutes.
+
+    Attributes:
+        rng: this step's random numbers; PyTorch's own generator is seeded with the step as well.
     """
 
-    def __init__(self, name: str, folder: Path, minutes: float, every: float) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path, self.log = folder / f"{name}.pt", folder / f"{name}.csv"
-        self.budget, self.every = minutes * 60, every * 60
+    def __init__(self, name: str, config: TrainingConfig, budget: Budget) -> None:
+        config.work.mkdir(parents=True, exist_ok=True)
+        self.path, self.log = config.work / f"{name}.pt", config.work / f"{name}.csv"
+        self.budget, self.seed, self.every = budget, config.seed, config.checkpoint_minutes * 60
         self.spent, self.step = 0.0, 0
+        self.rng = np.random.default_rng(self.seed)
+
+    @property
+    def progress(self) -> float:
+        """The share of the budget that is spent, 0..1."""
+        steps = self.step / self.budget.steps
+        return min(1.0, steps if self.budget.minutes is None else max(steps, self.spent / (60 * self.budget.minutes)))
 
     def resume(self, parts: dict[str, Any]) -> None:
         """Load the last checkpoint into ``parts`` (name: anything with ``load_state_dict``), if there is one."""
@@ -39,13 +60,12 @@ class Run:
         torch.save({"spent": self.spent, "step": self.step, **states}, temporary)
         temporary.replace(self.path)
 
-    def steps(
-        self, optimizer: torch.optim.Optimizer, lr: float, parts: dict[str, Any]
-    ) -> Iterator[Callable[[Tensor], None]]:
+    def steps(self, optimizer: torch.optim.Optimizer, parts: dict[str, Any]) -> Iterator[Callable[[Tensor], None]]:
         """Yield once a step, until the budget is spent, a function that takes the loss and does the update."""
         start, since_save, since_log = time.monotonic() - self.spent, time.monotonic(), time.monotonic()
-        losses: list[float] = []
-        steps_at_log = self.step
+        losses: list[Tensor] = []
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])  # kept in the checkpoint
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
         def update(loss: Tensor) -> None:
@@ -53,21 +73,23 @@ class Run:
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            losses.append(loss.item())
+            losses.append(loss.detach())
 
-        while self.spent < self.budget:
-            progress = self.spent / self.budget
+        while self.progress < 1:
+            share = min(1.0, self.progress * 100 + 0.02) * (0.5 + 0.5 * math.cos(math.pi * self.progress))
             for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, progress * 100 + 0.02) * (0.5 + 0.5 * math.cos(math.pi * progress))
+                group["lr"] = group["initial_lr"] * share
+            self.rng = np.random.default_rng((self.seed, self.step))
+            torch.manual_seed(int(self.rng.integers(2**63)))
             yield update
             self.step += 1
             self.spent = time.monotonic() - start
-            if time.monotonic() - since_log > 15:
-                rate = (self.step - steps_at_log) / (time.monotonic() - since_log)
+            if time.monotonic() - since_log > 15 or self.progress >= 1:
+                rate = len(losses) / (time.monotonic() - since_log)
                 with self.log.open("a") as file:
-                    file.write(f"{self.step},{self.spent:.0f},{sum(losses) / len(losses):.5f},{rate:.3f}\n")
+                    file.write(f"{self.step},{self.spent:.0f},{float(torch.stack(losses).mean()):.5f},{rate:.3f}\n")
                 losses.clear()
-                since_log, steps_at_log = time.monotonic(), self.step
+                since_log = time.monotonic()
             if time.monotonic() - since_save > self.every:
                 self.save(parts)
                 since_save = time.monotonic()
@@ -85,8 +107,8 @@ class EMA:
     def update(self, step: int) -> None:
         """Move the average towards the module's parameters."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, tensor in self.module.state_dict().items():
-            self.shadow[name].lerp_(tensor, 1 - decay)
+        shadow, current = list(self.shadow.values()), list(self.module.state_dict().values())
+        torch._foreach_lerp_(shadow, current, 1 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged parameters."""

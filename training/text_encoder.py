@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
 
 from calotype.export.models.clip import TextEncoder
 from training import autoencoder, data
 from training.captions import sample_caption
-from training.config import CONTEXT_LENGTH, WORK, TrainingConfig
-from training.run import Run
-
-__all__ = ["ImageTower", "encode_texts", "load", "load_tokenizer", "train"]
-
-
-def load_tokenizer() -> CLIPTokenizer:
-    """The trained tokenizer, through transformers."""
-    return CLIPTokenizer.from_pretrained(WORK / "tokenizer")
-
-
-def encode_texts(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """Token ids (B, CONTEXT_LENGTH) int64, padded and truncated."""
-    encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=CONTEXT_LENGTH, return_tensors="pt")
-    ids: Tensor = encoded.input_ids
-    return ids
+from training.config import TrainingConfig
+from training.run import Run, begin
+from training.texts import Texts
 
 
 class ImageTower(nn.Module):
@@ -51,39 +38,69 @@ class ImageTower(nn.Module):
 
 
 def train(config: TrainingConfig) -> None:
-    """Train until the budget is spent; the checkpoint is ``.work/text-encoder.pt``."""
+    """Train until the budget is spent; the checkpoint is ``text-encoder.pt``."""
     torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
     dataset = data.load(config)
     seen, _ = dataset.split()
-    pictures = F.interpolate(autoencoder.to_tensor(dataset.pictures), size=(32, 32), mode="area").to(config.device)
-    tokenizer = load_tokenizer()
-    model = TextEncoder(config.text_encoder).to(config.device)
+    pictures = shrink(dataset.pictures).to(config.device)
+    texts = Texts(config)
+    model = TextEncoder(config.text_encoder)
     for name, parameter in model.named_parameters():
         if "embedding" in name:
             nn.init.normal_(parameter, std=0.02)
+    begin(model, config, "text_encoder")
+    model.to(config.device)
     tower = ImageTower(config.text_encoder.hidden_size).to(config.device)
     scale = nn.Linear(1, 1, bias=False).to(config.device)
     nn.init.constant_(scale.weight, math.log(1 / 0.07))
     parameters = [*model.parameters(), *tower.parameters(), *scale.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.text_lr, weight_decay=0.05)
-    run = Run("text-encoder", WORK, config.text_minutes, config.checkpoint_minutes)
+    run = Run("text-encoder", config, config.text_budget)
     parts = {"model": model, "tower": tower, "scale": scale, "optimizer": optimizer}
     run.resume(parts)
-    for update in run.steps(optimizer, config.text_lr, parts):
-        chosen = rng.choice(seen, config.text_batch, replace=False)
-        texts = [sample_caption(dataset.concepts[n], dataset.styles[n], rng) for n in chosen]
-        shift = rng.integers(-2, 3, 2)
+    target = torch.arange(config.text_batch, device=config.device)
+    for update in run.steps(optimizer, parts):
+        chosen = run.rng.choice(seen, config.text_batch, replace=False)
+        captions = [sample_caption(dataset.concepts[n], dataset.styles[n], run.rng) for n in chosen]
+        shift = run.rng.integers(-2, 3, 2)
         batch = torch.roll(pictures[chosen], tuple(int(s) for s in shift), dims=(2, 3))
-        _, pooled, _ = model(encode_texts(tokenizer, texts).to(config.device))
+        _, pooled, _ = model(texts.encode(captions))
         logits = F.normalize(pooled) @ F.normalize(tower(batch)).T * scale.weight.exp().clamp(max=100.0)
-        target = torch.arange(len(chosen), device=logits.device)
         update((F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2)
-    print(f"text encoder: {run.step} steps")
+    print(f"text encoder: {run.step} steps, {json.dumps(retrieval(model, tower, texts, config))}")
+
+
+def shrink(pictures: np.ndarray) -> Tensor:
+    """(N, S, S, 3) uint8 to (N, 3, 32, 32) float32 in -1..1."""
+    return F.interpolate(autoencoder.to_tensor(pictures), size=(32, 32), mode="area")
+
+
+@torch.no_grad()
+def retrieval(model: TextEncoder, tower: ImageTower, texts: Texts, config: TrainingConfig) -> dict[str, float]:
+    """The share of pairs whose caption has its own picture among the five nearest of all pictures.
+
+    Captions by name and by keyword alone, both with the style, for pairs that were trained on and held out.
+    """
+    dataset = data.load(config)
+    images = F.normalize(tower(shrink(dataset.pictures).to(config.device)))
+    shares = {}
+    for part, chosen in zip(("seen", "held_out"), dataset.split(), strict=True):
+        for kind in ("name", "keyword"):
+            pairs = [(n, _caption(dataset, n, kind)) for n in chosen if kind == "name" or dataset.concepts[n].keywords]
+            pooled = F.normalize(model(texts.encode([text for _, text in pairs]))[1])
+            best = (pooled @ images.T).topk(5).indices.cpu()
+            found = [n in row for (n, _), row in zip(pairs, best.tolist(), strict=True)]
+            shares[f"{part}_by_{kind}"] = round(sum(found) / len(found), 4)
+    return shares
+
+
+def _caption(dataset: data.Dataset, index: int, kind: str) -> str:
+    concept = dataset.concepts[index]
+    return f"{concept.name if kind == 'name' else concept.keywords[0]}, {dataset.styles[index]} style"
 
 
 def load(config: TrainingConfig) -> TextEncoder:
-    """The trained text tower, frozen."""
+    """The trained text tower."""
     model = TextEncoder(config.text_encoder)
-    model.load_state_dict(torch.load(WORK / "text-encoder.pt", weights_only=True)["model"])
-    return model.to(config.device).eval().requires_grad_(False)
+    model.load_state_dict(torch.load(config.work / "text-encoder.pt", weights_only=True)["model"])
+    return model.to(config.device).eval()

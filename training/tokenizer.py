@@ -11,16 +11,21 @@ from tokenizers.trainers import BpeTrainer
 
 from training import data
 from training.captions import captions
-from training.config import CONTEXT_LENGTH, VOCAB_SIZE, WORK, TrainingConfig
+from training.config import CONTEXT_LENGTH, VOCAB_SIZE, TrainingConfig
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
+def corpus(dataset: data.Dataset) -> list[str]:
+    """Every caption of every pair that is not held out."""
+    seen, _ = dataset.split()
+    return sorted({text for n in seen for text in captions(dataset.concepts[n], dataset.styles[n])})
+
+
 def make(config: TrainingConfig) -> None:
-    """Write ``.work/tokenizer/`` with vocab.json, merges.txt and tokenizer_config.json."""
-    dataset = data.load(config)
-    corpus = sorted({text for c, s in zip(dataset.concepts, dataset.styles, strict=True) for text in captions(c, s)})
+    """Write ``tokenizer/`` in the work folder: vocab.json, merges.txt and tokenizer_config.json."""
+    texts = corpus(data.load(config))
     tokenizer = Tokenizer(BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -34,7 +39,7 @@ def make(config: TrainingConfig) -> None:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     # The trainer adds only the letters it met with "</w>"; CLIP's vocabulary has every byte with and without it.
     trainer = BpeTrainer(vocab_size=VOCAB_SIZE, end_of_word_suffix="</w>", initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     trained = json.loads(tokenizer.to_str())["model"]
     merges = [tuple(merge) for merge in trained["merges"]]
     letters = sorted(alphabet)
@@ -48,10 +53,10 @@ def make(config: TrainingConfig) -> None:
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
     tokens += [left + right for left, right in kept]
     tokens += [f"<|unused{index}|>" for index in range(VOCAB_SIZE - 2 - len(tokens))] + [START, END]
-    folder = WORK / "tokenizer"
+    folder = config.work / "tokenizer"
     folder.mkdir(exist_ok=True)
     write(folder, {token: index for index, token in enumerate(tokens)}, kept)
-    print(f"{folder}: {len(kept)} merges from {len(corpus)} captions")
+    print(f"{folder}: {len(kept)} merges from {len(texts)} captions")
 
 
 def write(folder: Path, vocab: dict[str, int], merges: list[tuple[str, str]]) -> None:

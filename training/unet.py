@@ -7,6 +7,7 @@ Ho & Salimans 2022 (arXiv 2207.12598) for classifier-free guidance.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor
 from calotype.export.models.unet import UNet
 from training import autoencoder, data, text_encoder
 from training.captions import sample_caption
-from training.config import WORK, TrainingConfig
-from training.run import EMA, Run
+from training.config import TrainingConfig
+from training.run import EMA, Run, begin
+from training.texts import Texts
 
 TRAIN_STEPS = 1000
 
@@ -28,9 +30,9 @@ def alphas_cumprod() -> Tensor:
 
 def latents(config: TrainingConfig) -> tuple[Tensor, float]:
     """All pictures' latents, scaled to unit variance, and the scaling factor."""
-    path = WORK / f"latents-{config.image_size}.pt"
+    path = config.work / "latents.pt"
     # An autoencoder that was trained on encodes differently: a cache from before would not fit its decoder.
-    step = torch.load(WORK / "autoencoder.pt", weights_only=True, mmap=True)["step"]
+    step = torch.load(config.work / "autoencoder.pt", weights_only=True, mmap=True)["step"]
     saved = torch.load(path, weights_only=True) if path.exists() else {}
     if saved.get("autoencoder_step") != step:
         encoded = autoencoder.encode_all(autoencoder.load(config), data.load(config).pictures).cpu()
@@ -40,51 +42,65 @@ def latents(config: TrainingConfig) -> tuple[Tensor, float]:
 
 
 def train(config: TrainingConfig) -> None:
-    """Train until the budget is spent; the checkpoint is ``.work/unet.pt``."""
+    """Train until the budget is spent; the checkpoint is ``unet.pt``."""
     torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
     dataset = data.load(config)
     seen, unseen = dataset.split()
-    encoded, _ = latents(config)
-    encoded = encoded.to(config.device)
-    tokenizer, encoder = text_encoder.load_tokenizer(), text_encoder.load(config)
-    model = UNet(config.unet).to(config.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.unet_lr, betas=(0.9, 0.99), weight_decay=0.01)
-    ema = EMA(model, config.ema_decay)
-    run = Run("unet", WORK, config.unet_minutes, config.checkpoint_minutes)
-    parts = {"model": model, "optimizer": optimizer, "ema": ema}
+    encoded = latents(config)[0].to(config.device)
+    texts, text = Texts(config), text_encoder.load(config)
+    along = config.text_along_lr is not None
+    text.requires_grad_(along)
+    model = UNet(config.unet)
+    begin(model, config, "unet")
+    model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    groups = [{"params": list(model.parameters())}]
+    if along:
+        groups.append({"params": list(text.text_model.parameters()), "lr": config.text_along_lr, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, lr=config.unet_lr, betas=(0.9, 0.99), weight_decay=0.01)
+    emas = {"ema": EMA(model, config.ema_decay), "text_ema": EMA(text, config.ema_decay)}
+    run = Run("unet", config, config.unet_budget)
+    parts = {"model": model, "text": text, "optimizer": optimizer, **emas}
     run.resume(parts)
     alphas = alphas_cumprod().to(config.device)
-    rng = np.random.default_rng((config.seed, run.step))
+    error = torch.compile(loss) if config.compile else loss
 
-    def loss_of(chosen: np.ndarray) -> Tensor:
-        texts = [
-            "" if rng.random() < config.prompt_dropout else sample_caption(dataset.concepts[n], dataset.styles[n], rng)
-            for n in chosen
-        ]
-        with torch.no_grad():
-            context = encoder(encode(texts))[0]
+    def loss_on(part: np.ndarray, rng: np.random.Generator) -> Tensor:
+        chosen = rng.choice(part, config.unet_batch)
+        captions = [sample_caption(dataset.concepts[n], dataset.styles[n], rng) for n in chosen]
+        kept = rng.random(len(chosen)) >= config.prompt_dropout
+        ids = texts.encode([caption if keep else "" for caption, keep in zip(captions, kept, strict=True)])
         clean = encoded[chosen].contiguous(memory_format=torch.channels_last)
         timestep = torch.randint(0, TRAIN_STEPS, (len(chosen),), device=clean.device)
-        alpha = alphas[timestep][:, None, None, None]
-        noise = torch.randn_like(clean)
-        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-        snr = alpha.flatten() / (1 - alpha.flatten())
-        weight = snr.clamp(max=config.min_snr_gamma) / (snr + 1)
-        error = (model(noisy, timestep.float(), context) - velocity).square().mean(dim=(1, 2, 3))
-        return (weight * error).mean() / weight.mean()
+        with config.autocast():
+            return error(model, clean, timestep, alphas[timestep], text(ids)[0], config.min_snr_gamma)
 
-    def encode(texts: list[str]) -> Tensor:
-        return text_encoder.encode_texts(tokenizer, texts).to(config.device)
+    for update in run.steps(optimizer, parts):
+        update(loss_on(seen, run.rng))
+        emas["ema"].update(run.step)
+        if along:
+            emas["text_ema"].update(run.step)
+    model.load_state_dict(emas["ema"].shadow)
+    text.load_state_dict(emas["text_ema"].shadow)
+    print(
+        json.dumps({"unet_steps": run.step, "loss": {"seen": _mean(loss_on, seen), "held_out": _mean(loss_on, unseen)}})
+    )
 
-    for update in run.steps(optimizer, config.unet_lr, parts):
-        update(loss_of(rng.choice(seen, config.unet_batch)))
-        ema.update(run.step)
-    model.load_state_dict(ema.shadow)
-    with torch.no_grad():
-        losses = {
-            name: float(torch.stack([loss_of(rng.choice(part, config.unet_batch)) for _ in range(10)]).mean())
-            for name, part in (("seen", seen), ("held_out", unseen))
-        }
-    print(json.dumps({"unet_steps": run.step, "loss": losses}))
+
+def loss(model: UNet, clean: Tensor, timestep: Tensor, alpha: Tensor, context: Tensor, gamma: float) -> Tensor:
+    """The weighted squared error of v for latents (B, C, h, w), timesteps and their alphas_cumprod (B,)."""
+    snr = alpha / (1 - alpha)
+    weight = snr.clamp(max=gamma) / (snr + 1)
+    alpha = alpha[:, None, None, None]
+    noise = torch.randn_like(clean)
+    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+    error = (model(noisy, timestep.float(), context).float() - velocity).square().mean(dim=(1, 2, 3))
+    return (weight * error).mean() / weight.mean()
+
+
+@torch.no_grad()
+def _mean(loss_on: Callable[[np.ndarray, np.random.Generator], Tensor], part: np.ndarray, batches: int = 32) -> float:
+    """The mean loss over batches that are the same for every network, so that two can be compared."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    return round(float(torch.stack([loss_on(part, rng) for _ in range(batches)]).mean()), 5)

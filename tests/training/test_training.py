@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from training.captions import Concept, captions, held_out, sample_caption
+from training.config import CPU, Budget, TrainingConfig
 from training.run import EMA, Run
 from training.unet import alphas_cumprod
 
@@ -39,23 +41,45 @@ def test_noise_schedule_is_diffusers_linear() -> None:
     torch.testing.assert_close(alphas_cumprod(), reference, rtol=1e-4, atol=1e-7)
 
 
-def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    def start(minutes: float) -> tuple[Run, torch.nn.Linear]:
-        model = torch.nn.Linear(2, 1)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        ema = EMA(model, 0.9)
-        run = Run("line", tmp_path, minutes, every=60)
-        parts = {"model": model, "optimizer": optimizer, "ema": ema}
-        run.resume(parts)
-        for update in run.steps(optimizer, 0.1, parts):
-            update(model(torch.ones(4, 2)).square().mean())
-            ema.update(run.step)
-        return run, model
+def config(tmp_path: Path) -> TrainingConfig:
+    return dataclasses.replace(CPU, work=tmp_path)
 
-    first, trained = start(0.005)
-    assert first.step > 0
-    second, again = start(0.005)
-    assert second.step == first.step
-    torch.testing.assert_close(again.weight, trained.weight)
-    third, _ = start(0.01)
-    assert third.step > first.step
+
+def train_a_line(tmp_path: Path, budget: Budget, stop_at: int | None = None) -> tuple[Run, torch.nn.Linear]:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    ema = EMA(model, 0.9)
+    run = Run("line", config(tmp_path), budget)
+    parts = {"model": model, "optimizer": optimizer, "ema": ema}
+    run.resume(parts)
+    for update in run.steps(optimizer, parts):
+        if run.step == stop_at:
+            run.save(parts)
+            break
+        inputs = torch.randn(4, 2) + float(run.rng.random())
+        update((model(inputs) - 1).square().mean())
+        ema.update(run.step)
+    return run, model
+
+
+def test_an_interrupted_run_is_the_run_that_was_not(tmp_path: Path) -> None:
+    _, whole = train_a_line(tmp_path / "whole", Budget(steps=20))
+    first, _ = train_a_line(tmp_path / "parts", Budget(steps=20), stop_at=7)
+    assert first.step == 7
+    second, parts = train_a_line(tmp_path / "parts", Budget(steps=20))
+    assert second.step == 20
+    assert torch.equal(whole.weight, parts.weight) and torch.equal(whole.bias, parts.bias)
+
+
+def test_a_finished_run_trains_no_more_until_its_budget_grows(tmp_path: Path) -> None:
+    _, trained = train_a_line(tmp_path, Budget(steps=5))
+    again, same = train_a_line(tmp_path, Budget(steps=5))
+    assert again.step == 5 and torch.equal(trained.weight, same.weight)
+    longer, other = train_a_line(tmp_path, Budget(steps=8))
+    assert longer.step == 8 and not torch.equal(trained.weight, other.weight)
+
+
+def test_minutes_end_a_run_before_its_steps_do(tmp_path: Path) -> None:
+    run, _ = train_a_line(tmp_path, Budget(steps=10**9, minutes=0.005))
+    assert 0 < run.step < 10**9

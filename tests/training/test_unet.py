@@ -17,15 +17,14 @@ TINY = dataclasses.replace(
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    for module in (autoencoder, data, unet):
-        monkeypatch.setattr(module, "WORK", tmp_path)
+def config(tmp_path):
+    config = dataclasses.replace(TINY, work=tmp_path)
     pictures = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     concept = {"slug": "red-apple", "name": "red apple", "keywords": ["fruit"], "group": 4}
     np.savez(
-        data.data_path(TINY), pictures=pictures, concepts=json.dumps([concept] * 4), styles=json.dumps(["noto"] * 4)
+        data.data_path(config), pictures=pictures, concepts=json.dumps([concept] * 4), styles=json.dumps(["noto"] * 4)
     )
-    return tmp_path
+    return config
 
 
 def save_autoencoder(work, seed, step):
@@ -36,20 +35,20 @@ def save_autoencoder(work, seed, step):
 
 
 @pytest.mark.parametrize("step", [1, 2])
-def test_latents_follow_the_autoencoder(work, step):
-    save_autoencoder(work, seed=0, step=0)
-    before, _ = unet.latents(TINY)
-    model = save_autoencoder(work, seed=step, step=step)
-    after, scaling_factor = unet.latents(TINY)
-    expected = autoencoder.encode_all(model, data.load(TINY).pictures)
+def test_latents_follow_the_autoencoder(config, step):
+    save_autoencoder(config.work, seed=0, step=0)
+    before, _ = unet.latents(config)
+    model = save_autoencoder(config.work, seed=step, step=step)
+    after, scaling_factor = unet.latents(config)
+    expected = autoencoder.encode_all(model, data.load(config).pictures)
     torch.testing.assert_close(after / scaling_factor, expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(before, after)
     assert float(after.std()) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_latents_are_encoded_once(work, monkeypatch):
-    save_autoencoder(work, seed=0, step=0)
-    first, _ = unet.latents(TINY)
+def test_latents_are_encoded_once(config, monkeypatch):
+    save_autoencoder(config.work, seed=0, step=0)
+    first, _ = unet.latents(config)
     monkeypatch.setattr(autoencoder, "encode_all", lambda *_: pytest.fail("the cache was not used"))
-    second, _ = unet.latents(TINY)
+    second, _ = unet.latents(config)
     torch.testing.assert_close(first, second, rtol=0, atol=0)

@@ -1,0 +1,119 @@
+"""Every stage, from packages to a checkpoint folder that diffusers loads, with networks of a few thousand weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import tarfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training import autoencoder, checkpoint, data, text_encoder, tokenizer, unet
+from training.captions import Concept
+from training.config import CPU, PACKAGES, STYLES, Budget, TrainingConfig
+
+COLORS = ("red", "green", "blue", "orange", "purple", "brown")
+
+
+def pack(folder: Path, package: str, member: str, value: object) -> None:
+    """An npm package with one JSON file in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name, _, version = package.rpartition("@")
+    content = json.dumps(value).encode()
+    with tarfile.open(folder / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz", "w:gz") as archive:
+        info = tarfile.TarInfo(f"package/{member}")
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainingConfig:
+    """All stages run for two or three steps on six discs in three styles."""
+    root = tmp_path_factory.mktemp("training")
+    icons = {
+        f"{color}-disc": {"body": f'<circle cx="8" cy="8" r="7" fill="{color}"/>', "width": 16, "height": 16}
+        for color in COLORS
+    }
+    names = [{"label": f"{color} disc", "tags": [color, "round"], "group": 4} for color in COLORS]
+    hidden = [{"label": "flag: red disc", "group": 4}, {"label": "not drawn", "group": 4}, {"label": "red disc"}]
+    for style in STYLES:
+        pack(root / "npm", PACKAGES[style], "icons.json", {"icons": icons})
+    pack(root / "npm", PACKAGES["names"], "en/data.json", [*names, *hidden])
+    config = dataclasses.replace(
+        CPU,
+        work=root / "tiny",
+        image_size=16,
+        autoencoder_budget=Budget(steps=3),
+        autoencoder_batch=4,
+        autoencoder_crop=16,
+        text_budget=Budget(steps=2),
+        text_batch=4,
+        text_along_lr=1e-4,
+        unet_budget=Budget(steps=2),
+        unet_batch=4,
+        autoencoder=dataclasses.replace(CPU.autoencoder, block_out_channels=(8, 8, 8, 8)),
+        unet=dataclasses.replace(CPU.unet, block_out_channels=(32, 32)),
+    )
+    for stage in (data.make, tokenizer.make, autoencoder.train, text_encoder.train, unet.train, checkpoint.make):
+        stage(config)
+    return config
+
+
+def test_pictures_are_rendered_and_named(trained: TrainingConfig) -> None:
+    dataset = data.load(trained)
+    assert dataset.pictures.shape == (18, 16, 16, 3)
+    first = dataset.concepts[0]
+    assert (first.slug, first.name, first.keywords) == ("red-disc", "red disc", ("red", "round"))
+    middle, corner = dataset.pictures[0, 8, 8], dataset.pictures[0, 0, 0]
+    np.testing.assert_array_equal(middle, (255, 0, 0))
+    np.testing.assert_array_equal(corner, (255, 255, 255))
+
+
+def test_the_tokenizer_learns_nothing_from_held_out_pairs() -> None:
+    concepts = tuple(Concept(slug=f"disc-{n}", name=f"disc {n}", keywords=(), group=4) for n in range(60))
+    dataset = data.Dataset(pictures=np.zeros((60, 1, 1, 3), np.uint8), concepts=concepts, styles=("noto",) * 60)
+    seen, unseen = dataset.split()
+    corpus = tokenizer.corpus(dataset)
+    assert len(unseen) > 0
+    assert all(f"{concepts[n].name}, noto style" in corpus for n in seen)
+    assert not any(f"{concepts[n].name}, noto style" in corpus for n in unseen)
+
+
+def test_the_checkpoint_loads_in_diffusers(trained: TrainingConfig) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import diffusers
+
+        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(trained.work / "talbot", dtype=torch.float32)
+        pipeline.set_progress_bar_config(disable=True)
+        output = pipeline("red disc, noto style", num_inference_steps=2, height=16, width=16, output_type="np")
+    assert output.images.shape == (1, 16, 16, 3)
+    ours = torch.load(trained.work / "unet.pt", weights_only=True)["ema"]["conv_in.weight"].half().float()
+    torch.testing.assert_close(pipeline.unet.conv_in.weight.detach().float(), ours, rtol=0, atol=0)
+
+
+def test_the_text_encoder_is_trained_along_or_left_alone(trained: TrainingConfig) -> None:
+    name = "text_model.embeddings.position_embedding.weight"
+    before = text_encoder.load(trained).state_dict()[name]
+    along = torch.load(trained.work / "unet.pt", weights_only=True)
+    assert not torch.equal(along["text"][name], before)
+    frozen = dataclasses.replace(trained, text_along_lr=None)
+    (trained.work / "unet.pt").rename(trained.work / "along.pt")
+    unet.train(frozen)
+    left = torch.load(trained.work / "unet.pt", weights_only=True)
+    (trained.work / "along.pt").replace(trained.work / "unet.pt")
+    assert torch.equal(left["text"][name], before)
+
+
+def test_a_run_can_start_from_a_bundle() -> None:
+    config = dataclasses.replace(CPU, start=Path(__file__).parents[2] / "runtime/models/talbot")
+    torch.manual_seed(0)
+    model = autoencoder.Autoencoder(config.autoencoder)
+    before = model.encoder.conv_in.weight.detach().clone()
+    autoencoder.begin(model, config, "vae")
+    assert not torch.equal(model.encoder.conv_in.weight, before)

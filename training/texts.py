@@ -1,0 +1,28 @@
+"""Captions to token ids, through transformers' own tokenizer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from training.config import CONTEXT_LENGTH, TrainingConfig
+
+
+class Texts:
+    """The trained tokenizer; every text is encoded once, since the same captions come again and again."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self._tokenizer = CLIPTokenizer.from_pretrained(config.work / "tokenizer")
+        self._device = config.device
+        self._known: dict[str, Tensor] = {}
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """Token ids (B, CONTEXT_LENGTH) int64, padded and truncated."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            ids = self._tokenizer(
+                new, padding="max_length", truncation=True, max_length=CONTEXT_LENGTH, return_tensors="pt"
+            )
+            self._known.update(zip(new, ids.input_ids, strict=True))
+        return torch.stack([self._known[text] for text in texts]).to(self._device)
