@@ -6,15 +6,17 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from calotype.export import parity
-from calotype.export.checkpoint import Checkpoint, load_diffusers
+from calotype.export.checkpoint import Checkpoint
 from calotype.export.graphs import plans, write_graph
+from calotype.export.models.autoencoder import Autoencoder
+from calotype.export.sources import load_checkpoint
+from calotype.export.tokenizer import Tokenizer
 from calotype.export.weights import write_weights
-from calotype.runtime.errors import CheckpointError, ExportError, InputError
+from calotype.runtime.errors import CheckpointError, ExportError, InputError, UnsupportedArchitectureError
 from calotype.runtime.manifest import MANIFEST_NAME, Defaults, FileRecord, Manifest, TokenizerSpec, VaeSpec
 
 PRECISIONS = {"fp16": torch.float16, "fp32": torch.float32}
@@ -47,7 +49,7 @@ def export_checkpoint(
         raise ExportError(f"{bundle} {why}")
     report = progress or (lambda _: None)
     report("reading the checkpoint")
-    checkpoint = load_diffusers(source)
+    checkpoint = load_checkpoint(source)
     temporary = bundle.with_name(f".{bundle.name}.{os.getpid()}.partial")
     try:
         temporary.mkdir(parents=True)
@@ -63,11 +65,15 @@ def export_checkpoint(
 
 
 def _write(checkpoint: Checkpoint, source: Path, folder: Path, precision: str, report: Progress) -> Manifest:
+    text_encoder, unet, vae = checkpoint.text_encoder, checkpoint.unet, checkpoint.vae
+    if checkpoint.family not in ("sd1", "sd2") or not isinstance(vae, Autoencoder):
+        raise UnsupportedArchitectureError(f"{source} is of family {checkpoint.family}; exported so far: sd1, sd2")
+    assert text_encoder is not None and unet is not None and checkpoint.tokenizer is not None
     defaults = _defaults(checkpoint)
     for component in ("text_encoder", "unet", "vae"):
         write_weights(getattr(checkpoint, component), folder / f"{component}.safetensors", PRECISIONS[precision])
     networks, figures = {}, {}
-    for plan in plans(checkpoint.text_encoder, checkpoint.unet, checkpoint.vae):
+    for plan in plans(text_encoder, unet, vae):
         spec = plan.spec()
         graph = folder / spec.graphs["float32"]
         report(f"tracing {plan.network}")
@@ -76,43 +82,36 @@ def _write(checkpoint: Checkpoint, source: Path, folder: Path, precision: str, r
         figures[plan.network] = {"float32": parity.check(plan, graph)}
         networks[plan.network] = spec
     (folder / "tokenizer").mkdir()
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copyfile(checkpoint.tokenizer / name, folder / "tokenizer" / name)
+    (folder / "tokenizer" / "vocab.json").write_bytes(checkpoint.tokenizer.vocab)
+    (folder / "tokenizer" / "merges.txt").write_bytes(checkpoint.tokenizer.merges)
     files = {str(path.relative_to(folder)): FileRecord.of(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     manifest = Manifest(
-        name=str(checkpoint.card.get("name", source.resolve().name)),
+        name=str(checkpoint.card.get("name", checkpoint.source["name"])),
         family=checkpoint.family,
         precision=precision,
         networks=networks,
-        tokenizers={"tokenizer": _tokenizer(checkpoint)},
+        tokenizers={"tokenizer": _tokenizer(checkpoint.tokenizer, text_encoder.config.max_position_embeddings)},
         scheduler=checkpoint.scheduler,
         vae=_vae(checkpoint),
         defaults=defaults,
         files=files,
         license=checkpoint.card.get("license"),
         attribution=tuple(checkpoint.card.get("attribution", ())),
-        source={"layout": "diffusers", "name": source.resolve().name},
+        source=checkpoint.source,
         parity=figures,
     )
     (folder / MANIFEST_NAME).write_text(manifest.dumps(), encoding="utf-8")
     return manifest
 
 
-def _tokenizer(checkpoint: Checkpoint) -> TokenizerSpec:
-    config = checkpoint.tokenizer_config
-
-    def token(name: str, default: str) -> str:
-        value: Any = config.get(name, default)
-        return str(value["content"] if isinstance(value, dict) else value)
-
-    end = token("eos_token", "<|endoftext|>")
+def _tokenizer(tokenizer: Tokenizer, max_length: int) -> TokenizerSpec:
     return TokenizerSpec(
         vocab="tokenizer/vocab.json",
         merges="tokenizer/merges.txt",
-        max_length=checkpoint.text_encoder.config.max_position_embeddings,
-        bos_token=token("bos_token", "<|startoftext|>"),
-        eos_token=end,
-        pad_token=token("pad_token", end),
+        max_length=max_length,
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        pad_token=tokenizer.pad_token,
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +20,9 @@ from calotype.runtime.errors import CheckpointError, ExportError
 STRAY_SUFFIXES = ("position_ids",)
 # What diffusers called the autoencoder's attention before 0.14.
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+
+Config = TypeVar("Config")
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,21 +39,41 @@ def read_component(folder: Path, stem: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: when there is none, or it is truncated.
     """
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.exists():
-        files = _shards(index)
-    else:
-        variants = (folder / f"{stem}.safetensors", folder / f"{stem}.fp16.safetensors")
-        files = [path for path in variants if path.exists()][:1]
-    if not files:
-        raise CheckpointError(f"{folder} has no {stem}.safetensors; only safetensors weights are read from folders")
+    first = next((folder / name for name in weight_names(stem) if (folder / name).exists()), None)
+    if first is None:
+        pickles = [name for name in (f"{stem}.bin", "pytorch_model.bin") if (folder / name).exists()]
+        why = (
+            f"{pickles[0]} is a pickle, which can hold code; fetch the safetensors weights of this model, or convert it"
+            if pickles
+            else "only safetensors weights are read from folders"
+        )
+        raise CheckpointError(f"{folder} has no {stem}.safetensors; {why}")
     state: dict[str, Tensor] = {}
-    for path in files:
-        try:
-            state |= load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}; download it again") from error
+    for path in _shards(first) if first.suffix == ".json" else [first]:
+        state |= read_safetensors(path)
     return state
+
+
+def weight_names(stem: str) -> tuple[str, ...]:
+    """The files that can hold a component's weights, or name the shards that do, the best first."""
+    return (
+        f"{stem}.safetensors.index.json",
+        f"{stem}.safetensors",
+        f"{stem}.safetensors.index.fp16.json",
+        f"{stem}.fp16.safetensors",
+    )
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, mapped into memory.
+
+    Raises:
+        CheckpointError: when it is truncated or something else.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; download it again") from error
 
 
 def _shards(index: Path) -> list[Path]:
@@ -64,8 +88,16 @@ def _shards(index: Path) -> list[Path]:
     return sorted(index.parent / name for name in names)
 
 
+def load_module(build: Callable[[Config], Module], config: Config, state: Mapping[str, Tensor], what: str) -> Module:
+    """``build(config)`` with the weights in ``state``, ready for inference; raises as :func:`load_strictly`."""
+    with torch.device("meta"):
+        module = build(config)
+    load_strictly(module, state, what)
+    return module.eval()
+
+
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Fill ``module`` from ``state``, whose keys and shapes must be exactly its own.
+    """Give ``module`` the tensors of ``state``, in float32; keys and shapes must be exactly its own.
 
     Raises:
         CheckpointError: listing what is missing, unexpected or mis-shaped.
@@ -96,7 +128,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
     found = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems if names)
     if found:
         raise CheckpointError(f"the {what}'s weights do not match its configuration: {found}")
-    module.load_state_dict(given)
+    module.load_state_dict({name: tensor.float() for name, tensor in given.items()}, assign=True)
 
 
 def write_weights(module: nn.Module, path: Path, dtype: torch.dtype) -> None:

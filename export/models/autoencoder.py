@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calotype.export.models.config import ModelConfig
+from calotype.export.models.config import ModelConfig, check_divides
 from calotype.export.models.layers import Attention, Downsample, ResnetBlock, Upsample
 
 EPS = 1e-6  # of every group norm in this model
@@ -39,6 +39,9 @@ class AutoencoderConfig(ModelConfig):
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {"act_fn": ("silu", "swish")}
     # force_upcast says that fp16 overflows in this VAE. Exports measure that instead of believing it.
     ignored: ClassVar[frozenset[str]] = frozenset({"sample_size", "force_upcast", "down_block_types", "up_block_types"})
+
+    def __post_init__(self) -> None:
+        check_divides("the autoencoder's norm_num_groups", self.norm_num_groups, self.block_out_channels)
 
     @property
     def downscale(self) -> int:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calotype.export.models.config import ModelConfig
+from calotype.export.models.config import ModelConfig, check_divides
 from calotype.runtime.errors import UnsupportedArchitectureError
 
 ACTIVATIONS = ("quick_gelu", "gelu")
@@ -48,6 +48,7 @@ class TextEncoderConfig(ModelConfig):
                 f"hidden_act={self.hidden_act!r} of the text encoder is not supported; "
                 f"supported: {', '.join(ACTIVATIONS)}"
             )
+        check_divides("the text encoder's num_attention_heads", self.num_attention_heads, (self.hidden_size,))
 
 
 class SelfAttention(nn.Module):
@@ -102,8 +103,12 @@ class Embeddings(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.token_embedding(input_ids) + self.position_embedding.weight[: input_ids.shape[1]]
+    def forward(self, input_ids: Tensor, extra_embeddings: Tensor | None = None) -> Tensor:
+        # (B, T), (E, C) -> (B, T, C)
+        table = self.token_embedding.weight
+        if extra_embeddings is not None:
+            table = torch.cat([table, extra_embeddings])
+        return F.embedding(input_ids, table) + self.position_embedding.weight[: input_ids.shape[1]]
 
 
 class Layers(nn.Module):
@@ -119,9 +124,9 @@ class TextTransformer(nn.Module):
         self.encoder = Layers(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
-    def forward(self, input_ids: Tensor) -> list[Tensor]:
+    def forward(self, input_ids: Tensor, extra_embeddings: Tensor | None = None) -> list[Tensor]:
         """Hidden states (B, T, C): the embeddings, then each layer's output; the last is not normalised yet."""
-        states = [self.embeddings(input_ids)]
+        states = [self.embeddings(input_ids, extra_embeddings)]
         for layer in self.encoder.layers:
             states.append(layer(states[-1]))
         return states
@@ -138,22 +143,24 @@ class TextEncoder(nn.Module):
             nn.Linear(config.hidden_size, config.projection_dim, bias=False) if config.with_projection else None
         )
 
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def forward(self, input_ids: Tensor, extra_embeddings: Tensor | None = None) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Encode.
 
         Args:
             input_ids: (B, T) int64.
+            extra_embeddings: (E, C), what the ids from ``vocab_size`` up stand for: textual inversion, Gal et al. 2022
+                (arXiv 2208.01618).
 
         Returns:
             The normalised last hidden state (B, T, C); the pooled embedding at the end token, (B, C), projected to
             (B, P) where the tower has a projection; all hidden states, not normalised, as a list of (B, T, C).
         """
-        states = self.text_model(input_ids)
+        states = self.text_model(input_ids, extra_embeddings)
         last = self.text_model.final_layer_norm(states[-1])
         # Configurations written before transformers 4.31 say eos_token_id=2, a lie: there the end token is the
-        # largest id, and padding, where it is the end token too, comes after the first one.
+        # largest id of the vocabulary, and padding, where it is the end token too, comes after the first one.
         if self.config.eos_token_id == 2:
-            end = input_ids.argmax(dim=-1)
+            end = input_ids.masked_fill(input_ids >= self.config.vocab_size, 0).argmax(dim=-1)
         else:
             end = (input_ids == self.config.eos_token_id).int().argmax(dim=-1)
         pooled = last[torch.arange(last.shape[0], device=last.device), end]

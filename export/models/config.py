@@ -58,6 +58,28 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 
-def per_block(value: Any, count: int) -> tuple[Any, ...]:
-    """Diffusers' convention: a setting is one value for all blocks, or a sequence with one for each."""
-    return tuple(value) if isinstance(value, tuple) else (value,) * count
+def per_block(name: str, value: int | tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Diffusers' convention: a setting is one number for all blocks, or a sequence with one for each.
+
+    Raises:
+        UnsupportedArchitectureError: for a sequence of another length, or of something else.
+    """
+    values = value if isinstance(value, tuple) else (value,) * count
+    if len(values) != count or not all(isinstance(item, int) for item in values):
+        raise UnsupportedArchitectureError(
+            f"{name}={value!r} is not supported; supported: {count} whole numbers, or one"
+        )
+    return values
+
+
+def check_divides(name: str, divisor: int, channels: tuple[int, ...]) -> None:
+    """Normalisation groups and attention heads split channels evenly.
+
+    Raises:
+        UnsupportedArchitectureError: when ``divisor``, the setting ``name``, does not divide all ``channels``.
+    """
+    if divisor < 1 or any(count % divisor for count in channels):
+        raise UnsupportedArchitectureError(
+            f"{name}={divisor} does not divide the channels {', '.join(map(str, channels))}; "
+            "the component's config.json belongs to another model"
+        )

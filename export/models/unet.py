@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calotype.export.models.config import ModelConfig, per_block
+from calotype.export.models.config import ModelConfig, check_divides, per_block
 from calotype.export.models.layers import (
     Attention,
     Downsample,
@@ -105,17 +105,35 @@ class UNetConfig(ModelConfig):
             raise UnsupportedArchitectureError(
                 f"addition_embed_type={self.addition_embed_type!r} is not supported; supported: None, 'text_time'"
             )
+        if self.addition_embed_type is not None and None in (
+            self.projection_class_embeddings_input_dim,
+            self.addition_time_embed_dim,
+        ):
+            raise UnsupportedArchitectureError(
+                "addition_embed_type='text_time' needs projection_class_embeddings_input_dim and "
+                "addition_time_embed_dim in the UNet's config.json"
+            )
+        check_divides("the UNet's norm_num_groups", self.norm_num_groups, self.block_out_channels)
+        for heads, channels, _, _ in zip(self.heads, self.block_out_channels, self.depths, self.layers, strict=True):
+            check_divides("the UNet's attention_head_dim", heads, (channels,))
 
     @property
     def heads(self) -> tuple[int, ...]:
         """Attention heads of each down block."""
         heads = self.attention_head_dim if self.num_attention_heads is None else self.num_attention_heads
-        return per_block(heads, len(self.block_out_channels))
+        return per_block("attention_head_dim", heads, len(self.block_out_channels))
 
     @property
     def depths(self) -> tuple[int, ...]:
         """Transformer blocks in each attention of each down block."""
-        return per_block(self.transformer_layers_per_block, len(self.block_out_channels))
+        return per_block(
+            "transformer_layers_per_block", self.transformer_layers_per_block, len(self.block_out_channels)
+        )
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Resnets of each down block."""
+        return per_block("layers_per_block", self.layers_per_block, len(self.block_out_channels))
 
 
 class GEGLU(nn.Module):
@@ -286,19 +304,14 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         channels = config.block_out_channels
-        layers = per_block(config.layers_per_block, len(channels))
+        layers = config.layers
         last = len(channels) - 1
         time_embed_dim = channels[0] * 4
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels[0], time_embed_dim, cond_dim=config.time_cond_proj_dim)
         if config.addition_embed_type == "text_time":
-            if config.projection_class_embeddings_input_dim is None or config.addition_time_embed_dim is None:
-                raise UnsupportedArchitectureError(
-                    "addition_embed_type='text_time' needs projection_class_embeddings_input_dim and "
-                    "addition_time_embed_dim in the UNet's config.json"
-                )
             self.add_embedding: TimestepEmbedding | None = TimestepEmbedding(
-                config.projection_class_embeddings_input_dim, time_embed_dim
+                config.projection_class_embeddings_input_dim or 0, time_embed_dim
             )
         else:
             self.add_embedding = None

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from calotype.export.bundle import export_checkpoint
-from calotype.export.checkpoint import load_diffusers
+from calotype.export.sources import load_checkpoint
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.errors import CheckpointError, ExportError, UnsupportedArchitectureError
 
@@ -90,7 +90,8 @@ def test_the_padding_token_of_the_special_tokens_map_wins(tiny_checkpoint: Path,
     source = tmp_path / "source"
     shutil.copytree(tiny_checkpoint, source)
     (source / "tokenizer" / "special_tokens_map.json").write_text('{"pad_token": {"content": "!"}}')
-    assert load_diffusers(source).tokenizer_config["pad_token"] == {"content": "!"}
+    tokenizer = load_checkpoint(source).tokenizer
+    assert tokenizer is not None and tokenizer.pad_token == "!"
 
 
 def test_another_pipeline_is_refused_by_name(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""A CLIP tokenizer on its way from a checkpoint into a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from calotype.export.json_files import read_json
+from calotype.runtime.errors import CheckpointError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """The contents of ``vocab.json`` and ``merges.txt``, and the special tokens."""
+
+    vocab: bytes
+    merges: bytes
+    bos_token: str = "<|startoftext|>"
+    eos_token: str = "<|endoftext|>"
+    pad_token: str = "<|endoftext|>"
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        """Read a checkpoint's ``tokenizer`` folder: two files, or transformers 5's one ``tokenizer.json``.
+
+        Raises:
+            CheckpointError: when it is not a CLIP tokenizer.
+        """
+        config = read_json(folder / "tokenizer_config.json")
+        special = folder / "special_tokens_map.json"
+        # transformers lets the second file win, and Stable Diffusion 2.x names its padding only there.
+        config |= read_json(special) if special.exists() else {}
+        vocab, merges = _files(folder)
+        end = _token(config, "eos_token", cls.eos_token)
+        return cls(
+            vocab=vocab,
+            merges=merges,
+            bos_token=_token(config, "bos_token", cls.bos_token),
+            eos_token=end,
+            pad_token=_token(config, "pad_token", end),
+        )
+
+
+def _files(folder: Path) -> tuple[bytes, bytes]:
+    whole = folder / "tokenizer.json"
+    if not (folder / "vocab.json").is_file() and whole.is_file():
+        model = read_json(whole).get("model", {})
+        try:
+            pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+            return json.dumps(model["vocab"], ensure_ascii=False).encode(), "\n".join(
+                ["#version: 0.2", *pairs]
+            ).encode()
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{whole} is not a byte-pair tokenizer; CLIP's is one") from error
+    for name in ("vocab.json", "merges.txt"):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} has no {name}; a CLIP tokenizer is vocab.json and merges.txt")
+    return (folder / "vocab.json").read_bytes(), (folder / "merges.txt").read_bytes()
+
+
+def _token(config: Mapping[str, Any], name: str, default: str) -> str:
+    value = config.get(name, default)
+    return str(value["content"] if isinstance(value, dict) else value)
