@@ -1,4 +1,4 @@
-"""Where an ONNX file says its weights are, read straight from the protocol buffer, without the onnx package.
+"""What an ONNX file says of its weights, read straight from the protocol buffer, without the onnx package.
 
 The field numbers are those of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
 """
@@ -31,6 +31,20 @@ def external_locations(path: Path) -> set[str]:
     try:
         return set(_locations(memoryview(path.read_bytes()), "model"))
     except (IndexError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{path} is not an ONNX file, or is cut off; export the bundle again") from error
+
+
+def initializer_names(path: Path) -> frozenset[str]:
+    """The names of the weights that the graph in the ONNX file reads.
+
+    Raises:
+        BundleError: when the file is not a readable protocol buffer.
+    """
+    try:
+        graphs = [graph for number, graph in _fields(memoryview(path.read_bytes())) if number == 7]
+        tensors = [tensor for graph in graphs for number, tensor in _fields(graph) if number == 5]
+        return frozenset(bytes(name).decode() for tensor in tensors for number, name in _fields(tensor) if number == 8)
+    except (IndexError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is not an ONNX file, or is cut off; export the bundle again") from error
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from calotype.runtime.errors import BackendError
 from calotype.runtime.sessions.session import Session, Sizes
@@ -31,8 +36,13 @@ def choose_backend(name: str) -> str:
     return name
 
 
-def open_session(folder: Path, spec: ModelSpec, backend: str) -> Session:
+def open_session(
+    folder: Path, spec: ModelSpec, backend: str, overrides: Mapping[str, NDArray[np.floating[Any]]] | None = None
+) -> Session:
     """Open the network ``spec`` of the bundle in ``folder`` on ``backend``, a name that is not ``"auto"``.
+
+    ``overrides`` replace weights of those names, in the dtype in which the bundle stores them; names that the graph
+    does not read are passed over.
 
     Raises:
         BackendError: it is unknown, or cannot open the graph.
@@ -41,5 +51,5 @@ def open_session(folder: Path, spec: ModelSpec, backend: str) -> Session:
     if backend == "cpu":
         from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
 
-        return OnnxRuntimeCpuSession(folder, spec)
+        return OnnxRuntimeCpuSession(folder, spec, overrides)
     raise BackendError(f"there is no backend {backend!r}; valid: {', '.join(BACKENDS)}")

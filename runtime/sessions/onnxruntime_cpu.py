@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.runtime.errors import BackendError, MissingPackageError
+from calotype.runtime.onnx_files import initializer_names
 from calotype.runtime.sessions.session import Sizes
-from calotype.runtime.spec import ModelSpec, TensorSpec
+from calotype.runtime.spec import ModelSpec
 
 try:
     import onnxruntime
@@ -19,22 +22,35 @@ except ModuleNotFoundError as error:
     raise MissingPackageError("onnxruntime", "cpu") from error
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Bound:
+    """Every input and output at one set of sizes: the views, and ONNX Runtime's binding to them."""
+
+    views: Mapping[str, NDArray[Any]]
+    binding: Any
+
+
 class OnnxRuntimeCpuSession:
     """See :class:`calotype.runtime.sessions.session.Session`."""
 
-    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+    def __init__(
+        self, folder: Path, spec: ModelSpec, overrides: Mapping[str, NDArray[np.floating[Any]]] | None = None
+    ) -> None:
         self.inputs, self.outputs = spec.inputs, spec.outputs
+        graph = folder / spec.graphs["float32"]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(
-                folder / spec.graphs["float32"], options, providers=["CPUExecutionProvider"]
-            )
+            if overrides:
+                names = sorted(initializer_names(graph) & overrides.keys())
+                # Copied or packed while the session opens: the arrays need not outlive this call.
+                values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(overrides[n])) for n in names]
+                options.add_external_initializers(names, values)
+            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library's own exceptions have no common class but this
-            raise BackendError(f"ONNX Runtime cannot open {spec.graphs['float32']}: {error}") from error
+            raise BackendError(f"ONNX Runtime cannot open {graph.name}: {error}") from error
         self._memory: dict[str, NDArray[Any]] = {}
-        self._views: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
-        self._bindings: dict[tuple[tuple[int, ...], ...], Any] = {}
+        self._bound: dict[tuple[tuple[str, int], ...], _Bound] = {}
 
     def reserve(self, sizes: Sizes) -> None:
         """See :meth:`Session.reserve`."""
@@ -42,28 +58,23 @@ class OnnxRuntimeCpuSession:
             count = spec.count(sizes)
             if spec.name not in self._memory or self._memory[spec.name].size < count:
                 self._memory[spec.name] = np.zeros(count, spec.dtype)
-                self._views.clear()
-                self._bindings.clear()
+                self._bound.clear()
 
     def buffer(self, name: str, sizes: Sizes) -> NDArray[Any]:
         """See :meth:`Session.buffer`."""
-        return self._view(self._spec(name), sizes)
+        return self._at(sizes).views[name]
 
     def run(self, sizes: Sizes) -> None:
         """See :meth:`Session.run`."""
-        key = tuple(spec.resolve(sizes) for spec in self.inputs)
-        binding = self._bindings.get(key)
-        if binding is None:
-            binding = self._bindings[key] = self._bind(sizes)
+        bound = self._at(sizes)
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(bound.binding)
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed at {dict(sizes)}: {error}") from error
 
     def close(self) -> None:
         """See :meth:`Session.close`."""
-        self._bindings.clear()
-        self._views.clear()
+        self._bound.clear()
         self._memory.clear()
         del self._session
 
@@ -75,24 +86,20 @@ class OnnxRuntimeCpuSession:
     ) -> None:
         self.close()
 
-    def _spec(self, name: str) -> TensorSpec:
-        for spec in (*self.inputs, *self.outputs):
-            if spec.name == name:
-                return spec
-        raise KeyError(name)
+    def _at(self, sizes: Sizes) -> _Bound:
+        # A step asks five times: shapes are resolved once for each set of sizes, not each time.
+        key = tuple(sizes.items())
+        bound = self._bound.get(key)
+        if bound is None:
+            bound = self._bound[key] = self._bind(sizes)
+        return bound
 
-    def _view(self, spec: TensorSpec, sizes: Sizes) -> NDArray[Any]:
-        shape = spec.resolve(sizes)
-        view = self._views.get((spec.name, shape))
-        if view is None:
-            memory = self._memory[spec.name]
-            view = self._views[spec.name, shape] = memory[: spec.count(sizes)].reshape(shape)
-        return view
-
-    def _bind(self, sizes: Sizes) -> Any:
+    def _bind(self, sizes: Sizes) -> _Bound:
         binding = self._session.io_binding()
+        views = {}
         for specs, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
             for spec in specs:
-                view = self._view(spec, sizes)
+                view = self._memory[spec.name][: spec.count(sizes)].reshape(spec.resolve(sizes))
                 bind(spec.name, "cpu", 0, view.dtype, view.shape, view.ctypes.data)
-        return binding
+                views[spec.name] = view
+        return _Bound(views=views, binding=binding)

@@ -1,0 +1,99 @@
+"""The CPU session: weights given in place of the file's, buffers, and what a step costs beside the engine."""
+
+from __future__ import annotations
+
+import shutil
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from calotype.runtime.errors import BackendError
+from calotype.runtime.manifest import Manifest
+from calotype.runtime.sessions import open_session
+from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
+from calotype.runtime.sessions.session import Session
+
+SIZES = {"rows": 2, "tokens": 5, "height": 8, "width": 12}
+
+
+def output(session: Session) -> NDArray[Any]:
+    rng = np.random.default_rng(3)
+    session.reserve(SIZES)
+    for spec in session.inputs:
+        session.buffer(spec.name, SIZES)[:] = rng.standard_normal(spec.resolve(SIZES))
+    session.run(SIZES)
+    return session.buffer("noise_pred", SIZES).copy()
+
+
+def changed(weights: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """A convolution, a linear layer and a bias, another value each, in the dtype of the file."""
+    names = ["conv_in.weight", next(name for name in weights if name.endswith("attn2.to_k.weight")), "conv_out.bias"]
+    return {name: (weights[name].astype(np.float32) * 1.5 + 0.25).astype(weights[name].dtype) for name in names}
+
+
+def test_overrides_equal_a_file_with_those_weights(tiny_bundle: Path, tmp_path: Path) -> None:
+    spec = Manifest.read(tiny_bundle).networks["unet"]
+    weights = load_file(tiny_bundle / "unet.safetensors")
+    overrides = changed(weights)
+    shutil.copy(tiny_bundle / spec.graphs["float32"], tmp_path)
+    data = (tiny_bundle / "unet.safetensors").read_bytes()
+    for name, value in overrides.items():
+        assert data.count(weights[name].tobytes()) == 1
+        data = data.replace(weights[name].tobytes(), value.tobytes())
+    (tmp_path / "unet.safetensors").write_bytes(data)
+    with open_session(tmp_path, spec, "cpu") as session:
+        expected = output(session)
+    with open_session(tiny_bundle, spec, "cpu", overrides) as session:
+        for value in overrides.values():
+            value[:] = np.nan  # ONNX Runtime has its own copy
+        got = output(session)
+    with open_session(tiny_bundle, spec, "cpu") as session:
+        plain = output(session)
+    np.testing.assert_array_equal(got, expected)
+    assert np.abs(got - plain).max() > 0.01
+
+
+def test_an_override_that_the_graph_does_not_read_changes_nothing(tiny_bundle: Path) -> None:
+    spec = Manifest.read(tiny_bundle).networks["unet"]
+    with open_session(tiny_bundle, spec, "cpu") as session:
+        plain = output(session)
+    with open_session(tiny_bundle, spec, "cpu", {"nothing.weight": np.zeros(3, np.float16)}) as session:
+        np.testing.assert_array_equal(output(session), plain)
+
+
+def test_an_override_of_another_shape_is_an_error(tiny_bundle: Path) -> None:
+    spec = Manifest.read(tiny_bundle).networks["unet"]
+    with pytest.raises(BackendError, match=r"cannot open unet\.fp32\.onnx: .*dimensions do not match"):
+        open_session(tiny_bundle, spec, "cpu", {"conv_out.bias": np.zeros(3, np.float16)})
+
+
+def test_views_hold_until_a_larger_size_is_reserved(tiny_bundle: Path) -> None:
+    with OnnxRuntimeCpuSession(tiny_bundle, Manifest.read(tiny_bundle).networks["unet"]) as session:
+        session.reserve(SIZES)
+        view = session.buffer("sample", SIZES)
+        assert session.buffer("sample", dict(reversed(SIZES.items()))).ctypes.data == view.ctypes.data
+        session.reserve({**SIZES, "rows": 1})
+        assert session.buffer("sample", SIZES) is view
+        session.reserve({**SIZES, "rows": 3})
+        assert session.buffer("sample", {**SIZES, "rows": 3}).shape == (3, 4, 8, 12)
+        with pytest.raises(KeyError, match="latents"):
+            session.buffer("latents", SIZES)
+
+
+def test_a_run_allocates_nothing_after_the_first(tiny_bundle: Path) -> None:
+    with OnnxRuntimeCpuSession(tiny_bundle, Manifest.read(tiny_bundle).networks["unet"]) as session:
+        session.reserve(SIZES)
+        session.run(SIZES)
+        tracemalloc.start()
+        try:
+            for _ in range(5):
+                session.buffer("sample", SIZES)
+                session.run(SIZES)
+            assert tracemalloc.get_traced_memory()[1] < 2048  # Python's own small objects
+        finally:
+            tracemalloc.stop()
