@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import Any, Self
 
 from calotype.export.json_files import read_json
 from calotype.runtime.errors import CheckpointError
+
+CLIP_MERGES = Path(__file__).parent / "data" / "clip" / "merges.txt.gz"
+# CLIP counts bytes from those that can be printed to those that cannot, and writes the latter as U+0100 and up.
+_PRINTED = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,16 @@ class Tokenizer:
             eos_token=end,
             pad_token=_token(config, "pad_token", end),
         )
+
+    @classmethod
+    def clip(cls, pad_token: str) -> Self:
+        """CLIP's own tokenizer, for the checkpoints that carry none (see ``data/clip/README.md``)."""
+        merges = gzip.decompress(CLIP_MERGES.read_bytes())
+        letters = [chr(byte) for byte in _PRINTED] + [chr(256 + index) for index in range(256 - len(_PRINTED))]
+        merged = [line.replace(" ", "") for line in merges.decode().splitlines()[1:]]
+        tokens = [*letters, *(f"{letter}</w>" for letter in letters), *merged, cls.bos_token, cls.eos_token]
+        vocab = json.dumps({token: index for index, token in enumerate(tokens)}, ensure_ascii=False)
+        return cls(vocab=vocab.encode(), merges=merges, pad_token=pad_token)
 
 
 def _files(folder: Path) -> tuple[bytes, bytes]:

@@ -49,7 +49,7 @@ def read_component(folder: Path, stem: str) -> dict[str, Tensor]:
         )
         raise CheckpointError(f"{folder} has no {stem}.safetensors; {why}")
     state: dict[str, Tensor] = {}
-    for path in _shards(first) if first.suffix == ".json" else [first]:
+    for path in shards(first) if first.suffix == ".json" else [first]:
         state |= read_safetensors(path)
     return state
 
@@ -76,59 +76,84 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read: {error}; download it again") from error
 
 
-def _shards(index: Path) -> list[Path]:
-    """The files that a shard index names, which lie beside it."""
+def shards(index: Path) -> list[Path]:
+    """The files that a shard index names, which lie beside it.
+
+    Raises:
+        CheckpointError: when it is no such index, or names files elsewhere.
+    """
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not an index of weights: {error}; download it again") from error
     strangers = sorted(str(name) for name in names if not isinstance(name, str) or Path(name).name != name)
     if strangers:
-        raise CheckpointError(f"{index} names files outside its folder: {_listed(strangers)}; do not use it")
+        raise CheckpointError(f"{index} names files outside its folder: {listed(strangers)}; do not use it")
     return sorted(index.parent / name for name in names)
 
 
-def load_module(build: Callable[[Config], Module], config: Config, state: Mapping[str, Tensor], what: str) -> Module:
-    """``build(config)`` with the weights in ``state``, ready for inference; raises as :func:`load_strictly`."""
+def load_module(
+    build: Callable[[Config], Module],
+    config: Config,
+    state: Mapping[str, Tensor],
+    what: str,
+    table: Mapping[str, str] | None = None,
+) -> Module:
+    """``build(config)`` in float32, ready for inference, with the weights in ``state``, which must be exactly its own.
+
+    ``table`` maps the beginnings of the module's names to those of another layout, which ``state`` is in.
+
+    Raises:
+        CheckpointError: listing what is missing, unexpected or mis-shaped, under the names of ``state``.
+    """
     with torch.device("meta"):
         module = build(config)
-    load_strictly(module, state, what)
+    keys = {name: renamed(name, table or {}) for name in module.state_dict()}
+    expected = {keys[name]: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    given = _modernised(state, expected)
+    differences = _differences(expected, given)
+    if differences:
+        raise CheckpointError(f"the {what}'s weights do not match its configuration: {differences}")
+    module.load_state_dict({name: given[key].float() for name, key in keys.items()}, assign=True)
     return module.eval()
 
 
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Give ``module`` the tensors of ``state``, in float32; keys and shapes must be exactly its own.
-
-    Raises:
-        CheckpointError: listing what is missing, unexpected or mis-shaped.
-    """
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+def _modernised(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """``state`` without what nobody reads, spelt and shaped as today's libraries write it."""
     given = {_current_name(name): tensor for name, tensor in state.items() if not name.endswith(STRAY_SUFFIXES)}
     if any(name.startswith("text_model.") for name in expected) and not any(
         name.startswith("text_model.") for name in given
     ):
         given = {name if name in expected else f"text_model.{name}": tensor for name, tensor in given.items()}
     # Old autoencoders hold the 1x1 projections of their attention as convolutions.
-    given = {
+    return {
         name: tensor.flatten(1) if tensor.ndim == 4 and len(expected.get(name, ())) == 2 else tensor
         for name, tensor in given.items()
     }
-    problems = [
-        ("missing", sorted(expected.keys() - given.keys())),
-        ("unexpected", sorted(given.keys() - expected.keys())),
-        (
-            "mis-shaped",
-            [
-                f"{name} {tuple(given[name].shape)} instead of {shape}"
-                for name, shape in expected.items()
-                if name in given and tuple(given[name].shape) != shape
-            ],
-        ),
+
+
+def _differences(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor]) -> str:
+    shapes = [
+        f"{name} {tuple(given[name].shape)} instead of {shape}"
+        for name, shape in expected.items()
+        if name in given and tuple(given[name].shape) != shape
     ]
-    found = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems if names)
-    if found:
-        raise CheckpointError(f"the {what}'s weights do not match its configuration: {found}")
-    module.load_state_dict({name: tensor.float() for name, tensor in given.items()}, assign=True)
+    problems = {
+        "missing": sorted(expected.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - expected.keys()),
+        "mis-shaped": shapes,
+    }
+    return "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in problems.items() if names)
+
+
+def renamed(name: str, table: Mapping[str, str]) -> str:
+    """``name`` with its longest dotted beginning that is in ``table`` replaced, or as it is."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        found = table.get(".".join(parts[:count]))
+        if found is not None:
+            return ".".join([found, *parts[count:]])
+    return name
 
 
 def write_weights(module: nn.Module, path: Path, dtype: torch.dtype) -> None:
@@ -167,6 +192,7 @@ def _current_name(name: str) -> str:
     return name
 
 
-def _listed(names: Iterable[str], most: int = 8) -> str:
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """Names for a message, the first ones of many."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

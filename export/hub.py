@@ -1,0 +1,139 @@
+"""Repositories of the Hugging Face Hub, fetched through ``huggingface_hub`` into its own cache.
+
+``HF_HOME``, ``HF_HUB_OFFLINE`` and the token are honoured by that library.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from calotype.export.json_files import read_json
+from calotype.export.weights import shards, weight_names
+from calotype.runtime.errors import CheckpointError, MissingPackageError
+
+REPOSITORY = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@]+))?")
+# What an export reads of each folder, beside its weights.
+SETTINGS = {
+    "text_encoder": ("config.json",),
+    "text_encoder_2": ("config.json",),
+    "unet": ("config.json",),
+    "vae": ("config.json",),
+    "scheduler": ("scheduler_config.json",),
+    "tokenizer": ("tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.json"),
+    "tokenizer_2": ("tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.json"),
+}
+WEIGHTS = {
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+}
+
+
+def is_repository(source: str) -> bool:
+    """Whether it is spelt ``owner/name`` or ``owner/name@revision``."""
+    return REPOSITORY.fullmatch(source) is not None
+
+
+def download(source: str) -> Path:
+    """Fetch what an export reads of ``owner/name[@revision]``, one variant of the weights, and no pickle.
+
+    Returns:
+        The folder in the cache, named after the commit.
+
+    Raises:
+        CheckpointError: it is not there, may not be read, or cannot be reached and is not in the cache.
+        MissingPackageError: ``huggingface_hub`` is not installed.
+    """
+    try:
+        from huggingface_hub import errors
+    except ModuleNotFoundError as error:
+        raise MissingPackageError("huggingface_hub", "hub") from error
+    match = REPOSITORY.fullmatch(source)
+    assert match is not None
+    name = match["name"]
+    try:
+        return _Repository(name, match["revision"]).fetch_all()
+    except errors.GatedRepoError as error:
+        raise CheckpointError(
+            f"{name} is gated; accept its terms at https://huggingface.co/{name} and log in with: hf auth login"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{source} is no folder here and no model on the Hugging Face Hub that you may read; "
+            "check the spelling, or log in with: hf auth login"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(f"{name} has no revision {match['revision']!r} on the Hugging Face Hub") from error
+    except (errors.HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{source} cannot be fetched from the Hugging Face Hub: {reason}") from error
+
+
+class _Repository:
+    """One repository at one commit."""
+
+    def __init__(self, name: str, revision: str | None) -> None:
+        self.name, self.revision = name, revision
+        self.folder: Path | None = None
+
+    def fetch_all(self) -> Path:
+        if not self._fetch("model_index.json") and self._fetch("config.json"):
+            self._fetch_weights("", WEIGHTS["vae"])
+        if self.folder is None:
+            raise self._missing("model_index.json")
+        for component in self._components(self.folder):
+            for file in SETTINGS[component]:
+                self._fetch(f"{component}/{file}")
+            if component in WEIGHTS:
+                self._fetch_weights(f"{component}/", WEIGHTS[component])
+        return self.folder
+
+    def _components(self, folder: Path) -> list[str]:
+        """Those that the index has, each ``[library, class]`` there, or two nulls."""
+        index = read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else {}
+        return [component for component in SETTINGS if (index.get(component) or [None])[0] is not None]
+
+    def _fetch_weights(self, prefix: str, stem: str) -> None:
+        found = next((name for name in weight_names(stem) if self._fetch(prefix + name)), None)
+        if found is None or self.folder is None:
+            raise self._missing(f"{prefix}{stem}.safetensors")
+        for shard in shards(self.folder / prefix / found) if found.endswith(".json") else []:
+            if not self._fetch(prefix + shard.name):
+                raise self._missing(prefix + shard.name)
+
+    def _fetch(self, file: str) -> bool:
+        """Is ``file`` in the cache now? The first one that is settles the commit."""
+        from huggingface_hub import constants, hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        if self.folder is not None and (self.folder / file).exists():
+            return True
+        revision = self.revision if self.folder is None else self.folder.name
+        try:
+            path = Path(hf_hub_download(self.name, file, revision=revision))
+        except LocalEntryNotFoundError as error:
+            if constants.HF_HUB_OFFLINE:
+                return False
+            raise CheckpointError(
+                f"{self.name} is no folder here, and the Hugging Face Hub cannot be reached to fetch {file}; "
+                "connect, or give a folder or a file"
+            ) from error
+        except EntryNotFoundError:
+            return False
+        self.folder = self.folder or path.parent
+        return True
+
+    def _missing(self, file: str) -> CheckpointError:
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:
+            return CheckpointError(
+                f"{self.name} is no folder here, and its {file} is not in the cache while HF_HUB_OFFLINE is set; "
+                "unset it once, or give a folder or a file"
+            )
+        return CheckpointError(
+            f"{self.name} has no {file}; repositories in diffusers' layout with safetensors weights are read, "
+            "and single files once you have fetched them"
+        )

@@ -1,0 +1,196 @@
+"""Checkpoints in the original layout, one ``.safetensors`` or ``.ckpt`` file for all components."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from calotype.export.checkpoint import Checkpoint
+from calotype.export.models.autoencoder import Autoencoder
+from calotype.export.models.clip import TextEncoder
+from calotype.export.models.unet import UNet, UNetConfig
+from calotype.export.single_file_configs import Part, clip_config, openclip_config, unet_config, vae_config
+from calotype.export.single_file_families import FAMILIES, OTHERS, STRAYS, UNET, VAE, Family
+from calotype.export.single_file_keys import openclip_table, unet_table, vae_table
+from calotype.export.tokenizer import Tokenizer
+from calotype.export.weights import listed, load_module, read_safetensors
+from calotype.runtime.errors import CheckpointError, UnsupportedArchitectureError
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".safetensors", ".ckpt")
+CLIP_VOCABULARY = 49408
+MODELSPEC_PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}
+
+
+def load_single_file(path: Path, *, ema: bool = False, prediction_type: str | None = None) -> Checkpoint:
+    """Load an original Stable Diffusion 1.x, 2.x or XL file.
+
+    Args:
+        path: the file.
+        ema: take the averaged UNet that some files carry beside the last one.
+        prediction_type: what the UNet predicts; None takes it from the file (a ``v_pred`` tensor, or the metadata
+            ``modelspec.prediction_type``) or, where that says nothing, from the family: the noise, but for SD 2.x the
+            velocity, with a warning, since its 512-pixel base cannot be told from its 768-pixel models.
+
+    Raises:
+        CheckpointError: it cannot be read, holds more than tensors, or its tensors are not exactly the family's.
+        UnsupportedArchitectureError: it is of another family.
+    """
+    everything, metadata = _read(path)
+    family = _recognised(everything, path)
+    state = _without_strays(everything, family)
+    towers = [_text_encoder(Part(prefix, state), family) for prefix in family.text_encoders]
+    tokenizers = [Tokenizer.clip(pad_token) for pad_token in family.pad_tokens]
+    unet = _unet(Part(UNET, _averaged(everything, path) if ema else state), family, towers[-1])
+    vae_part = Part(VAE, state)
+    vae = vae_config(vae_part, scaling_factor=family.scaling_factor)
+    prediction = prediction_type or _prediction_type(family, unet.config, everything, metadata, path)
+    return Checkpoint(
+        family=family.name,
+        text_encoder=towers[0],
+        text_encoder_2=towers[1] if len(towers) > 1 else None,
+        unet=unet,
+        vae=load_module(Autoencoder, vae, vae_part, "autoencoder", vae_table(vae)),
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1] if len(tokenizers) > 1 else None,
+        scheduler={
+            **family.scheduler,
+            "prediction_type": prediction,
+            "rescale_betas_zero_snr": "ztsnr" in everything,
+        },
+        card={"license": metadata["modelspec.license"]} if "modelspec.license" in metadata else {},
+        sample_size=96 if family.name == "sd2" and prediction == "v_prediction" else family.sample_size,
+        force_zeros_for_empty_prompt=family.name == "sdxl",
+        source={"layout": "single-file", "name": path.stem},
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """The tensors and the metadata of a file."""
+    if path.suffix == ".ckpt":
+        return _read_pickle(path), {}
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path} is of an unknown kind; valid: a folder, {', '.join(SUFFIXES)}")
+    state = read_safetensors(path)
+    with safe_open(path, framework="pt") as file:
+        return state, file.metadata() or {}
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    """Unpickle tensors and plain values; whatever else a pickle asks for is never called."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        needed = re.search(r"GLOBAL (\S+)", str(error))
+        raise CheckpointError(
+            f"{path} holds more than tensors ({needed[1] if needed else 'unknown objects'}), and unpickling that could "
+            "run its code; fetch this model as .safetensors, or convert it where you can trust it"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}; download it again") from error
+    state = saved.get("state_dict", saved) if isinstance(saved, dict) else {}
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _recognised(state: Mapping[str, Tensor], path: Path) -> Family:
+    """The family whose text encoders the file has."""
+    for family in FAMILIES:
+        if all(any(name.startswith(prefix) for name in state) for prefix in (UNET, *family.text_encoders)):
+            return family
+    known = "Stable Diffusion 1.x, 2.x and XL checkpoints with their text encoders"
+    for beginning, what in OTHERS.items():
+        if any(name.startswith(beginning) for name in state):
+            raise UnsupportedArchitectureError(f"{path} holds {what}; supported: {known}")
+    raise UnsupportedArchitectureError(
+        f"{path} is not a checkpoint of a known family; supported: {known}; it has {listed(sorted(state), 3)}"
+    )
+
+
+def _without_strays(state: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
+    """The components' tensors; one that belongs to none, and is no known stray, is an error."""
+    strays = re.compile("|".join(STRAYS))
+    kept = {name: tensor for name, tensor in state.items() if not strays.fullmatch(name)}
+    strangers = sorted(name for name in kept if not name.startswith((UNET, VAE, *family.text_encoders)))
+    if strangers:
+        raise CheckpointError(f"the file has {len(strangers)} unexpected tensors: {listed(strangers)}")
+    return kept
+
+
+def _averaged(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The UNet's tensors from ``model_ema``, where names are spelt without their dots."""
+    averaged = {
+        name: state.get("model_ema." + name.removeprefix("model.").replace(".", ""))
+        for name in state
+        if name.startswith(UNET)
+    }
+    found = {name: tensor for name, tensor in averaged.items() if tensor is not None}
+    if len(found) < len(averaged):
+        raise CheckpointError(
+            f"{path} has averaged weights for {len(found)} of the UNet's {len(averaged)} tensors; export without --ema"
+        )
+    return found
+
+
+def _unet(part: Part, family: Family, last_tower: TextEncoder) -> UNet:
+    pooled_width = last_tower.config.projection_dim if last_tower.config.with_projection else None
+    config = unet_config(part, heads=family.heads, pooled_width=pooled_width)
+    return load_module(UNet, config, part, "UNet", unet_table(config))
+
+
+def _text_encoder(part: Part, family: Family) -> TextEncoder:
+    if part.prefix.endswith(".model."):
+        config = openclip_config(part, unread_layers=family.unread_layers)
+        state = _unfused(part, config.num_hidden_layers)
+        tower = load_module(TextEncoder, config, state, "text encoder", openclip_table(config))
+    else:
+        tower = load_module(TextEncoder, clip_config(part), part, "text encoder")
+    if tower.config.vocab_size < CLIP_VOCABULARY:
+        raise UnsupportedArchitectureError(
+            f"the text encoder knows {tower.config.vocab_size} tokens; a single file carries no tokenizer, "
+            f"and CLIP's has {CLIP_VOCABULARY}: export this model from a folder in diffusers' layout"
+        )
+    return tower
+
+
+def _unfused(part: Part, layers: int) -> dict[str, Tensor]:
+    """OpenCLIP's tensors of the first ``layers``, with queries, keys and values apart."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in part.items():
+        stem, fused, kind = name.rpartition(".in_proj_")
+        if name.startswith("transformer.resblocks.") and int(name.split(".")[2]) >= layers:
+            continue
+        if fused:
+            thirds = zip("qkv", tensor.tensor_split(3), strict=True)
+            state |= {f"{stem}.{letter}_proj.{kind}": third for letter, third in thirds}
+        elif name == "text_projection":
+            state["text_projection.weight"] = tensor.T.contiguous()
+        else:
+            state[name] = tensor
+    return state
+
+
+def _prediction_type(
+    family: Family, unet: UNetConfig, state: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path
+) -> str:
+    stated = MODELSPEC_PREDICTIONS.get(metadata.get("modelspec.prediction_type", ""))
+    if "v_pred" in state:
+        return "v_prediction"
+    if stated is not None:
+        return stated
+    if family.name != "sd2" or unet.in_channels != unet.out_channels:
+        return "epsilon"
+    logger.warning(
+        "%s does not say what it predicts; taken for velocity, as SD 2.x models of 768 pixels do; "
+        "for a 512-pixel base, which predicts noise, give --prediction-type epsilon",
+        path.name,
+    )
+    return "v_prediction"
