@@ -11,6 +11,7 @@ from calotype.runtime.manifest import Manifest
 from calotype.runtime.spec import ModelSpec
 
 MOST_CHUNKS = 4  # of a long prompt
+MOST_VECTORS = 64  # of textual inversion
 Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 
@@ -110,6 +111,7 @@ def network_shapes(profile: Profile, spec: ModelSpec, manifest: Manifest) -> Sha
         "batch": images if spec.input("input_ids") is None else rows,
         "height": profile.height.divided(manifest.vae.downscale, "height"),
         "width": profile.width.divided(manifest.vae.downscale, "width"),
+        "extra": Range(min=1, opt=1, max=MOST_VECTORS),
         "tokens": Range(min=length, opt=length, max=length if one_shape else length * MOST_CHUNKS),
     }
     shapes: Shapes = {}

@@ -1,39 +1,46 @@
-"""From a checkpoint to a bundle: weights, graphs, tokenizer, parity report, and the manifest last."""
+"""From a checkpoint to a bundle: weights, graphs and their checks, tokenizers, and the manifest last."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from calotype.export import parity
 from calotype.export.checkpoint import Checkpoint
-from calotype.export.graphs import plans, write_graph
-from calotype.export.models.autoencoder import Autoencoder
+from calotype.export.graphs import GraphPlan, max_clip_skip, plans, tokenizer_spec
+from calotype.export.parity import Outputs, check, run_graph, run_module
+from calotype.export.partial import PartialBundle
+from calotype.export.precision import find_islands, measure, run_float16, write_float16
 from calotype.export.sources import load_checkpoint
-from calotype.export.tokenizer import Tokenizer
+from calotype.export.tracing import OPSET, write_graph
 from calotype.export.weights import write_weights
-from calotype.runtime.errors import CheckpointError, ExportError, InputError, UnsupportedArchitectureError
-from calotype.runtime.manifest import MANIFEST_NAME, Defaults, FileRecord, Manifest, TokenizerSpec, VaeSpec
+from calotype.runtime.errors import CheckpointError, ExportError, InputError
+from calotype.runtime.manifest import MANIFEST_NAME, Defaults, Manifest, TokenizerSpec, VaeSpec
+from calotype.runtime.spec import ModelSpec
+from calotype.runtime.version import __version__
 
 PRECISIONS = {"fp16": torch.float16, "fp32": torch.float32}
-Progress = Callable[[str], None]
+# Is told the component, what is done for it now, and how much of it is done, 0 to 1.
+Progress = Callable[[str, str, float], None]
 
 
 def export_checkpoint(
-    source: Path, bundle: Path, *, precision: str = "fp16", force: bool = False, progress: Progress | None = None
+    source: str | Path, bundle: Path, *, precision: str = "fp16", force: bool = False, progress: Progress | None = None
 ) -> Manifest:
-    """Turn the checkpoint folder ``source`` (diffusers' layout) into a bundle at ``bundle``.
+    """Turn the checkpoint ``source`` into a bundle at ``bundle``, which appears whole or not at all.
 
-    The bundle appears whole or not at all: it is made in a folder beside it, which is renamed at the end.
+    An export that was interrupted goes on after the last component it finished.
 
     Args:
-        source: a folder with a ``model_index.json``.
+        source: see :func:`calotype.export.sources.load_checkpoint`.
         bundle: the folder to make.
-        precision: how weights are stored, ``fp16`` or ``fp32``; graphs compute in float32 so far.
+        precision: ``fp16`` stores weights in float16, for a graph that computes in float32 and one that computes in
+            float16; ``fp32`` stores and computes in float32 alone.
         force: replace a bundle that is there.
         progress: is told what begins.
 
@@ -47,72 +54,138 @@ def export_checkpoint(
     if bundle.exists() and not (force and (bundle / MANIFEST_NAME).is_file()):
         why = "holds a bundle; use --force to replace it" if (bundle / MANIFEST_NAME).is_file() else "exists already"
         raise ExportError(f"{bundle} {why}")
-    report = progress or (lambda _: None)
-    report("reading the checkpoint")
     checkpoint = load_checkpoint(source)
-    temporary = bundle.with_name(f".{bundle.name}.{os.getpid()}.partial")
+    defaults = _defaults(checkpoint)
     try:
-        temporary.mkdir(parents=True)
-        manifest = _write(checkpoint, source, temporary, precision, report)
-        if bundle.exists():
-            shutil.rmtree(bundle)
-        temporary.rename(bundle)
+        with PartialBundle(bundle) as partial:
+            networks, parity = _write_components(checkpoint, partial, precision, progress or (lambda *_: None))
+            manifest = Manifest(
+                name=str(checkpoint.card.get("name", checkpoint.source["name"])),
+                family=checkpoint.family,
+                precision=precision,
+                networks=networks,
+                tokenizers=_write_tokenizers(checkpoint, partial),
+                scheduler=checkpoint.scheduler,
+                vae=_vae(checkpoint),
+                defaults=defaults,
+                files=partial.files(),
+                max_clip_skip=_max_clip_skip(checkpoint),
+                force_zeros_for_empty_prompt=checkpoint.force_zeros_for_empty_prompt,
+                license=checkpoint.card.get("license"),
+                attribution=tuple(checkpoint.card.get("attribution", ())),
+                source=checkpoint.source,
+                parity=parity,
+            )
+            partial.publish(manifest.dumps())
     except OSError as error:
         raise ExportError(f"{bundle} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return manifest
 
 
-def _write(checkpoint: Checkpoint, source: Path, folder: Path, precision: str, report: Progress) -> Manifest:
-    text_encoder, unet, vae = checkpoint.text_encoder, checkpoint.unet, checkpoint.vae
-    if checkpoint.family not in ("sd1", "sd2") or not isinstance(vae, Autoencoder):
-        raise UnsupportedArchitectureError(f"{source} is of family {checkpoint.family}; exported so far: sd1, sd2")
-    assert text_encoder is not None and unet is not None and checkpoint.tokenizer is not None
-    defaults = _defaults(checkpoint)
-    for component in ("text_encoder", "unet", "vae"):
-        write_weights(getattr(checkpoint, component), folder / f"{component}.safetensors", PRECISIONS[precision])
-    networks, figures = {}, {}
-    for plan in plans(text_encoder, unet, vae):
-        spec = plan.spec()
-        graph = folder / spec.graphs["float32"]
-        report(f"tracing {plan.network}")
-        write_graph(plan, folder / spec.weights[0], graph)
-        report(f"checking {plan.network}")
-        figures[plan.network] = {"float32": parity.check(plan, graph)}
-        networks[plan.network] = spec
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "vocab.json").write_bytes(checkpoint.tokenizer.vocab)
-    (folder / "tokenizer" / "merges.txt").write_bytes(checkpoint.tokenizer.merges)
-    files = {str(path.relative_to(folder)): FileRecord.of(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    manifest = Manifest(
-        name=str(checkpoint.card.get("name", checkpoint.source["name"])),
-        family=checkpoint.family,
-        precision=precision,
-        networks=networks,
-        tokenizers={"tokenizer": _tokenizer(checkpoint.tokenizer, text_encoder.config.max_position_embeddings)},
-        scheduler=checkpoint.scheduler,
-        vae=_vae(checkpoint),
-        defaults=defaults,
-        files=files,
-        license=checkpoint.card.get("license"),
-        attribution=tuple(checkpoint.card.get("attribution", ())),
-        source=checkpoint.source,
-        parity=figures,
-    )
-    (folder / MANIFEST_NAME).write_text(manifest.dumps(), encoding="utf-8")
-    return manifest
+def _write_components(
+    checkpoint: Checkpoint, partial: PartialBundle, precision: str, progress: Progress
+) -> tuple[dict[str, ModelSpec], dict[str, Any]]:
+    """The networks of all components and their parity reports; what a former run finished is not made again."""
+    components: dict[str, list[GraphPlan]] = {}
+    for plan in plans(checkpoint):
+        components.setdefault(plan.component, []).append(plan)
+    networks: dict[str, ModelSpec] = {}
+    parity: dict[str, Any] = {}
+    for component, own in components.items():
+        module = getattr(checkpoint, component)
+        key = _key(module, own, precision)
+        report = partial.take_up(component, key)
+        specs = {
+            plan.network: plan.spec(("float32", "float16") if precision == "fp16" else ("float32",)) for plan in own
+        }
+        if report is None:
+            report = _write_component(module, own, specs, partial.folder, precision, progress)
+            files = {path for spec in specs.values() for path in (*spec.graphs.values(), *spec.weights)}
+            partial.finish(component, key, sorted(files), report)
+        module.to("meta")
+        progress(component, "done", 1.0)
+        networks |= specs
+        parity |= report
+    return networks, parity
 
 
-def _tokenizer(tokenizer: Tokenizer, max_length: int) -> TokenizerSpec:
-    return TokenizerSpec(
-        vocab="tokenizer/vocab.json",
-        merges="tokenizer/merges.txt",
-        max_length=max_length,
-        bos_token=tokenizer.bos_token,
-        eos_token=tokenizer.eos_token,
-        pad_token=tokenizer.pad_token,
-    )
+def _write_component(
+    module: torch.nn.Module,
+    own: list[GraphPlan],
+    specs: Mapping[str, ModelSpec],
+    folder: Path,
+    precision: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Weights and graphs of one component; its parity report, by network."""
+    component, half = own[0].component, precision == "fp16"
+    count = 1 + len(own) * (4 if half else 2)
+    done = iter(range(count))
+
+    def begin(what: str) -> None:
+        progress(component, what, next(done) / count)
+
+    weights = folder / f"{component}.safetensors"
+    begin("writing weights")
+    write_weights(module, weights, PRECISIONS[precision])
+    references: dict[str, Outputs] = {}
+    for plan in own:
+        begin(f"tracing {plan.network}")
+        write_graph(plan, weights, folder / specs[plan.network].graphs["float32"])
+        references[plan.network] = run_module(plan, plan.cases())
+    module.to("meta")  # its memory is ONNX Runtime's now
+    report: dict[str, Any] = {}
+    for plan in own:
+        graph, reference = folder / specs[plan.network].graphs["float32"], references[plan.network]
+        begin(f"checking {plan.network}")
+        figures = check(plan, "float32", graph, run_graph(graph, plan.cases()), reference)
+        report[plan.network] = {"float32": dataclasses.asdict(figures)}
+        if half:
+            begin(f"measuring {plan.network}")
+            path = folder / specs[plan.network].graphs["float16"]
+            gauges = measure(graph, plan.cases())
+            islands = find_islands(graph, gauges)
+            write_float16(graph, islands, path)
+            begin(f"checking {plan.network} in float16")
+            run_graph(path, {"random": plan.cases()["random"]})  # it is valid; the figures are not ONNX Runtime's
+            figures = check(plan, "float16", path, run_float16(graph, islands, plan.cases()), reference)
+            report[plan.network]["float16"] = dataclasses.asdict(figures) | {
+                "largest_in_float16": max(gauge.largest for name, gauge in gauges.items() if name not in islands),
+                "float32_islands": {name: dataclasses.asdict(gauge) for name, gauge in islands.items()},
+            }
+    return report
+
+
+def _key(module: torch.nn.Module, own: list[GraphPlan], precision: str) -> str:
+    """What a finished component was made of: its weights, its graphs' inputs, and this program."""
+    specs = [plan.spec(()).to_json() for plan in own]
+    digest = hashlib.sha256(json.dumps([__version__, torch.__version__, OPSET, precision, specs]).encode())
+    digest.update(repr(getattr(module, "config", None)).encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _write_tokenizers(checkpoint: Checkpoint, partial: PartialBundle) -> dict[str, TokenizerSpec]:
+    specs = {}
+    for name, tokenizer, encoder in (
+        ("tokenizer", checkpoint.tokenizer, checkpoint.text_encoder),
+        ("tokenizer_2", checkpoint.tokenizer_2, checkpoint.text_encoder_2),
+    ):
+        if tokenizer is None or encoder is None:
+            continue
+        spec = specs[name] = tokenizer_spec(name, tokenizer, encoder.config.max_position_embeddings)
+        (partial.folder / name).mkdir(exist_ok=True)
+        (partial.folder / spec.vocab).write_bytes(tokenizer.vocab)
+        (partial.folder / spec.merges).write_bytes(tokenizer.merges)
+        partial.finish(name, "", (spec.vocab, spec.merges), {})
+    return specs
+
+
+def _max_clip_skip(checkpoint: Checkpoint) -> int:
+    encoders = [encoder for encoder in (checkpoint.text_encoder, checkpoint.text_encoder_2) if encoder is not None]
+    return min((max_clip_skip(checkpoint.family, encoder) for encoder in encoders), default=0)
 
 
 def _vae(checkpoint: Checkpoint) -> VaeSpec:

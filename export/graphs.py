@@ -1,47 +1,53 @@
-"""PyTorch modules to ONNX graphs whose weights are the tensors of a ``.safetensors`` file, not copies of them.
-
-Opset 23: attention, group and layer normalisation and GELU each leave as one node, which runtimes have fused kernels
-for. Nothing that reads a weight is folded, since the folded constant would be a second copy of it.
-"""
+"""The graphs of a checkpoint: what each computes, its inputs and outputs, and whose weights it reads."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
-import warnings
-from collections.abc import Mapping
-from pathlib import Path
 
-import onnx_ir as ir
-import onnxscript.optimizer
 import torch
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 from torch import Tensor, nn
 
+from calotype.export.checkpoint import Checkpoint
 from calotype.export.models.autoencoder import Autoencoder
 from calotype.export.models.clip import TextEncoder
+from calotype.export.models.tiny_autoencoder import TinyAutoencoder
 from calotype.export.models.unet import UNet
-from calotype.export.weights import locate
+from calotype.export.tokenizer import Tokenizer
+from calotype.runtime.manifest import TokenizerSpec
+from calotype.runtime.parity import Inputs, Tokens, cases
 from calotype.runtime.spec import ModelSpec, TensorSpec
 
-OPSET = 23
-PREFIX = "model."
+PREFIX = "model."  # of a parameter's name in a traced graph
+SIZE_IDS = 6  # SDXL: original size, crop and target size, two numbers each
+SUFFIXES = {"float32": "fp32", "float16": "fp16"}
 
 
 class TextEncoderGraph(nn.Module):
-    """Ids and ``clip_skip`` to one layer's normalised hidden states."""
+    """SD 1 and 2: the hidden states of a layer, counted from the last, through the final norm."""
 
     def __init__(self, model: TextEncoder) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, clip_skip: Tensor) -> Tensor:
-        # (B, T), (1,) -> (B, T, C)
+    def forward(self, input_ids: Tensor, clip_skip: Tensor, extra_embeddings: Tensor) -> Tensor:
+        # (B, T), (1,), (E, D) -> (B, T, D)
         text = self.model.text_model
-        states = torch.stack(text(input_ids))
-        chosen = states.index_select(0, states.shape[0] - 1 - clip_skip)[0]
-        out: Tensor = text.final_layer_norm(chosen)
+        out: Tensor = text.final_layer_norm(_chosen(text(input_ids, extra_embeddings), clip_skip))
         return out
+
+
+class SdxlTextEncoderGraph(nn.Module):
+    """SDXL: the hidden states of a layer, counted from the last but one, bare; and the pooled prompt, projected."""
+
+    def __init__(self, model: TextEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, clip_skip: Tensor, extra_embeddings: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        # (B, T), (1,), (E, D) -> (B, T, D), (B, P)
+        _, pooled, states = self.model(input_ids, extra_embeddings)
+        hidden = _chosen(states[:-1], clip_skip)
+        return hidden if self.model.text_projection is None else (hidden, pooled)
 
 
 class UNetGraph(nn.Module):
@@ -51,15 +57,23 @@ class UNetGraph(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        out: Tensor = self.model(sample, timestep, encoder_hidden_states)
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+    ) -> Tensor:
+        out: Tensor = self.model(sample, timestep, encoder_hidden_states, text_embeds, time_ids, timestep_cond)
         return out
 
 
 class VaeDecoderGraph(nn.Module):
     """The half of the autoencoder that draws."""
 
-    def __init__(self, model: Autoencoder) -> None:
+    def __init__(self, model: Autoencoder | TinyAutoencoder) -> None:
         super().__init__()
         self.model = model
 
@@ -70,7 +84,7 @@ class VaeDecoderGraph(nn.Module):
 class VaeEncoderGraph(nn.Module):
     """The half of the autoencoder that reads."""
 
-    def __init__(self, model: Autoencoder) -> None:
+    def __init__(self, model: Autoencoder | TinyAutoencoder) -> None:
         super().__init__()
         self.model = model
 
@@ -87,45 +101,103 @@ class GraphPlan:
     module: nn.Module
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    tokens: Tokens | None = None
+    max_clip_skip: int = 0
 
-    def spec(self) -> ModelSpec:
+    def cases(self) -> dict[str, Inputs]:
+        """The inputs it is tried on."""
+        return cases(self.network, self.inputs, self.tokens, self.max_clip_skip)
+
+    def spec(self, precisions: tuple[str, ...]) -> ModelSpec:
         """What the manifest says of it."""
         return ModelSpec(
             inputs=self.inputs,
             outputs=self.outputs,
-            graphs={"float32": f"{self.network}.fp32.onnx"},
+            graphs={precision: f"{self.network}.{SUFFIXES[precision]}.onnx" for precision in precisions},
             weights=(f"{self.component}.safetensors",),
         )
 
 
-def plans(text_encoder: TextEncoder, unet: UNet, vae: Autoencoder) -> list[GraphPlan]:
-    """The four graphs of a Stable Diffusion 1.x or 2.x model."""
-    text, latent, factor = text_encoder.config, vae.config.latent_channels, vae.config.downscale
-    pixels = (f"{factor}*height", f"{factor}*width")
-    image = _float("image", "batch", vae.config.out_channels, *pixels)
-    latents = ("batch", latent, "height", "width")
+def plans(checkpoint: Checkpoint) -> list[GraphPlan]:
+    """The graphs of all components that ``checkpoint`` has."""
+    found = [
+        _text_encoder(name, checkpoint.family, tower, tokenizer)
+        for name, tower, tokenizer in (
+            ("text_encoder", checkpoint.text_encoder, checkpoint.tokenizer),
+            ("text_encoder_2", checkpoint.text_encoder_2, checkpoint.tokenizer_2),
+        )
+        if tower is not None and tokenizer is not None
+    ]
+    if checkpoint.unet is not None:
+        found.append(_unet(checkpoint.unet))
+    return found + _vae(checkpoint.vae)
+
+
+def tokenizer_spec(name: str, tokenizer: Tokenizer, max_length: int) -> TokenizerSpec:
+    """The manifest's record of ``tokenizer``, whose files lie in the folder ``name``."""
+    return TokenizerSpec(
+        vocab=f"{name}/vocab.json",
+        merges=f"{name}/merges.txt",
+        max_length=max_length,
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        pad_token=tokenizer.pad_token,
+    )
+
+
+def max_clip_skip(family: str, encoder: TextEncoder) -> int:
+    """How many layers can be left out of a text encoder: all but the embeddings."""
+    return encoder.config.num_hidden_layers - (1 if family == "sdxl" else 0)
+
+
+def _text_encoder(name: str, family: str, encoder: TextEncoder, tokenizer: Tokenizer) -> GraphPlan:
+    config = encoder.config
+    length, width = config.max_position_embeddings, config.hidden_size
+    outputs = [_float("hidden_states", "batch", length, width)]
+    if encoder.text_projection is not None:
+        outputs.append(_float("text_embeds", "batch", config.projection_dim))
+    tokens = Tokens.read(tokenizer.vocab, tokenizer_spec(name, tokenizer, length))
+    return GraphPlan(
+        network=name,
+        component=name,
+        module=SdxlTextEncoderGraph(encoder) if family == "sdxl" else TextEncoderGraph(encoder),
+        inputs=(
+            TensorSpec(name="input_ids", dtype="int64", shape=("batch", length)),
+            TensorSpec(name="clip_skip", dtype="int64", shape=(1,)),
+            _float("extra_embeddings", "extra", width),
+        ),
+        outputs=tuple(outputs),
+        tokens=dataclasses.replace(tokens, count=config.vocab_size),
+        max_clip_skip=max_clip_skip(family, encoder),
+    )
+
+
+def _unet(unet: UNet) -> GraphPlan:
+    config = unet.config
+    inputs = [
+        _float("sample", "rows", config.in_channels, "height", "width"),
+        _float("timestep", "rows"),
+        _float("encoder_hidden_states", "rows", "tokens", config.cross_attention_dim),
+    ]
+    if config.projection_class_embeddings_input_dim is not None and config.addition_time_embed_dim is not None:
+        pooled = config.projection_class_embeddings_input_dim - SIZE_IDS * config.addition_time_embed_dim
+        inputs += [_float("text_embeds", "rows", pooled), _float("time_ids", "rows", SIZE_IDS)]
+    if config.time_cond_proj_dim is not None:
+        inputs.append(_float("timestep_cond", "rows", config.time_cond_proj_dim))
+    return GraphPlan(
+        network="unet",
+        component="unet",
+        module=UNetGraph(unet),
+        inputs=tuple(inputs),
+        outputs=(_float("noise_pred", "rows", config.out_channels, "height", "width"),),
+    )
+
+
+def _vae(vae: Autoencoder | TinyAutoencoder) -> list[GraphPlan]:
+    config = vae.config
+    image = _float("image", "batch", config.out_channels, f"{config.downscale}*height", f"{config.downscale}*width")
+    latents = ("batch", config.latent_channels, "height", "width")
     return [
-        GraphPlan(
-            network="text_encoder",
-            component="text_encoder",
-            module=TextEncoderGraph(text_encoder),
-            inputs=(
-                TensorSpec(name="input_ids", dtype="int64", shape=("batch", text.max_position_embeddings)),
-                TensorSpec(name="clip_skip", dtype="int64", shape=(1,)),
-            ),
-            outputs=(_float("hidden_states", "batch", text.max_position_embeddings, text.hidden_size),),
-        ),
-        GraphPlan(
-            network="unet",
-            component="unet",
-            module=UNetGraph(unet),
-            inputs=(
-                _float("sample", "rows", unet.config.in_channels, "height", "width"),
-                _float("timestep", "rows"),
-                _float("encoder_hidden_states", "rows", "tokens", unet.config.cross_attention_dim),
-            ),
-            outputs=(_float("noise_pred", "rows", unet.config.out_channels, "height", "width"),),
-        ),
         GraphPlan(
             network="vae_decoder",
             component="vae",
@@ -143,110 +215,9 @@ def plans(text_encoder: TextEncoder, unet: UNet, vae: Autoencoder) -> list[Graph
     ]
 
 
-def example_inputs(plan: GraphPlan, sizes: Mapping[str, int], seed: int = 0) -> tuple[Tensor, ...]:
-    """Random inputs: normal latents, timesteps over the whole range, ids over the whole vocabulary."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs: list[Tensor] = []
-    for spec in plan.inputs:
-        shape = spec.resolve(sizes)
-        if spec.name == "input_ids":
-            vocabulary = plan.module.get_parameter("model.text_model.embeddings.token_embedding.weight").shape[0]
-            inputs.append(torch.randint(0, vocabulary, shape, generator=generator))
-        elif spec.name == "clip_skip":
-            inputs.append(torch.zeros(shape, dtype=torch.int64))
-        elif spec.name == "timestep":
-            inputs.append(torch.linspace(0, 999, shape[0]))
-        else:
-            inputs.append(torch.randn(shape, generator=generator))
-    return tuple(inputs)
-
-
-def write_graph(plan: GraphPlan, weights: Path, path: Path) -> None:
-    """Trace the module and write its graph, float32 in computation, beside the weights file it points into."""
-    sizes = {"batch": 2, "rows": 2, "tokens": 7, "height": 8, "width": 16}
-    dynamic = {
-        spec.name: {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if not isinstance(size, int)}
-        for spec in plan.inputs
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside the exporter, which nobody here can act on
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program = torch.onnx.export(
-            plan.module,
-            example_inputs(plan, sizes),
-            dynamo=True,
-            opset_version=OPSET,
-            optimize=False,
-            verbose=False,
-            input_names=[spec.name for spec in plan.inputs],
-            output_names=[spec.name for spec in plan.outputs],
-            dynamic_shapes=dynamic,
-        )
-    assert program is not None
-    model = program.model
-    model.graph.name = plan.network
-    weight_names = {name for name in model.graph.initializers if name.startswith(PREFIX)}
-    onnxscript.optimizer.fold_constants(model, should_fold=lambda node: _may_fold(node, weight_names))
-    RemoveUnusedNodesPass()(model)
-    ClearMetadataAndDocStringPass()(model)  # stack traces, with the paths of the machine that exported
-    _point_into(model, weights)
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        specs = {spec.name: spec for spec in (*plan.inputs, *plan.outputs)}
-        if value.name in specs:
-            value.shape = ir.Shape(list(specs[value.name].shape))
-    ir.save(model, path)
-
-
-def _may_fold(node: ir.Node, weights: set[str]) -> bool | None:
-    """False keeps a node that reads a weight; None leaves the choice to the optimizer."""
-    return False if any(value is not None and value.name in weights for value in node.inputs) else None
-
-
-def _point_into(model: ir.Model, weights: Path) -> None:
-    """Make each weight an external tensor in ``weights``, cast to float32 where it is stored in less."""
-    locations = locate(weights)
-    stored = ir.DataType.FLOAT16 if _is_half(weights) else ir.DataType.FLOAT
-    graph = model.graph
-    casts = []
-    for name, value in list(graph.initializers.items()):
-        if not name.startswith(PREFIX):
-            continue
-        key = name.removeprefix(PREFIX)
-        del graph.initializers[name]
-        uses = list(value.uses())
-        if not uses:
-            continue
-        place = locations[key]
-        tensor = ir.ExternalTensor(
-            weights.name,
-            place.offset,
-            place.length,
-            stored,
-            shape=ir.Shape(value.shape or []),
-            name=key,
-            base_dir=str(weights.parent),
-        )
-        initializer = ir.Value(name=key, type=ir.TensorType(stored), shape=tensor.shape, const_value=tensor)
-        graph.initializers[key] = initializer
-        replacement = initializer
-        if stored != ir.DataType.FLOAT:
-            cast = ir.node("Cast", [initializer], {"to": ir.DataType.FLOAT})
-            cast.outputs[0].name = f"{key}.float32"
-            cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-            cast.outputs[0].shape = tensor.shape
-            replacement = cast.outputs[0]
-            casts.append(cast)
-        for user, index in uses:
-            user.replace_input_with(index, replacement)
-    if casts:
-        graph.insert_before(graph[0], casts)
-
-
-def _is_half(weights: Path) -> bool:
-    from safetensors import safe_open
-
-    with safe_open(weights, framework="pt") as file:
-        return bool(file.get_slice(next(iter(file.keys()))).get_dtype() == "F16")
+def _chosen(states: list[Tensor], clip_skip: Tensor) -> Tensor:
+    """The last of ``states`` but ``clip_skip``, (B, T, D)."""
+    return torch.stack(states).index_select(0, len(states) - 1 - clip_skip)[0]
 
 
 def _float(name: str, *shape: int | str) -> TensorSpec:

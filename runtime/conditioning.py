@@ -19,7 +19,7 @@ class Conditioner:
     def __init__(self, tokenizer: ClipTokenizer, text_encoder: Session) -> None:
         self._tokenizer, self._text_encoder = tokenizer, text_encoder
         self._cache: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
-        self._sizes = {"batch": 1}
+        self._sizes = {"batch": 1, "extra": 1}
         text_encoder.reserve(self._sizes)
 
     def encode(self, prompt: str) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ from calotype.runtime.spec import ModelSpec
 
 MANIFEST_NAME = "calotype.json"
 FORMAT_VERSION = 1
-FAMILIES = ("sd1", "sd2", "sdxl")
+FAMILIES = ("sd1", "sd2", "sdxl", "vae")
 NETWORKS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
 
 
@@ -71,7 +71,11 @@ class Defaults:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything the runtime knows of a bundle before it opens a graph."""
+    """Everything the runtime knows of a bundle before it opens a graph.
+
+    The family ``vae`` is an autoencoder alone: no text encoder, no UNet, no tokenizer, an empty ``scheduler``.
+    ``max_clip_skip`` is how many of their last layers the text encoders can leave out.
+    """
 
     name: str
     family: str
@@ -82,6 +86,7 @@ class Manifest:
     vae: VaeSpec
     defaults: Defaults
     files: Mapping[str, FileRecord]
+    max_clip_skip: int = 0
     force_zeros_for_empty_prompt: bool = False
     license: str | None = None
     attribution: tuple[str, ...] = ()

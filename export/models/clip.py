@@ -105,10 +105,15 @@ class Embeddings(nn.Module):
 
     def forward(self, input_ids: Tensor, extra_embeddings: Tensor | None = None) -> Tensor:
         # (B, T), (E, C) -> (B, T, C)
-        table = self.token_embedding.weight
-        if extra_embeddings is not None:
-            table = torch.cat([table, extra_embeddings])
-        return F.embedding(input_ids, table) + self.position_embedding.weight[: input_ids.shape[1]]
+        table = self.token_embedding
+        if extra_embeddings is None:
+            tokens = table(input_ids)
+        else:
+            # Looked up apart: a table of both would be copied for every prompt.
+            beyond = input_ids - table.num_embeddings  # (B, T)
+            extra = F.embedding(beyond.clamp(min=0), extra_embeddings)
+            tokens = torch.where(beyond[..., None] < 0, table(input_ids.clamp(max=table.num_embeddings - 1)), extra)
+        return tokens + self.position_embedding.weight[: input_ids.shape[1]]
 
 
 class Layers(nn.Module):
