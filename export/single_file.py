@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -89,14 +88,14 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     """Unpickle tensors and plain values; whatever else a pickle asks for is never called."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # what is no pickle, or half of one, can raise anything
         needed = re.search(r"GLOBAL (\S+)", str(error))
+        if needed is None:
+            raise CheckpointError(f"{path} cannot be read ({type(error).__name__}); download it again") from error
         raise CheckpointError(
-            f"{path} holds more than tensors ({needed[1] if needed else 'unknown objects'}), and unpickling that could "
-            "run its code; fetch this model as .safetensors, or convert it where you can trust it"
+            f"{path} holds more than tensors, {needed[1]}, which could run code; "
+            "fetch this model as .safetensors, or convert it where you can trust it"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}; download it again") from error
     state = saved.get("state_dict", saved) if isinstance(saved, dict) else {}
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 

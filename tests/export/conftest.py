@@ -56,7 +56,7 @@ UNETS: dict[str, dict[str, Any]] = {
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         "attention_head_dim": (1, 1, 2),
         "transformer_layers_per_block": (1, 2, 3),
-        "cross_attention_dim": 256,
+        "cross_attention_dim": 128 + 192,
         "use_linear_projection": True,
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 16,
@@ -96,7 +96,8 @@ def write_folder(folder: Path, family: str, **unet: Any) -> Path:
         tower = transformers.CLIPTextConfig(**TOWER, hidden_act=act)
         transformers.CLIPTextModel(tower).save_pretrained(folder / "text_encoder")
         if family == "sdxl":
-            tower = transformers.CLIPTextConfig(**TOWER, hidden_act="gelu", projection_dim=64)
+            second = {"hidden_size": 192, "num_attention_heads": 3, "hidden_act": "gelu", "projection_dim": 64}
+            tower = transformers.CLIPTextConfig(**TOWER | second)
             transformers.CLIPTextModelWithProjection(tower).save_pretrained(folder / "text_encoder_2")
     index = {
         "_class_name": PIPELINES[family],
@@ -127,10 +128,8 @@ def original_state(folder: Path, family: str) -> dict[str, Tensor]:
 
     def tower(name: str) -> dict[str, Tensor]:
         state = component(name, "model")
-        return {
-            key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}": state[key]
-            for key in state
-        }
+        bare = {key.removeprefix("text_model."): tensor for key, tensor in state.items()}
+        return {key if key.startswith("text_projection.") else f"text_model.{key}": bare[key] for key in bare}
 
     state = prefixed(
         "model.diffusion_model.", original_unet(component("unet", "diffusion_pytorch_model"), LAYERS)
