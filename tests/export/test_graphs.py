@@ -1,0 +1,192 @@
+"""The graphs of every family, against their modules and against transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from calotype.export.checkpoint import Checkpoint
+from calotype.export.graphs import GraphPlan, plans
+from calotype.export.models.clip import TextEncoder, TextEncoderConfig
+from calotype.export.models.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
+from calotype.export.models.unet import UNet, UNetConfig
+from calotype.export.parity import check, run_graph, run_module
+from calotype.export.precision import find_islands, measure, run_float16, write_float16
+from calotype.export.tokenizer import Tokenizer
+from calotype.export.tracing import write_graph
+from calotype.export.weights import locate, write_weights
+
+VOCABULARY = ["a", "b", "c", "<|startoftext|>", "<|endoftext|>"]
+TEXT = TextEncoderConfig(
+    vocab_size=len(VOCABULARY),
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    max_position_embeddings=12,
+    projection_dim=20,
+    eos_token_id=4,
+)
+UNET = UNetConfig(
+    block_out_channels=(24,),
+    down_block_types=("CrossAttnDownBlock2D",),
+    up_block_types=("UpBlock2D",),
+    layers_per_block=1,
+    attention_head_dim=3,
+    norm_num_groups=8,
+    cross_attention_dim=24,
+)
+
+
+def tokenizer(pad: str) -> Tokenizer:
+    vocab = json.dumps({token: index for index, token in enumerate(VOCABULARY)}).encode()
+    return Tokenizer(vocab=vocab, merges=b"", pad_token=pad)
+
+
+def tiny_vae() -> TinyAutoencoder:
+    config = TinyAutoencoderConfig(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    return TinyAutoencoder(config).eval()
+
+
+def checkpoint(family: str) -> Checkpoint:
+    """Random weights: SDXL whole; SD 2's encoder with an inpainting UNet distilled for LCM; an autoencoder alone."""
+    torch.manual_seed(0)
+    base: dict[str, Any] = {"family": family, "vae": tiny_vae(), "source": {"layout": "diffusers", "name": family}}
+    if family == "vae":
+        return Checkpoint(**base)
+    if family == "sd2":
+        return Checkpoint(
+            **base,
+            text_encoder=TextEncoder(dataclasses.replace(TEXT, hidden_act="gelu")).eval(),
+            tokenizer=tokenizer("a"),
+            unet=UNet(
+                dataclasses.replace(UNET, in_channels=9, use_linear_projection=True, time_cond_proj_dim=10)
+            ).eval(),
+        )
+    sdxl = dataclasses.replace(
+        UNET,
+        cross_attention_dim=48,
+        use_linear_projection=True,
+        transformer_layers_per_block=2,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=20 + 6 * 8,
+    )
+    return Checkpoint(
+        **base,
+        text_encoder=TextEncoder(TEXT).eval(),
+        text_encoder_2=TextEncoder(dataclasses.replace(TEXT, hidden_act="gelu", with_projection=True)).eval(),
+        tokenizer=tokenizer("<|endoftext|>"),
+        tokenizer_2=tokenizer("a"),
+        unet=UNet(sdxl).eval(),
+    )
+
+
+@pytest.fixture(scope="module", params=["sd2", "sdxl", "vae"])
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[GraphPlan], Path]:
+    """All graphs of a checkpoint in a folder, float32 in computation, over weights in float16."""
+    folder = tmp_path_factory.mktemp(request.param)
+    made = plans(checkpoint(request.param))
+    for plan in made:
+        weights = folder / f"{plan.component}.safetensors"
+        if not weights.exists():
+            write_weights(plan.module.get_submodule("model"), weights, torch.float16)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            write_graph(plan, weights, folder / f"{plan.network}.onnx")
+    return made, folder
+
+
+def test_every_graph_equals_its_module_in_both_precisions(written: tuple[list[GraphPlan], Path]) -> None:
+    made, folder = written
+    for plan in made:
+        graph, cases = folder / f"{plan.network}.onnx", plan.cases()
+        expected = run_module(plan, cases)
+        assert check(plan, "float32", graph, run_graph(graph, cases), expected).max_relative > 0
+        islands = find_islands(graph, measure(graph, cases))
+        write_float16(graph, islands, folder / f"{plan.network}.fp16.onnx")
+        run_graph(folder / f"{plan.network}.fp16.onnx", cases)
+        assert 1e-5 < check(plan, "float16", graph, run_float16(graph, islands, cases), expected).max_relative < 0.02
+
+
+def test_names_and_shapes_are_the_plan_s(written: tuple[list[GraphPlan], Path]) -> None:
+    made, folder = written
+    for plan in made:
+        graph = onnx.load(folder / f"{plan.network}.onnx", load_external_data=False).graph
+        for specs, values in ((plan.inputs, graph.input), (plan.outputs, graph.output)):
+            assert [spec.name for spec in specs] == [value.name for value in values]
+            for spec, value in zip(specs, values, strict=True):
+                assert [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] == list(spec.shape)
+
+
+def test_every_weight_is_one_of_the_file_s_and_nothing_else_is_large(written: tuple[list[GraphPlan], Path]) -> None:
+    made, folder = written
+    used: dict[str, set[str]] = {}
+    for plan in made:
+        for path in (folder / f"{plan.network}.onnx", folder / f"{plan.network}.fp16.onnx"):
+            for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+                if not tensor.external_data:
+                    assert len(tensor.raw_data) <= 128, tensor.name
+                    continue
+                entry = {item.key: item.value for item in tensor.external_data}
+                place = locate(folder / entry["location"])[tensor.name]
+                assert (int(entry["offset"]), int(entry["length"])) == (place.offset, place.length)
+                used.setdefault(plan.component, set()).add(tensor.name)
+    for plan in made:
+        parameters = dict(plan.module.get_submodule("model").named_parameters())
+        assert used[plan.component] <= parameters.keys()
+        # SDXL leaves the last layer of its first encoder out, and with it the last norm.
+        assert plan.network == "text_encoder" or used[plan.component] == parameters.keys()
+        header = min(place.offset for place in locate(folder / f"{plan.component}.safetensors").values())
+        size = (folder / f"{plan.component}.safetensors").stat().st_size
+        assert size - header == 2 * sum(parameter.numel() for parameter in parameters.values())
+
+
+@pytest.mark.parametrize("written", ["sd2", "sdxl"], indirect=True)
+def test_text_encoders_equal_transformers(written: tuple[list[GraphPlan], Path]) -> None:
+    made, folder = written
+    for plan in made:
+        if plan.network.startswith("text_encoder"):
+            ours = plan.module.get_submodule("model")
+            for case, inputs in plan.cases().items():
+                got = run_graph(folder / f"{plan.network}.onnx", {case: inputs})[case]
+                for wanted, output in zip(transformers_outputs(ours, inputs), got, strict=True):
+                    np.testing.assert_allclose(output, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def transformers_outputs(ours: Any, inputs: dict[str, Any]) -> list[Any]:
+    """As diffusers' pipelines take them: normalised for SD 1 and 2, the last but one and the pooled for SDXL."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import transformers
+
+        pooled = ours.text_projection is not None
+        kind = transformers.CLIPTextModelWithProjection if pooled else transformers.CLIPTextModel
+        settings = {key: value for key, value in dataclasses.asdict(ours.config).items() if key != "with_projection"}
+        model = kind(transformers.CLIPTextConfig(**settings)).eval()
+        state = ours.state_dict()
+        if not pooled:
+            state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
+        model.load_state_dict(state)
+        model.resize_token_embeddings(len(VOCABULARY) + len(inputs["extra_embeddings"]), mean_resizing=False)
+        table = model.get_input_embeddings().weight.data
+        table[len(VOCABULARY) :] = torch.from_numpy(inputs["extra_embeddings"])
+        with torch.no_grad():
+            out = model(input_ids=torch.from_numpy(inputs["input_ids"]), output_hidden_states=True)
+            skip = int(inputs["clip_skip"][0])
+            if ours.config.hidden_act == "gelu" and not pooled:
+                return [ours.text_model.final_layer_norm(out.hidden_states[-(skip + 1)]).numpy()]
+            return [out.hidden_states[-(skip + 2)].numpy()] + ([out.text_embeds.numpy()] if pooled else [])
