@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from calotype.runtime.errors import InputError
@@ -10,18 +10,32 @@ from calotype.runtime.schedulers.config import SchedulerConfig
 from calotype.runtime.schedulers.ddim import DDIM
 from calotype.runtime.schedulers.ddpm import DDPM
 from calotype.runtime.schedulers.dpm_solver import DPMSolverMultistep
-from calotype.runtime.schedulers.euler import Euler
+from calotype.runtime.schedulers.euler import Euler, EulerAncestral
+from calotype.runtime.schedulers.pndm import PNDM
 from calotype.runtime.schedulers.solver import Solver, State
+from calotype.runtime.schedulers.spacing import Steps
 
 __all__ = ["SCHEDULERS", "SchedulerConfig", "Solver", "State", "create_solver", "scheduler_name"]
 
-SCHEDULERS: Mapping[str, type[Solver]] = {"ddim": DDIM, "ddpm": DDPM, "dpmpp-2m": DPMSolverMultistep, "euler": Euler}
+SCHEDULERS: Mapping[str, type[Solver]] = {
+    "ddim": DDIM,
+    "ddpm": DDPM,
+    "dpmpp-2m": DPMSolverMultistep,
+    "dpmpp-2m-sde": DPMSolverMultistep,
+    "euler": Euler,
+    "euler-a": EulerAncestral,
+    "pndm": PNDM,
+}
 _CLASS_NAMES = {
     "DDIMScheduler": "ddim",
     "DDPMScheduler": "ddpm",
     "DPMSolverMultistepScheduler": "dpmpp-2m",
+    "EulerAncestralDiscreteScheduler": "euler-a",
     "EulerDiscreteScheduler": "euler",
+    "PNDMScheduler": "pndm",
 }
+# Two names for one class of diffusers; where it is called by its own name, the JSON decides.
+_ALGORITHMS = {"dpmpp-2m": "dpmsolver++", "dpmpp-2m-sde": "sde-dpmsolver++"}
 
 
 def scheduler_name(name: str) -> str:
@@ -36,12 +50,43 @@ def scheduler_name(name: str) -> str:
     return found
 
 
-def create_solver(name: str | None, config: Mapping[str, Any], num_inference_steps: int) -> Solver:
+def create_solver(
+    name: str | None,
+    config: Mapping[str, Any],
+    num_inference_steps: int | None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> Solver:
     """The scheduler ``name`` (None: the one that ``config`` names) with a checkpoint's ``scheduler_config.json``.
 
+    Args:
+        name: one in ``SCHEDULERS``, or of diffusers' class.
+        config: diffusers' settings; ``sigma_spacing`` (see ``SPACINGS``) wins over its ``use_karras_sigmas`` and the
+            like, and ``eta`` is the noise of ddim and tcd.
+        num_inference_steps: 1 or more; None with a list of ``timesteps`` or ``sigmas``.
+        timesteps: falling training timesteps to visit.
+        sigmas: falling noise levels to visit, and last the one to reach, usually 0.
+
     Raises:
-        InputError: for an unknown name, an unsupported setting, or a number of steps out of range.
+        InputError: for an unknown name, an unsupported setting, or steps that are out of range.
     """
     found = scheduler_name(str(config.get("_class_name", "ddim")) if name is None else name)
     solver = SCHEDULERS[found]
-    return solver(SchedulerConfig.from_json(config, solver.defaults), num_inference_steps)
+    if "sigma_spacing" in config and "sigma_spacing" not in solver.settings:
+        raise InputError(f"{found} has no noise levels to choose; sigma spacing works with: {_able('sigma_spacing')}")
+    if name is not None and name not in _CLASS_NAMES and found in _ALGORITHMS:
+        config = {**config, "algorithm_type": _ALGORITHMS[found]}
+    settings = SchedulerConfig.from_json(config, solver.defaults, solver.settings)
+    for kind, values in (("timesteps", timesteps), ("sigmas", sigmas)):
+        if values is None:
+            continue
+        if kind not in solver.custom:
+            raise InputError(f"{found} takes no list of {kind}; those that do: {_able(kind)}")
+        if settings.sigma_spacing != "table":
+            raise InputError(f"a list of {kind} and sigma_spacing={settings.sigma_spacing!r} exclude each other")
+    return solver(settings, Steps.of(num_inference_steps, timesteps, sigmas, settings.num_train_timesteps))
+
+
+def _able(what: str) -> str:
+    return ", ".join(sorted(name for name, solver in SCHEDULERS.items() if what in solver.custom | solver.settings))

@@ -1,4 +1,4 @@
-"""DDIM at eta 0; Song et al. 2020 (arXiv 2010.02502)."""
+"""DDIM; Song et al. 2020 (arXiv 2010.02502), equation 12."""
 
 from __future__ import annotations
 
@@ -8,40 +8,51 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from calotype.runtime.schedulers.config import SchedulerConfig, spaced_timesteps
-from calotype.runtime.schedulers.solver import Array, NoiseSource, Solver, State, variance_preserving
+from calotype.runtime.schedulers.config import SchedulerConfig
+from calotype.runtime.schedulers.solver import Move, Solver, lookup
+from calotype.runtime.schedulers.spacing import Steps, whole_timesteps
 
 
 class DDIM(Solver):
-    """Deterministic: next = √ᾱ'·clean + √(1-ᾱ')·noise."""
+    """next = √ᾱ'·clean + √(1-ᾱ'-s²)·noise + s·new noise, where s is 0 at ``eta`` 0."""
 
     defaults: ClassVar[Mapping[str, Any]] = {"clip_sample": True}
+    settings: ClassVar[frozenset[str]] = frozenset(
+        {
+            "clip_sample",
+            "clip_sample_range",
+            "dynamic_thresholding_ratio",
+            "eta",
+            "rescale_betas_zero_snr",
+            "sample_max_value",
+            "set_alpha_to_one",
+            "thresholding",
+        }
+    )
 
-    def __init__(self, config: SchedulerConfig, num_inference_steps: int) -> None:
-        super().__init__(config, num_inference_steps)
-        timesteps = np.round(spaced_timesteps(config, num_inference_steps)).astype(np.int64)
+    def __init__(self, config: SchedulerConfig, steps: Steps) -> None:
+        super().__init__(config, steps)
+        timesteps = whole_timesteps(config, steps)
         table = config.alphas_cumprod()
-        final = 1.0 if config.set_alpha_to_one else float(table[0])
-        before = timesteps - config.num_train_timesteps // num_inference_steps
-        alphas = table[timesteps]
-        alphas_before = np.where(before >= 0, table[np.maximum(before, 0)], final)
+        before = timesteps - config.num_train_timesteps // steps.count
+        if steps.timesteps is not None:
+            before = np.append(timesteps[1:], -1)
+        alphas = lookup(table, timesteps, 1.0)
+        alphas_before = lookup(table, before, 1.0 if config.set_alpha_to_one else float(table[0]))
         self.timesteps = timesteps.astype(np.float32)
-        self._denoise = variance_preserving(alphas, config.prediction_type)
-        # noise = (sample - √ᾱ·clean) / √(1-ᾱ), by the unclipped clean latents, as diffusers does
-        self._coefficients = [
-            (math.sqrt(a), math.sqrt(1 - a), math.sqrt(b), math.sqrt(1 - b))
-            for a, b in zip(alphas.tolist(), alphas_before.tolist(), strict=True)
-        ]
+        self._set_levels(np.sqrt(alphas), np.sqrt(1 - alphas))
+        pairs = zip(alphas.tolist(), alphas_before.tolist(), self._denoise, strict=True)
+        self._set_moves(_move(now, after, denoise, config.eta) for now, after, denoise in pairs)
 
-    def step(self, state: State, index: int, model_output: Array, sample: Array, rng: NoiseSource) -> None:
-        """See :meth:`Solver.step`."""
-        denoised = self._to_denoised(state, index, model_output, sample)
-        signal, noise, next_signal, next_noise = self._coefficients[index]
-        np.multiply(denoised, signal, out=state.scratch)
-        sample -= state.scratch
-        sample *= next_noise / noise
-        if self.config.clip_sample:
-            limit = self.config.clip_sample_range
-            np.clip(denoised, -limit, limit, out=denoised)
-        np.multiply(denoised, next_signal, out=state.scratch)
-        sample += state.scratch
+
+def _move(alpha: float, alpha_before: float, denoise: tuple[float, float], eta: float) -> Move:
+    deviation = eta * math.sqrt((1 - alpha_before) / (1 - alpha) * (1 - alpha / alpha_before))
+    # noise = (latents - √ᾱ·clean) / √(1-ᾱ), by the clean latents before they are clipped, as diffusers does
+    keep = math.sqrt((1 - alpha_before - deviation**2) / (1 - alpha))
+    a, b = denoise
+    return Move(
+        latents=keep * (1 - math.sqrt(alpha) * a),
+        noise_pred=-keep * math.sqrt(alpha) * b,
+        denoised=math.sqrt(alpha_before),
+        deviation=deviation,
+    )

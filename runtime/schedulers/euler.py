@@ -1,49 +1,42 @@
-"""Euler's method on the probability-flow ODE; Karras et al. 2022 (arXiv 2206.00364), algorithm 2 without churn."""
+"""Euler's method on the probability-flow ODE, and with ancestral noise; Karras et al. 2022 (arXiv 2206.00364)."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from itertools import pairwise
+from typing import ClassVar
 
-import numpy as np
+from calotype.runtime.schedulers.config import SchedulerConfig
+from calotype.runtime.schedulers.exploding import VarianceExploding, ancestral
+from calotype.runtime.schedulers.solver import Move
+from calotype.runtime.schedulers.spacing import Steps
 
-from calotype.runtime.schedulers.config import SchedulerConfig, karras_sigmas, sigma_to_timestep, spaced_timesteps
-from calotype.runtime.schedulers.solver import Array, NoiseSource, Solver, State, variance_exploding
+
+class Euler(VarianceExploding):
+    """Algorithm 2 without churn and without its second-order correction."""
+
+    settings: ClassVar[frozenset[str]] = VarianceExploding.settings | {
+        "rescale_betas_zero_snr",
+        "final_sigmas_type",
+        "sigma_min",
+        "sigma_max",
+    }
+
+    def __init__(self, config: SchedulerConfig, steps: Steps) -> None:
+        super().__init__(config, steps)
+        timesteps, sigmas = self._schedule(steps)
+        self._set_evaluations(timesteps, sigmas[:-1])
+        self._set_moves(self._move(now, after) for now, after in pairwise(sigmas.tolist()))
+
+    def _move(self, sigma: float, following: float) -> Move:
+        # latents + (latents - clean) / sigma * (following - sigma)
+        return Move(latents=following / sigma, denoised=1 - following / sigma)
 
 
-class Euler(Solver):
-    """Latents are clean + sigma·noise here; the UNet is given them divided by √(sigma²+1)."""
+class EulerAncestral(Euler):
+    """Each step goes further down than needed, and noise leads up again."""
 
-    defaults: ClassVar[Mapping[str, Any]] = {"timestep_spacing": "linspace"}
+    settings: ClassVar[frozenset[str]] = frozenset({"sigma_spacing", "rescale_betas_zero_snr"})
 
-    def __init__(self, config: SchedulerConfig, num_inference_steps: int) -> None:
-        super().__init__(config, num_inference_steps)
-        alphas = config.alphas_cumprod()
-        if config.rescale_betas_zero_snr:
-            alphas[-1] = 2.0**-24  # as diffusers: an infinite sigma has no Euler step
-        table = np.sqrt((1 - alphas) / alphas)
-        timesteps = spaced_timesteps(config, num_inference_steps)
-        sigmas = np.interp(timesteps, np.arange(len(table)), table)
-        if config.use_karras_sigmas:
-            sigmas = karras_sigmas(float(sigmas[-1]), float(sigmas[0]), num_inference_steps)
-            timesteps = sigma_to_timestep(sigmas, np.log(table))
-        last = 0.0 if config.final_sigmas_type == "zero" else float(table[0])
-        self.timesteps = timesteps.astype(np.float32)
-        self._sigmas = [*sigmas.tolist(), last]
-        self._denoise = variance_exploding(sigmas, config.prediction_type)
-        highest = max(self._sigmas)
-        self.init_noise_sigma = highest if config.timestep_spacing != "leading" else math.sqrt(highest**2 + 1)
-
-    def scale_model_input(self, sample: Array, index: int, out: Array) -> None:
-        """See :meth:`Solver.scale_model_input`."""
-        np.multiply(sample, 1 / math.sqrt(self._sigmas[index] ** 2 + 1), out=out)
-
-    def step(self, state: State, index: int, model_output: Array, sample: Array, rng: NoiseSource) -> None:
-        """See :meth:`Solver.step`."""
-        # sample + (sample - clean) / sigma * (next - sigma), without the cancellation at small sigma
-        denoised = self._to_denoised(state, index, model_output, sample)
-        ratio = self._sigmas[index + 1] / self._sigmas[index]
-        sample *= ratio
-        denoised *= 1 - ratio
-        sample += denoised
+    def _move(self, sigma: float, following: float) -> Move:
+        down, up = ancestral(sigma, following)
+        return Move(latents=down / sigma, denoised=1 - down / sigma, deviation=up)
