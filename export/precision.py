@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -31,7 +32,10 @@ FLOAT32_INPUTS = {"Resize": (1, 2)}  # region of interest, scales
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gauge:
-    """What a node showed: the largest magnitude in or out of it, and the relative error from rounded inputs."""
+    """What a node showed: the largest magnitude in or out of it, and the relative error from rounded inputs.
+
+    The error is not finite where rounding overflowed.
+    """
 
     largest: float
     error: float
@@ -44,7 +48,7 @@ class Gauge:
     @property
     def magnifies(self) -> bool:
         """Whether its inputs must not be rounded."""
-        return self.error > MAGNIFIED
+        return math.isfinite(self.error) and self.error > MAGNIFIED
 
 
 def measure(graph: Path, cases: Cases) -> dict[str, Gauge]:

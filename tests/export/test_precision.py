@@ -1,0 +1,162 @@
+"""Float16: the islands are where a measurement says, and without them the numbers break."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from calotype.export.graphs import GraphPlan
+from calotype.export.models.layers import sinusoidal_embedding
+from calotype.export.parity import check, run_graph, run_module
+from calotype.export.precision import find_islands, measure, run_float16, write_float16
+from calotype.export.tracing import write_graph
+from calotype.export.weights import write_weights
+from calotype.runtime.errors import ExportError
+from calotype.runtime.spec import TensorSpec
+
+
+class Loud(nn.Module):
+    """A residual stream of magnitudes beyond float16's, normalised again: SDXL's autoencoder in small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3, padding=1)
+        self.up = nn.Conv2d(8, 8, 1)
+        self.norm = nn.GroupNorm(2, 8)
+        self.out = nn.Conv2d(8, 3, 1)
+        nn.init.normal_(self.up.weight, std=2e4)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.conv(latents)
+        out: Tensor = self.out(self.norm(x + self.up(x)))
+        return out
+
+
+class Clock(nn.Module):
+    """The embedding of a timestep, before and after a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        embedding = sinusoidal_embedding(timestep, 16, flip_sin_to_cos=True, freq_shift=0)
+        out: Tensor = self.linear(embedding)[:, :, None, None] + latents.mean(dim=1, keepdim=True)
+        return out
+
+
+class Peaked(nn.Module):
+    """Attention whose logits are beyond float16's, with nothing large before or after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(4, 64)
+        nn.init.normal_(self.query.weight, std=40)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        tokens = latents.flatten(2).transpose(1, 2)  # (B, N, 4)
+        query = self.query(tokens)[:, None]
+        attended = torch.nn.functional.scaled_dot_product_attention(query, query, query * 0.01)[:, 0]
+        return attended.transpose(1, 2).unflatten(2, latents.shape[-2:])
+
+
+class Under(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, latents: Tensor, timestep: Tensor | None = None) -> Tensor:
+        out: Tensor = self.model(latents) if timestep is None else self.model(latents, timestep)
+        return out
+
+
+def written(model: nn.Module, channels: int, folder: Path, *, timestep: bool = False) -> tuple[GraphPlan, Path]:
+    """``model``'s float32 graph over float16 weights."""
+    shape: tuple[int | str, ...] = ("batch", 4, "height", "width")
+    inputs = [TensorSpec(name="latents", dtype="float32", shape=shape)]
+    if timestep:
+        inputs.append(TensorSpec(name="timestep", dtype="float32", shape=("batch",)))
+    plan = GraphPlan(
+        network="graph",
+        component="graph",
+        module=Under(model.eval()),
+        inputs=tuple(inputs),
+        outputs=(TensorSpec(name="image", dtype="float32", shape=("batch", channels, "height", "width")),),
+    )
+    write_weights(model, folder / "graph.safetensors", torch.float16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_graph(plan, folder / "graph.safetensors", folder / "graph.onnx")
+    return plan, folder / "graph.onnx"
+
+
+def kinds(graph: Path, names: set[str]) -> set[str]:
+    return {node.op_type for node in onnx.load(graph, load_external_data=False).graph.node if node.name in names}
+
+
+def test_what_overflows_is_an_island(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plan, graph = written(Loud(), 3, tmp_path)
+    cases = plan.cases()
+    expected = run_module(plan, cases)
+    gauges = measure(graph, cases)
+    assert max(gauge.largest for gauge in gauges.values()) > 65504
+    islands = find_islands(graph, gauges)
+    # The first and the last convolution stay in float16.
+    assert kinds(graph, set(islands)) == {"Conv", "Add", "GroupNormalization"}
+    assert len(islands) == 3
+    assert check(plan, "float16", graph, run_float16(graph, islands, cases), expected).min_cosine > 0.9999
+    with pytest.raises(
+        ExportError, match=r"graph\.onnx gives values that are not finite in 'image' on 'random' inputs"
+    ):
+        check(plan, "float16", graph, run_float16(graph, [], cases), expected)
+
+
+def test_what_magnifies_rounding_is_an_island_with_all_that_feeds_it(tmp_path: Path) -> None:
+    plan, graph = written(Clock(), 16, tmp_path, timestep=True)
+    cases = {
+        "random": {"latents": np.zeros((9, 4, 2, 2), np.float32), "timestep": np.linspace(0, 999, 9, dtype=np.float32)}
+    }
+    expected = run_module(plan, cases)
+    islands = find_islands(graph, measure(graph, cases))
+    assert {"Sin", "Cos", "Mul"} <= kinds(graph, set(islands))
+    assert not {"Gemm", "MatMul", "Concat", "Add"} & kinds(graph, set(islands))
+    assert check(plan, "float16", graph, run_float16(graph, islands, cases), expected).min_cosine > 0.999999
+    with pytest.raises(ExportError, match=r"cosine of 0\.\d+ to the reference; 0.9995 is the least, in 'image'"):
+        check(plan, "float16", graph, run_float16(graph, [], cases), expected)
+
+
+def test_attention_with_large_logits_is_an_island(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plan, graph = written(Peaked(), 64, tmp_path)
+    gauges = measure(graph, plan.cases())
+    assert "Attention" in kinds(graph, set(find_islands(graph, gauges)))
+    calm = [gauge.largest for name, gauge in gauges.items() if kinds(graph, {name}) == {"Transpose"}]
+    assert max(calm) < 8188
+
+
+def test_the_float16_graph_computes_in_it_on_the_weights_as_stored(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plan, graph = written(Loud(), 3, tmp_path)
+    islands = find_islands(graph, measure(graph, plan.cases()))
+    write_float16(graph, islands, tmp_path / "half.onnx")
+    run_graph(tmp_path / "half.onnx", plan.cases())
+    model = onnx.shape_inference.infer_shapes(
+        onnx.load(tmp_path / "half.onnx", load_external_data=False), strict_mode=True
+    )
+    types = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.value_info, *model.graph.input)}
+    types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    weights = {tensor.name for tensor in model.graph.initializer if tensor.external_data}
+    for node in model.graph.node:
+        wanted = onnx.TensorProto.FLOAT if node.name in islands else onnx.TensorProto.FLOAT16
+        if node.op_type in ("Conv", "Add", "GroupNormalization"):
+            assert {types[name] for name in node.input} == {wanted}
+        if node.op_type == "Cast" and node.input[0] in weights:
+            assert all(user.name in islands for user in model.graph.node if node.output[0] in user.input)
+    assert [value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)] == [1, 1]
