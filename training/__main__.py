@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from training import autoencoder, checkpoint, data, text_encoder, tokenizer, unet
-from training.config import CPU, GPU
+from training.config import CPU, GPU, Budget, TrainingConfig
 
 STAGES = {
     "data": data.make,
@@ -21,15 +21,39 @@ STAGES = {
 }
 
 
+# Stages that no device speeds up: their results are made beforehand and carried to the GPU.
+WITHOUT_DEVICE = ("data", "tokenizer")
+
+
+def shortened(config: TrainingConfig, steps: int) -> TrainingConfig:
+    """The same networks and pictures for a few small steps on the CPU, beside the real run, to see that all works."""
+    budget = Budget(steps=steps)
+    return dataclasses.replace(
+        config,
+        work=config.work.with_name(f"{config.work.name}-try"),
+        device="cpu",
+        compile=False,
+        autoencoder_batch=4,
+        text_batch=16,
+        unet_batch=4,
+        autoencoder_budget=budget,
+        text_budget=budget,
+        unet_budget=budget,
+    )
+
+
 def main() -> None:
     """Run one stage, or all in order."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("stage", choices=[*STAGES, "all"])
     parser.add_argument("--gpu", action="store_true", help="the configuration for a GPU: 128x128, all concepts")
     parser.add_argument("--start", type=Path, metavar="BUNDLE", help="begin with the weights of this bundle")
+    parser.add_argument("--try", dest="steps", type=int, metavar="STEPS", help="STEPS steps a stage on the CPU, only")
     arguments = parser.parse_args()
     config = dataclasses.replace(GPU if arguments.gpu else CPU, start=arguments.start)
-    if config.device == "cuda" and not torch.cuda.is_available():
+    if arguments.steps is not None:
+        config = shortened(config, arguments.steps)
+    if config.device == "cuda" and arguments.stage not in WITHOUT_DEVICE and not torch.cuda.is_available():
         parser.error("--gpu needs a CUDA device; PyTorch sees none")
     for name, stage in STAGES.items():
         if arguments.stage in (name, "all"):
