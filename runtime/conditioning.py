@@ -1,37 +1,101 @@
-"""Prompts to embeddings, each computed once."""
+"""Prompts to what the UNet is given of them, each computed once."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.runtime.prompts import Chunk, chunked
 from calotype.runtime.sessions import Session
 from calotype.runtime.tokenizer import ClipTokenizer
+
+Array = NDArray[np.float32]
+# One row of the UNet's inputs, by name: "encoder_hidden_states" (tokens, D), and what else it takes.
+Inputs = Mapping[str, Array]
 
 CACHED = 64
 
 
-class Conditioner:
-    """A tokenizer and a text encoder, and the last embeddings they gave."""
+class TextEncoder:
+    """A tokenizer, a text encoder, and the last embeddings they gave.
 
-    def __init__(self, tokenizer: ClipTokenizer, text_encoder: Session) -> None:
-        self._tokenizer, self._text_encoder = tokenizer, text_encoder
-        self._cache: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+    Embeddings are kept by all that they depend on, the ids and ``clip_skip``; another set of weights is another
+    ``TextEncoder``.
+    """
+
+    def __init__(self, tokenizer: ClipTokenizer, session: Session) -> None:
+        self._tokenizer, self._session = tokenizer, session
+        self._pooled = any(spec.name == "text_embeds" for spec in session.outputs)
+        self._extra = any(spec.name == "extra_embeddings" for spec in session.inputs)
+        self._cache: OrderedDict[tuple[bytes, int], tuple[Array, Array | None]] = OrderedDict()
         self._sizes = {"batch": 1, "extra": 1}
-        text_encoder.reserve(self._sizes)
+        session.reserve(self._sizes)
 
-    def encode(self, prompt: str) -> NDArray[np.float32]:
-        """The embedding (T, D) of one prompt, not to be written to. A prompt is always encoded alone."""
-        found = self._cache.get(prompt)
+    def chunks(self, prompt: str) -> list[Chunk]:
+        """See :func:`calotype.runtime.prompts.chunked`."""
+        return chunked(prompt, self._tokenizer)
+
+    def encode(self, chunk: Chunk, clip_skip: int) -> tuple[Array, Array | None]:
+        """Embeddings (T, D), weighted, and the pooled one (P,) where there is one; neither is to be written to."""
+        states, pooled = self._encode(chunk.ids, clip_skip)
+        if chunk.weights is not None:
+            base, _ = self._encode(self._tokenizer.pack([]), clip_skip)
+            states = base + chunk.weights[:, None] * (states - base)
+        return states, pooled
+
+    def _encode(self, ids: NDArray[np.int64], clip_skip: int) -> tuple[Array, Array | None]:
+        key = (ids.tobytes(), clip_skip)
+        found = self._cache.get(key)
         if found is None:
-            self._text_encoder.buffer("input_ids", self._sizes)[:] = self._tokenizer.encode([prompt])
-            self._text_encoder.buffer("clip_skip", self._sizes)[:] = 0
-            self._text_encoder.run(self._sizes)
-            found = self._text_encoder.buffer("hidden_states", self._sizes)[0].copy()
-            self._cache[prompt] = found
+            # Always alone: what else is in a batch can change the last bits.
+            self._session.buffer("input_ids", self._sizes)[:] = ids
+            self._session.buffer("clip_skip", self._sizes)[:] = clip_skip
+            if self._extra:
+                self._session.buffer("extra_embeddings", self._sizes)[:] = 0
+            self._session.run(self._sizes)
+            states = self._session.buffer("hidden_states", self._sizes)[0].copy()
+            pooled = self._session.buffer("text_embeds", self._sizes)[0].copy() if self._pooled else None
+            found = self._cache[key] = (states, pooled)
             if len(self._cache) > CACHED:
                 self._cache.popitem(last=False)
-        self._cache.move_to_end(prompt)
+        self._cache.move_to_end(key)
         return found
+
+
+class Conditioner:
+    """The text encoders of a model: one, or SDXL's two side by side (Podell et al. 2023, arXiv 2307.01952)."""
+
+    def __init__(self, encoders: Sequence[TextEncoder], *, force_zeros_for_empty_prompt: bool) -> None:
+        self._encoders, self._zeros = encoders, force_zeros_for_empty_prompt
+
+    def encode(self, prompt: str, negative_prompt: str | None, clip_skip: int = 0) -> tuple[Inputs, Inputs | None]:
+        """What the UNet is given of a prompt and of its negative prompt, of equal length; None is no guidance.
+
+        Args:
+            prompt: see :mod:`calotype.runtime.prompts`. The shorter of the two is filled up with empty chunks.
+            negative_prompt: an empty one is zeros where the model was trained so.
+            clip_skip: how many of the text encoder's last layers are left out, for both prompts.
+        """
+        prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
+        chunks = [[encoder.chunks(text) for encoder in self._encoders] for text in prompts]
+        length = max(len(item) for text in chunks for item in text)
+        conditional, *rest = (self._inputs(text, length, clip_skip) for text in chunks)
+        if not rest:
+            return conditional, None
+        if self._zeros and negative_prompt == "":
+            return conditional, {name: np.zeros_like(row) for name, row in conditional.items()}
+        return conditional, rest[0]
+
+    def _inputs(self, chunks: Sequence[Sequence[Chunk]], length: int, clip_skip: int) -> Inputs:
+        """``chunks`` of one prompt for each encoder; the last encoder that pools gives the pooled embedding."""
+        inputs, sides = {}, []
+        for encoder, own in zip(self._encoders, chunks, strict=True):
+            filled = [*own, *encoder.chunks("") * (length - len(own))]
+            states, pooled = zip(*(encoder.encode(chunk, clip_skip) for chunk in filled), strict=True)
+            sides.append(np.concatenate(states))
+            if pooled[0] is not None:
+                inputs["text_embeds"] = pooled[0]
+        return {"encoder_hidden_states": np.concatenate(sides, axis=1), **inputs}

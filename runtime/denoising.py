@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.runtime.conditioning import Inputs
+from calotype.runtime.guidance import Guidance
+from calotype.runtime.inpainting import Known
 from calotype.runtime.schedulers import Solver, State
 from calotype.runtime.sessions import Session
 
@@ -16,28 +19,33 @@ Array = NDArray[np.float32]
 
 @dataclasses.dataclass(kw_only=True)
 class Job:
-    """One image on its way. Nothing in it is shared with another job but the solver, which never changes.
+    """One image on its way. Nothing in it is shared with another job but what never changes.
 
     Attributes:
         latents: (C, h, w) float32, changed in place.
-        conditional: (T, D) prompt embedding.
-        unconditional: (T, D) negative prompt embedding; None turns guidance off and halves the work.
+        conditional: the UNet's inputs for the prompt, one row of each.
+        unconditional: for the negative prompt; None turns guidance off.
+        context: (K, h, w), more channels of the UNet's sample, the same at every step; None is none.
+        known: what of the latents is given.
         index: the next model evaluation.
     """
 
     latents: Array
-    conditional: Array
-    unconditional: Array | None
-    guidance_scale: float
+    conditional: Inputs
+    unconditional: Inputs | None
+    guidance: Guidance
     solver: Solver
     state: State
     rng: np.random.Generator
+    context: Array | None = None
+    known: Known | None = None
     index: int = 0
 
     @property
     def rows(self) -> int:
-        """Rows of the UNet's batch that a step of this job takes."""
-        return 1 if self.unconditional is None else 2
+        """Rows of the UNet's batch that the next step of this job takes."""
+        guided = self.unconditional is not None and self.guidance.active(self.solver.noise_level(self.index))
+        return 2 if guided else 1
 
     @property
     def done(self) -> bool:
@@ -55,7 +63,7 @@ class Denoiser:
     def reserve(self, jobs: Sequence[Job]) -> None:
         """Allocate for any one of ``jobs``."""
         for job in jobs:
-            self._unet.reserve(self._sizes_of(job))
+            self._unet.reserve(self._sizes_of(job, 1 if job.unconditional is None else 2))
 
     def step(self, job: Job) -> None:
         """Evaluate the UNet for ``job`` and move its latents one step.
@@ -63,31 +71,33 @@ class Denoiser:
         One job is one run: a batch of several would let a matrix product's blocking, and so the last bits of an
         image, depend on what else is in it, and a CPU is not faster for it.
         """
-        sizes = self._sizes_of(job)
-        sample = self._unet.buffer("sample", sizes)  # (rows, C, h, w)
-        job.solver.scale_model_input(job.latents, job.index, sample[0])
-        embeddings = self._unet.buffer("encoder_hidden_states", sizes)  # (rows, T, D)
-        embeddings[0] = job.conditional
-        if job.unconditional is not None:
+        sizes = self._sizes_of(job, job.rows)
+        channels = job.latents.shape[0]
+        sample = self._unet.buffer("sample", sizes)  # (rows, C + K, h, w)
+        job.solver.scale_model_input(job.latents, job.index, sample[0, :channels])
+        if job.context is not None:
+            sample[0, channels:] = job.context
+        for name, row in job.conditional.items():
+            self._unet.buffer(name, sizes)[0] = row
+        if sizes["rows"] == 2 and job.unconditional is not None:
             sample[1] = sample[0]
-            embeddings[1] = job.unconditional
+            for name, row in job.unconditional.items():
+                self._unet.buffer(name, sizes)[1] = row
         self._unet.buffer("timestep", sizes)[:] = job.solver.timesteps[job.index]
         self._unet.run(sizes)
         noise_pred = self._unet.buffer("noise_pred", sizes)  # (rows, C, h, w)
-        prediction = noise_pred[0]
-        if job.unconditional is not None:
-            # unconditional + scale · (conditional - unconditional)
-            prediction -= noise_pred[1]
-            prediction *= job.guidance_scale
-            prediction += noise_pred[1]
-        job.solver.step(job.state, job.index, prediction, job.latents, job.rng)
+        if sizes["rows"] == 2:
+            job.guidance.apply(noise_pred[0], noise_pred[1])
+        job.solver.step(job.state, job.index, noise_pred[0], job.latents, job.rng)
         job.index += 1
+        if job.known is not None:
+            job.known.restore(job.latents, job.solver, job.index)
 
-    def _sizes_of(self, job: Job) -> dict[str, int]:
+    def _sizes_of(self, job: Job, rows: int) -> dict[str, int]:
         _, height, width = job.latents.shape
-        key = (job.rows, job.conditional.shape[0], height, width)
+        key = (rows, job.conditional["encoder_hidden_states"].shape[0], height, width)
         sizes = self._sizes.get(key)
         if sizes is None:
-            sizes = {"rows": key[0], "tokens": key[1], "height": height, "width": width}
+            sizes = {"rows": rows, "tokens": key[1], "height": height, "width": width}
             self._sizes[key] = sizes
         return sizes

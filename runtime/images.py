@@ -1,4 +1,4 @@
-"""Picture files, with their settings where people's tools look for them.
+"""Picture files: read whatever their mode, written with their settings where people's tools look for them.
 
 PNG has a text chunk ``parameters``, JPEG and WebP an EXIF ``UserComment``, both in the form that AUTOMATIC1111's web
 interface writes (https://github.com/AUTOMATIC1111/stable-diffusion-webui).
@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import os
+import struct
 import tempfile
+import warnings
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin
 
 from calotype.runtime.errors import InputError, OutputError
 from calotype.runtime.version import __version__
@@ -28,11 +34,15 @@ EXIF_IFD = 0x8769
 UNICODE = b"UNICODE\x00"
 # JPEG has 65,533 bytes for EXIF; a prompt and a negative prompt of this many characters fit at four bytes each.
 JPEG_PROMPT = 8000
+# Above this Pillow warns of a decompression bomb.
+MAX_PIXELS = 89_478_485
+# What Pillow raises for damaged files, depending on where the damage is.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """What made a picture."""
+    """What made a picture; ``further`` is what else was asked for, by its label."""
 
     prompt: str
     negative_prompt: str = ""
@@ -43,6 +53,8 @@ class Parameters:
     width: int
     height: int
     model: str
+    model_hash: str
+    further: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [self.prompt]
@@ -51,14 +63,63 @@ class Parameters:
         settings = {
             "Steps": self.steps,
             "Sampler": self.sampler,
-            "CFG scale": f"{self.guidance_scale:g}",
+            "CFG scale": self.guidance_scale,
             "Seed": self.seed,
             "Size": f"{self.width}x{self.height}",
+            "Model hash": self.model_hash,
             "Model": self.model,
+            **self.further,
             "Version": f"calotype {__version__}",
         }
-        lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items()))
+        lines.append(", ".join(f"{name}: {_quoted(_text(value))}" for name, value in settings.items()))
         return "\n".join(lines)
+
+
+def load_image(path: Path) -> Image.Image:
+    """Read a picture file as RGB; see :func:`to_rgb`. What is too large is refused before it is decoded.
+
+    Raises:
+        InputError: there is none, it is no picture, or it has more than ``MAX_PIXELS`` pixels.
+    """
+    too_large = InputError(f"{path} has more than {MAX_PIXELS} pixels; scale it down first")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is an error here
+            image = Image.open(path)
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise too_large
+            return to_rgb(image)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise too_large from None
+    except UNREADABLE as error:
+        raise InputError(f"{path} is not a picture that can be read: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright by its EXIF orientation, in RGB; 16 bits become 8, transparency white, of several frames the first stays.
+
+    Raises:
+        InputError: its pixels are floating-point numbers, which have no agreed white.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "F":
+        raise InputError("the picture has floating-point pixels; save it with 8 or 16 bits")
+    if upright.mode.startswith("I"):  # Pillow's own conversion of 16 bits clips them
+        upright = Image.fromarray((np.asarray(upright).clip(0, 65535) / 257).round().astype(np.uint8))
+    if upright.has_transparency_data:
+        white = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(white, upright.convert("RGBA"))
+    return upright.convert("RGB")
+
+
+def fit_image(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Scaled to cover ``width`` x ``height`` and cropped evenly from both sides of what is left over."""
+    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
 
 def save_image(image: Image.Image, path: Path, parameters: Parameters, *, overwrite: bool = False) -> None:
@@ -106,6 +167,12 @@ def save_image(image: Image.Image, path: Path, parameters: Parameters, *, overwr
                 temporary.unlink()
 
 
+def file_hash(path: Path) -> str:
+    """The first ten digits of the file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:10]
+
+
 def check_target(path: Path) -> str:
     """The format that the suffix of ``path`` names; raises OutputError where it names none or the folder is missing."""
     kind = FORMATS.get(path.suffix.lower())
@@ -144,7 +211,7 @@ def read_parameters(path: Path) -> str:
             comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT, b"")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} is not a picture that can be read: {error}") from error
     if isinstance(text, str):
         return text
@@ -173,6 +240,12 @@ def _rename_new(temporary: Path, path: Path) -> None:
         if path.exists():
             raise FileExistsError from None
         temporary.replace(path)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return " ".join(_text(item) for item in value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def _quoted(value: str) -> str:

@@ -1,12 +1,10 @@
-"""Text to image: prompt, embeddings, denoising loop, pixels."""
+"""Text, a picture or a part of one to pictures: prompt, embeddings, denoising loop, pixels."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -16,16 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from calotype.runtime.arguments import at_least, pair, prompts, seeds, whole
 from calotype.runtime.bundle import Bundle
-from calotype.runtime.conditioning import Conditioner
+from calotype.runtime.canvas import Canvas, Picture
+from calotype.runtime.conditioning import Conditioner, Inputs, TextEncoder
 from calotype.runtime.denoising import Denoiser, Job
 from calotype.runtime.errors import BundleError, InputError
-from calotype.runtime.schedulers import create_solver
+from calotype.runtime.guidance import Guidance, guidances, scale_embedding
+from calotype.runtime.inpainting import latent_mask
+from calotype.runtime.schedulers import Solver, create_solver
 from calotype.runtime.sessions import Session, choose_backend, open_session
+from calotype.runtime.start import Posterior, Start
 from calotype.runtime.tokenizer import ClipTokenizer
 
 Array = NDArray[np.float32]
-SEEDS = 2**64
+TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,11 +52,14 @@ class Output:
     Attributes:
         images: PIL images, or arrays: (H, W, 3) in 0..1 for ``"np"``, (C, h, w) for ``"latent"``.
         seeds: one for each; the seed alone makes the same image again.
-        timings: seconds for ``text_encoder``, ``denoising``, ``vae_decoder``, ``total``, and a list ``steps``.
+        steps: of the whole schedule, of which a picture to start from saves some.
+        timings: seconds for ``text_encoder``, ``vae_encoder``, ``denoising``, ``vae_decoder``, ``total``, and a list
+            ``steps``.
     """
 
     images: list[Any]
     seeds: list[int]
+    steps: int
     timings: dict[str, Any]
 
 
@@ -62,21 +68,26 @@ class Pipeline:
 
     def __init__(self, bundle: Bundle, backend: str) -> None:
         manifest = bundle.manifest
-        missing = sorted({"text_encoder", "unet", "vae_decoder"} - manifest.networks.keys())
+        encoders = [name for name in TEXT_ENCODERS if name == "text_encoder" or manifest.family == "sdxl"]
+        missing = sorted({*encoders, "unet", "vae_decoder"} - manifest.networks.keys())
         if missing:
             raise BundleError(f"{bundle.path} has no {', '.join(missing)}; export the bundle again")
-        if manifest.family == "sdxl":
-            raise BundleError(f"{bundle.path} is an SDXL model, which this version does not run yet")
         self.manifest = manifest
         self.backend = choose_backend(backend)
-        names = ("text_encoder", "unet", "vae_decoder")
+        self._path = bundle.path
+        names = (*encoders, "unet", "vae_decoder")
         with ThreadPoolExecutor() as pool:
-            sessions = pool.map(lambda name: open_session(bundle.path, manifest.networks[name], self.backend), names)
-            self._sessions: dict[str, Session] = dict(zip(names, sessions, strict=True))
-        spec = manifest.tokenizers["tokenizer"]
-        tokenizer = ClipTokenizer.from_files(bundle.path / spec.vocab, bundle.path / spec.merges, spec)
-        self._conditioner = Conditioner(tokenizer, self._sessions["text_encoder"])
+            self._sessions = dict(zip(names, pool.map(self._open, names), strict=True))
+        self._conditioner = Conditioner(
+            [TextEncoder(self._tokenizer(TEXT_ENCODERS[name]), self._sessions[name]) for name in encoders],
+            force_zeros_for_empty_prompt=manifest.force_zeros_for_empty_prompt,
+        )
         self._denoiser = Denoiser(self._sessions["unet"])
+        self._unet_inputs = {spec.name: spec for spec in manifest.networks["unet"].inputs}
+        # How many channels of its sample are not the latents.
+        self._context = int(self._unet_inputs["sample"].shape[1]) - manifest.vae.latent_channels
+        if self._context not in (0, manifest.vae.latent_channels + 1):
+            raise BundleError(f"{bundle.path} has a UNet with {self._context} extra channels; inpainting models have 5")
 
     @classmethod
     def load(cls, name_or_folder: str | Path = "talbot", backend: str = "auto") -> Self:
@@ -94,89 +105,123 @@ class Pipeline:
         prompt: str | Sequence[str],
         *,
         negative_prompt: str | Sequence[str] = "",
+        image: Picture | None = None,
+        mask_image: Picture | None = None,
+        strength: float | None = None,
+        feather: int = 0,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        scheduler: str | None = None,
+        scheduler_config: Mapping[str, Any] | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        clip_skip: int = 0,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] | None = None,
+        target_size: tuple[int, int] | None = None,
         num_images_per_prompt: int = 1,
         seed: int | None = None,
         latents: Array | None = None,
-        scheduler: str | None = None,
         output_type: Literal["pil", "np", "latent"] = "pil",
         callback_on_step_end: Callback | None = None,
     ) -> Output:
         """Draw.
 
         Args:
-            prompt: one, or several.
+            prompt: one, or several; see :mod:`calotype.runtime.prompts` for weights and length.
             negative_prompt: what to steer away from; one for all, or one for each prompt.
-            height: pixels, a multiple of the autoencoder's downscale; None is the model's own size.
+            image: a picture to start from, or its file. Scaled to cover the size asked for and cropped evenly.
+            mask_image: of the picture's size; what is at least half white is drawn, the rest comes back exactly.
+            strength: 0..1, how much noise is added to the picture: at 0 it only goes through the autoencoder, at 1 it
+                is ignored. ``int(steps * strength)`` steps are run. None is 0.8, and 1 with a mask.
+            feather: pixels inside the mask over which what is drawn fades into the picture.
+            height: pixels, a multiple of the autoencoder's downscale; None is the picture's own size, rounded down, or
+                without one the model's.
             width: likewise.
             num_inference_steps: 1 or more; None is the model's default.
-            guidance_scale: classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); off at 1 and below.
+            timesteps: training timesteps to visit, falling, instead of the scheduler's own choice.
+            sigmas: noise levels to visit, falling, likewise.
+            scheduler: a name in ``SCHEDULERS``; None is the checkpoint's own.
+            scheduler_config: settings that take the place of those in the checkpoint's ``scheduler_config.json``.
+            guidance_scale: one, or one for each image; see :class:`calotype.runtime.guidance.Guidance`. A UNet that
+                takes the scale as an input (LCM) is given it, and runs one row.
+            guidance_rescale: 0..1, likewise.
+            guidance_interval: two noise levels, likewise.
+            clip_skip: how many of the text encoder's last layers are left out. AUTOMATIC1111 counts from 1.
+            original_size: SDXL's (height, width) before scaling; None is the picture's own.
+            crops_coords_top_left: SDXL's (top, left); None is (0, 0).
+            target_size: SDXL's (height, width); None is the picture's own.
             num_images_per_prompt: 1 or more.
             seed: 0..2⁶⁴-1; image k of the call is the image of seed + k alone. None picks one at random.
             latents: (N, C, height/f, width/f) of unit variance to start from instead of the seeds' noise.
-            scheduler: a name in ``SCHEDULERS``; None is the checkpoint's own.
             output_type: ``"pil"``, ``"np"`` or ``"latent"``.
             callback_on_step_end: called after every step of every image; returning False stops the run.
 
         Raises:
-            InputError: an argument is out of range.
+            InputError: an argument is out of range, or does not fit the model.
         """
         start = time.perf_counter()
-        defaults = self.manifest.defaults
-        prompts, negatives = _prompts(prompt, negative_prompt, num_images_per_prompt)
-        shape = self._latent_shape(
-            defaults.height if height is None else height, defaults.width if width is None else width
-        )
-        scale = _finite("guidance_scale", defaults.guidance_scale if guidance_scale is None else guidance_scale)
         if output_type not in ("pil", "np", "latent"):
             raise InputError(f"output_type={output_type!r} is not known; valid: pil, np, latent")
-        solver = create_solver(
-            defaults.scheduler if scheduler is None else scheduler,
-            self.manifest.scheduler,
-            _whole(
-                "num_inference_steps",
-                defaults.num_inference_steps if num_inference_steps is None else num_inference_steps,
-            ),
+        texts, negatives = prompts(prompt, negative_prompt, num_images_per_prompt)
+        defaults = self.manifest.defaults
+        canvas = Canvas.open(
+            self.manifest,
+            height=height,
+            width=width,
+            image=image,
+            mask_image=mask_image,
+            strength=strength,
+            feather=feather,
         )
-        seeds = _seeds(seed, len(prompts))
-        if latents is not None and latents.shape != (len(prompts), *shape):
-            raise InputError(f"latents have the shape {latents.shape}; {(len(prompts), *shape)} is needed")
+        scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        guided = guidances(scale, guidance_rescale, guidance_interval, len(texts))
+        solver = self._solver(scheduler, scheduler_config, num_inference_steps, timesteps, sigmas)
+        given = seeds(seed, len(texts))
+        shape = self._latent_shape(canvas)
+        if latents is not None and latents.shape != (len(texts), *shape):
+            raise InputError(f"latents have the shape {latents.shape}; {(len(texts), *shape)} is needed")
+        common = self._size_conditioning(canvas, original_size, crops_coords_top_left, target_size)
+        index = self._first_evaluation(canvas, solver)
 
-        encoded = [
-            (self._conditioner.encode(text), self._conditioner.encode(negative) if scale > 1 else None)
-            for text, negative in zip(prompts, negatives, strict=True)
+        inputs = [
+            self._inputs(text, negative, self._layers_to_skip(clip_skip), guidance, common)
+            for text, negative, guidance in zip(texts, negatives, guided, strict=True)
         ]
         after_text = time.perf_counter()
+        begin = self._start(canvas, solver, index)
+        after_encoder = time.perf_counter()
         jobs = []
-        for index, (conditional, unconditional) in enumerate(encoded):
-            rng = np.random.Generator(np.random.Philox(seeds[index]))
-            noise = rng.standard_normal(shape, np.float32) if latents is None else latents[index].astype(np.float32)
-            noise *= np.float32(solver.init_noise_sigma)
+        for number, (conditional, unconditional) in enumerate(inputs):
+            rng = np.random.Generator(np.random.Philox(given[number]))
+            noise = rng.standard_normal(shape, np.float32) if latents is None else latents[number].astype(np.float32)
             jobs.append(
                 Job(
-                    latents=noise,
                     conditional=conditional,
                     unconditional=unconditional,
-                    guidance_scale=scale,
+                    guidance=guided[number],
                     solver=solver,
                     state=solver.new_state(shape),
-                    rng=rng,
+                    **begin.job(noise, rng),
                 )
             )
         step_times = self._denoise(jobs, callback_on_step_end)
         after_loop = time.perf_counter()
         finished = [job.latents for job in jobs if job.done]
-        images = finished if output_type == "latent" else [self._decode(item, output_type) for item in finished]
+        images = finished if output_type == "latent" else [self._draw(item, canvas, output_type) for item in finished]
         end = time.perf_counter()
         return Output(
             images=list(images),
-            seeds=seeds[: len(finished)],
+            seeds=given[: len(finished)],
+            steps=solver.num_inference_steps,
             timings={
                 "text_encoder": after_text - start,
-                "denoising": after_loop - after_text,
+                "vae_encoder": after_encoder - after_text,
+                "denoising": after_loop - after_encoder,
                 "vae_decoder": end - after_loop,
                 "total": end - start,
                 "steps": step_times,
@@ -196,71 +241,132 @@ class Pipeline:
     ) -> None:
         self.close()
 
+    def _open(self, network: str) -> Session:
+        return open_session(self._path, self.manifest.networks[network], self.backend)
+
+    def _tokenizer(self, name: str) -> ClipTokenizer:
+        spec = self.manifest.tokenizers.get(name)
+        if spec is None:
+            raise BundleError(f"{self._path} has no {name}; export the bundle again")
+        return ClipTokenizer.from_files(self._path / spec.vocab, self._path / spec.merges, spec)
+
+    def _solver(
+        self,
+        scheduler: str | None,
+        config: Mapping[str, Any] | None,
+        steps: int | None,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+    ) -> Solver:
+        defaults = self.manifest.defaults
+        if steps is None and timesteps is None and sigmas is None:
+            steps = defaults.num_inference_steps
+        return create_solver(
+            defaults.scheduler if scheduler is None else scheduler,
+            {**self.manifest.scheduler, **(config or {})},
+            None if steps is None else whole("num_inference_steps", steps),
+            timesteps=timesteps,
+            sigmas=sigmas,
+        )
+
+    def _layers_to_skip(self, clip_skip: int) -> int:
+        if at_least("clip_skip", clip_skip, 0) > self.manifest.max_clip_skip:
+            raise InputError(
+                f"clip_skip={clip_skip} is more than the {self.manifest.max_clip_skip} layers that "
+                f"{self.manifest.name} can leave out; use fewer, or export the bundle again if it is an old one"
+            )
+        return clip_skip
+
+    def _inputs(
+        self, prompt: str, negative: str, clip_skip: int, guidance: Guidance, common: Inputs
+    ) -> tuple[Inputs, Inputs | None]:
+        """The UNet's inputs with and without the prompt; the latter None where guidance never needs them."""
+        embedded = self._unet_inputs.get("timestep_cond")
+        if embedded is not None:
+            common = {**common, "timestep_cond": scale_embedding(guidance.scale, int(embedded.shape[1]))}
+        wanted = negative if guidance.scale > 1 and embedded is None else None
+        conditional, unconditional = self._conditioner.encode(prompt, wanted, clip_skip)
+        return {**conditional, **common}, None if unconditional is None else {**unconditional, **common}
+
+    def _size_conditioning(self, canvas: Canvas, original: Any, crop: Any, target: Any) -> Inputs:
+        """SDXL's six numbers; Podell et al. 2023 (arXiv 2307.01952), section 2.2."""
+        named = (("original_size", original, 1), ("crops_coords_top_left", crop, 0), ("target_size", target, 1))
+        if "time_ids" not in self._unet_inputs:
+            for name, value, _ in named:
+                if value is not None:
+                    raise InputError(f"{name} is for SDXL models; {self.manifest.name} is {self.manifest.family}")
+            return {}
+        size = (canvas.height, canvas.width)
+        usual = {"original_size": size, "crops_coords_top_left": (0, 0), "target_size": size}
+        pairs = [usual[name] if value is None else pair(name, value, low) for name, value, low in named]
+        return {"time_ids": np.array(pairs, np.float32).reshape(-1)}
+
+    def _first_evaluation(self, canvas: Canvas, solver: Solver) -> int:
+        if self._context > 0 and canvas.mask is None:
+            raise InputError(f"{self.manifest.name} is an inpainting model; give image and mask_image")
+        index = 0 if canvas.picture is None else solver.start_index(canvas.strength)
+        if index == len(solver) and canvas.strength > 0:
+            steps = solver.num_inference_steps
+            raise InputError(f"strength={canvas.strength:g} leaves no step of {steps}; use more of either")
+        return index
+
+    def _start(self, canvas: Canvas, solver: Solver, index: int) -> Start:
+        vae = self.manifest.vae
+        if canvas.picture is None:
+            return Start(solver=solver, vae=vae)
+        inside = canvas.mask is not None and self._context == 0
+        return Start(
+            solver=solver,
+            vae=vae,
+            index=index,
+            picture=self._encode(canvas.pixels()) if index > 0 or inside else None,
+            mask=None if canvas.mask is None else latent_mask(canvas.mask, vae.downscale),
+            surroundings=self._encode(canvas.pixels(masked=True)) if self._context > 0 else None,
+        )
+
     def _denoise(self, jobs: list[Job], callback: Callback | None) -> list[float]:
         self._denoiser.reserve(jobs)
         times = []
         for number, job in enumerate(jobs):
+            first = job.index
             while not job.done:
                 before = time.perf_counter()
                 self._denoiser.step(job)
                 times.append(time.perf_counter() - before)
                 if callback is not None:
-                    end = StepEnd(image=number, step=job.index, steps=len(job.solver), latents=job.latents)
+                    steps = len(job.solver) - first
+                    end = StepEnd(image=number, step=job.index - first, steps=steps, latents=job.latents)
                     if callback(end) is False:
                         return times
         return times
 
-    def _decode(self, latents: Array, output_type: str) -> Any:
-        """Latents (C, h, w) to a picture, each alone: see :meth:`Denoiser.step`."""
+    def _encode(self, pixels: Array) -> Posterior:
+        """Pixels (3, H, W) in -1..1 to latents."""
+        if "vae_encoder" not in self.manifest.networks:
+            raise BundleError(f"{self._path} has no vae_encoder, which a picture needs; export the bundle again")
+        if "vae_encoder" not in self._sessions:
+            self._sessions["vae_encoder"] = self._open("vae_encoder")
+        session, factor = self._sessions["vae_encoder"], self.manifest.vae.downscale
+        sizes = {"batch": 1, "height": pixels.shape[1] // factor, "width": pixels.shape[2] // factor}
+        session.reserve(sizes)
+        session.buffer("image", sizes)[0] = pixels
+        session.run(sizes)
+        return Posterior(mean=session.buffer("mean", sizes)[0].copy(), logvar=session.buffer("logvar", sizes)[0].copy())
+
+    def _decode(self, latents: Array) -> Array:
+        """Latents (C, h, w) to pixels (H, W, 3) in 0..1, each alone: see :meth:`Denoiser.step`."""
         session, vae = self._sessions["vae_decoder"], self.manifest.vae
         sizes = {"batch": 1, "height": latents.shape[1], "width": latents.shape[2]}
         session.reserve(sizes)
         session.buffer("latents", sizes)[0] = latents / vae.scaling_factor + vae.shift_factor
         session.run(sizes)
-        pixels = session.buffer("image", sizes)[0].transpose(1, 2, 0)  # (H, W, 3)
-        unit = np.clip(pixels / 2 + 0.5, 0, 1)
+        pixels: Array = session.buffer("image", sizes)[0].transpose(1, 2, 0)
+        return np.clip(pixels / 2 + 0.5, 0, 1)
+
+    def _draw(self, latents: Array, canvas: Canvas, output_type: str) -> Any:
+        unit = canvas.finish(self._decode(latents))
         return unit if output_type == "np" else Image.fromarray((unit * 255).round().astype(np.uint8))
 
-    def _latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        factor = self.manifest.vae.downscale
-        # The UNet halves its latents once a level; sizes that do not divide still work, by its own rounding.
-        for name, value in (("height", height), ("width", width)):
-            _whole(name, value)
-            if value < factor or value % factor:
-                nearest = max(factor, round(value / factor) * factor)
-                raise InputError(f"{name}={value} is not a positive multiple of {factor}; use {nearest}")
-            if value > 16384:
-                raise InputError(f"{name}={value} is more than 16384 pixels; use a smaller one")
-        return self.manifest.vae.latent_channels, height // factor, width // factor
-
-
-def _prompts(prompt: str | Sequence[str], negative: str | Sequence[str], images: int) -> tuple[list[str], list[str]]:
-    _whole("num_images_per_prompt", images)
-    if images < 1:
-        raise InputError(f"num_images_per_prompt={images} is less than 1")
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise InputError("there is no prompt; an empty string is one")
-    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
-    if len(negatives) != len(prompts):
-        raise InputError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one for each")
-    return [p for p in prompts for _ in range(images)], [n for n in negatives for _ in range(images)]
-
-
-def _seeds(seed: int | None, count: int) -> list[int]:
-    first = secrets.randbelow(2**32) if seed is None else _whole("seed", seed)
-    if not 0 <= first <= SEEDS - count:
-        raise InputError(f"seed={first} is outside 0..2**64-1 for {count} image(s)")
-    return [first + index for index in range(count)]
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise InputError(f"{name}={value!r} is not a whole number")
-    return int(value)
-
-
-def _finite(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not math.isfinite(value):
-        raise InputError(f"{name}={value!r} is not a finite number")
-    return float(value)
+    def _latent_shape(self, canvas: Canvas) -> tuple[int, int, int]:
+        vae = self.manifest.vae
+        return vae.latent_channels, canvas.height // vae.downscale, canvas.width // vae.downscale

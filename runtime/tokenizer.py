@@ -11,7 +11,6 @@ ordinary phrases in 26 languages, all 50 by curly quotes. Cleaned first, all but
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,15 +22,13 @@ from tokenizers.models import BPE
 from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.manifest import TokenizerSpec
 
-logger = logging.getLogger(__name__)
-
 _PATTERN = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # of CLIP itself
 )
 
 
 class ClipTokenizer:
-    """Texts to rows of token ids: start, text, end, padding."""
+    """Texts to token ids, and those to an encoder's input: start, text, end, padding."""
 
     def __init__(self, tokenizer: Tokenizer, spec: TokenizerSpec) -> None:
         self._tokenizer = tokenizer
@@ -80,27 +77,24 @@ class ClipTokenizer:
         return cls(tokenizer, spec)
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of ``text``, however many, without start and end; raises as :meth:`encode`."""
+        """Token ids of ``text``, however many, without start and end.
+
+        Raises:
+            InputError: it has lone surrogates, as an argument that is not UTF-8 gets from the operating system.
+        """
         ids: list[int] = self._encode(text).ids
         return ids
 
-    def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """Ids (B, max_length); what does not fit is cut off, with a warning that quotes it.
+    def position(self, text: str, token: int) -> int:
+        """Where in ``text`` the token of that number begins."""
+        start: int = self._encode(text).offsets[token][0]
+        return start
 
-        Raises:
-            InputError: a text has lone surrogates, as an argument that is not UTF-8 gets from the operating system.
-        """
-        rows = np.full((len(texts), self.max_length), self.pad_id, dtype=np.int64)
-        for row, text in zip(rows, texts, strict=True):
-            encoded = self._encode(text)
-            ids, room = encoded.ids, self.max_length - 2
-            if len(ids) > room:
-                cut = text[encoded.offsets[room][0] :]
-                quoted = cut if len(cut) <= 80 else f"{cut[:77]}..."
-                logger.warning("the prompt has %d tokens, %d fit; cut off from here: %r", len(ids), room, quoted)
-                ids = ids[:room]
-            row[: len(ids) + 2] = [self.bos_id, *ids, self.eos_id]
-        return rows
+    def pack(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        """What an encoder is given, (max_length,): start, at most ``max_length - 2`` ids, end, padding."""
+        row = np.full(self.max_length, self.pad_id, dtype=np.int64)
+        row[: len(ids) + 2] = [self.bos_id, *ids, self.eos_id]
+        return row
 
     def _encode(self, text: str) -> Encoding:
         try:

@@ -109,10 +109,12 @@ class Solver:
         taken = min(int(steps * strength), steps)
         return len(self) if taken == 0 else (steps - taken) * self.evaluations_per_step
 
-    def add_noise(self, clean: Array, noise: Array, index: int) -> Array:
+    def add_noise(self, clean: Array, noise: Array, index: int, out: Array | None = None) -> Array:
         """Latents as they stand before ``index``, from clean ones and noise of unit variance of one shape."""
         signal, sigma = self._levels[index]
-        noisy: Array = clean * np.float32(signal) + noise * np.float32(sigma)
+        noisy: Array = np.multiply(clean, signal / sigma, out=out)
+        noisy += noise
+        noisy *= sigma
         return noisy
 
     def noise_level(self, index: int) -> float:

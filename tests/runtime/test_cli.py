@@ -9,8 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
+
+from calotype.runtime.pipeline import Pipeline
 
 
 def run(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
@@ -30,7 +34,9 @@ def test_a_prompt_becomes_a_picture_that_says_how_it_was_made(tiny_bundle: Path,
     result = run("generate", "red apple", "-m", tiny_bundle, "-o", picture, "--seed", "0", "--steps", "2")
     assert (result.returncode, result.stdout) == (0, f"{picture}\n"), result.stderr
     info = run("info", picture)
-    assert info.stdout.startswith("red apple\nSteps: 2, Sampler: ddim, CFG scale: 7.5, Seed: 0, Size: 32x32, Model: ")
+    assert info.stdout.startswith(
+        "red apple\nSteps: 2, Sampler: ddim, CFG scale: 7.5, Seed: 0, Size: 32x32, Model hash: "
+    )
 
 
 def test_several_pictures_and_json(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -64,19 +70,96 @@ def test_several_pictures_and_json(tiny_bundle: Path, tmp_path: Path) -> None:
         (["--steps", "-3"], 2, "num_inference_steps=-3"),
         (["--guidance-scale", "nan"], 2, "guidance_scale=nan"),
         (["--seed", str(2**64)], 2, "seed=18446744073709551616"),
-        (["--scheduler", "magic"], 2, "valid: ddim, ddpm, dpmpp-2m, euler"),
+        (["--scheduler", "magic"], 2, "valid: ddim, ddpm, "),
         (["--backend", "vulkan"], 1, "valid: auto, cpu"),
         (["--width", "33"], 2, "width=33"),
         (["--steps", "many"], 2, "not a valid integer"),
         (["--model", "nothing"], 1, "there is no bundle 'nothing'"),
         (["--output", "x.gif"], 1, "valid: .png"),
         (["--output", "no/x.png"], 1, "does not exist"),
+        (["--image", "no.png"], 2, "no.png does not exist"),
+        (["--strength", "0.5"], 2, "strength is about a picture, and there is none; give image too"),
+        (["--guidance-interval", "5", "1"], 2, "is no range of noise levels; use 0 <= low < high"),
+        (["--guidance-scale", "3,x"], 2, "'3,x' is no number, and no numbers with commas between them"),
+        (["--scheduler", "euler", "--sigmas", "magic"], 2, "'magic'"),
+        (["--scheduler", "ddim", "--karras"], 2, "ddim has no noise levels to choose"),
+        (["--sigmas", "ays-sd1", "--karras"], 2, "--karras and --sigmas exclude each other"),
+        (["--config", "no.toml"], 2, "no.toml does not exist"),
     ],
 )
 def test_bad_input(tiny_bundle: Path, tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
     result = run("generate", "a", "--model", tiny_bundle, *arguments, cwd=tmp_path)
     one_line(result, code, message)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with a picture, and a mask that is white in the middle."""
+    Image.linear_gradient("L").resize((48, 32)).save(tmp_path / "in.png")
+    mask = Image.new("L", (48, 32))
+    mask.paste(255, (8, 6, 32, 24))
+    mask.save(tmp_path / "mask.png")
+    return tmp_path
+
+
+def test_every_option_reaches_the_pipeline_and_the_file(tiny_bundle: Path, pictures: Path) -> None:
+    result = run(
+        *("generate", "(red:1.2) apple", "-m", tiny_bundle, "-o", "out.png", "--seed", "5", "--steps", "4"),
+        *("--image", "in.png", "--strength", "0.5", "--mask", "mask.png", "--feather", "2"),
+        *("--scheduler", "euler", "--karras", "--guidance-scale", "3,5", "--images", "2"),
+        *("--guidance-rescale", "0.5", "--guidance-interval", "0.1", "9", "--clip-skip", "1"),
+        cwd=pictures,
+    )
+    assert (result.returncode, result.stdout) == (0, "out-0.png\nout-1.png\n"), result.stderr
+    text = run("info", pictures / "out-1.png").stdout
+    assert text.startswith(
+        "(red:1.2) apple\nSteps: 4, Sampler: euler, CFG scale: 5, Seed: 6, Size: 48x32, Model hash: "
+    )
+    assert ", Schedule type: karras, CFG rescale: 0.5, CFG interval: 0.1 9, Clip skip: 2, Image: in.png, " in text
+    assert ", Denoising strength: 0.5, Mask: mask.png, Mask hash: " in text
+    assert ", Feather: 2, Version: calotype " in text
+    settings: dict[str, Any] = {"image": pictures / "in.png", "mask_image": pictures / "mask.png"}
+    settings |= {"strength": 0.5, "feather": 2, "scheduler": "euler", "num_inference_steps": 4, "clip_skip": 1}
+    settings |= {"scheduler_config": {"sigma_spacing": "karras"}, "guidance_rescale": 0.5}
+    with Pipeline.load(tiny_bundle) as pipeline:
+        again = pipeline("(red:1.2) apple", seed=6, guidance_scale=5, guidance_interval=(0.1, 9), **settings).images[0]
+    with Image.open(pictures / "out-1.png") as written:
+        assert written.convert("RGB").tobytes() == again.tobytes()
+
+
+def test_a_file_of_settings_says_what_the_command_line_does_not(tiny_bundle: Path, pictures: Path) -> None:
+    (pictures / "a.toml").write_text(
+        f'prompt = "red apple"\nmodel = "{tiny_bundle}"\nsteps = 3\nseed = 4\nguidance_scale = [2.5]\n'
+        'guidance-interval = [0.5, 5.0]\nsigmas = [9.0, 2.0, 0.0]\nscheduler = "euler"\njson = true\n'
+    )
+    arguments = ("--config", "a.toml", "-o", "out.png", "--seed", "7")
+    result = run("generate", *arguments, "--steps", "2", cwd=pictures)
+    assert result.returncode == 0, result.stderr
+    assert [image["seed"] for image in json.loads(result.stdout)["images"]] == [7]
+    text = run("info", pictures / "out.png").stdout
+    assert text.startswith("red apple\nSteps: 2, Sampler: euler, CFG scale: 2.5, Seed: 7, ")
+    assert ", Sigmas: 9 2 0, CFG interval: 0.5 5, " in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("stepps = 3", "a.toml has unknown settings: stepps; valid: backend, clip-skip, "),
+        ("config = 'b.toml'", "a.toml has unknown settings: config; valid: "),
+        ("steps = 2.5", "'2.5' is not a valid integer"),
+        ("steps = [1, 2]", "a.toml has a list for steps, which takes one value"),
+        ("prompt = ['a', 'b']", "a.toml has a list for prompt, which takes one value"),
+        ("guidance-interval = 3.0", "guidance-interval"),
+        ("overwrite = 'maybe'", "'maybe' is not a valid boolean"),
+        ("steps =", "a.toml is not a file of settings in TOML"),
+    ],
+)
+def test_a_bad_file_of_settings(tiny_bundle: Path, tmp_path: Path, settings: str, message: str) -> None:
+    (tmp_path / "a.toml").write_text(settings)
+    result = run("generate", "a", "--model", tiny_bundle, "--config", "a.toml", cwd=tmp_path)
+    one_line(result, 2, message)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.toml"]
 
 
 def test_odd_prompts_are_legal(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -27,10 +27,13 @@ PARAMETERS = Parameters(
     width=64,
     height=32,
     model="a, b",
+    model_hash="0123456789",
+    further={"Eta": 0.5, "Crop": (1, 2)},
 )
 TEXT = (
     "a red apple, noto style\nNegative prompt: blue\n"
-    'Steps: 20, Sampler: dpmpp-2m, CFG scale: 7, Seed: 42, Size: 64x32, Model: "a, b", Version: calotype 0.1.0'
+    'Steps: 20, Sampler: dpmpp-2m, CFG scale: 7, Seed: 42, Size: 64x32, Model hash: 0123456789, Model: "a, b", '
+    "Eta: 0.5, Crop: 1 2, Version: calotype 0.1.0"
 )
 
 

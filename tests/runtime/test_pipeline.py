@@ -154,7 +154,7 @@ def test_output_types_and_timings(pipeline: Pipeline) -> None:
         ({"guidance_scale": math.nan}, r"guidance_scale=nan is not a finite number"),
         ({"seed": -1}, r"seed=-1 is outside 0\.\.2\*\*64-1"),
         ({"seed": 2**64}, r"seed=18446744073709551616 is outside"),
-        ({"scheduler": "magic"}, r"no scheduler 'magic'; valid: ddim, ddpm, dpmpp-2m, euler"),
+        ({"scheduler": "magic"}, r"no scheduler 'magic'; valid: ddim, ddpm, "),
         ({"output_type": "gif"}, r"valid: pil, np, latent"),
         ({"num_images_per_prompt": 0}, r"less than 1"),
         ({"latents": np.zeros((1, 4, 3, 3), np.float32)}, r"\(1, 4, 16, 16\) is needed"),

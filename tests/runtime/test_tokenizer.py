@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -136,7 +135,11 @@ def test_equals_transformers_on_the_real_vocabulary(clip: Path, pad_token: str) 
     # Stable Diffusion 2 and SDXL's second tower pad with "!", which transformers then reads as special in a text too.
     tokenizer, reference = both(clip, pad_token)
     texts = [record["text"] for record in recorded()] + ["hello!", "wow!! nice", "a ! b", "!"]
-    assert tokenizer.encode(texts).tolist() == rows(reference, texts, 77)
+    assert packed(tokenizer, texts) == rows(reference, texts, 77)
+
+
+def packed(tokenizer: ClipTokenizer, texts: list[str]) -> list[list[int]]:
+    return [tokenizer.pack(tokenizer.tokenize(text)[: tokenizer.max_length - 2]).tolist() for text in texts]
 
 
 def rows(reference, texts: list[str], length: int) -> list[list[int]]:
@@ -144,29 +147,13 @@ def rows(reference, texts: list[str], length: int) -> list[list[int]]:
 
 
 def test_equals_transformers(tokenizer: ClipTokenizer, reference) -> None:
-    assert tokenizer.encode(TEXTS).tolist() == rows(reference, TEXTS, tokenizer.max_length)
+    assert packed(tokenizer, TEXTS) == rows(reference, TEXTS, tokenizer.max_length)
 
 
 @settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=60))
 def test_equals_transformers_on_any_text(tokenizer: ClipTokenizer, reference, text: str) -> None:
-    assert tokenizer.encode([text]).tolist() == rows(reference, [text], tokenizer.max_length)
-
-
-def test_truncation_warns_and_quotes(tokenizer: ClipTokenizer, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        ids = tokenizer.encode(["apple " * 30 + "red"])
-    assert ids.shape == (1, tokenizer.max_length)
-    assert ids[0, -1] == tokenizer.eos_id
-    assert "31 tokens, 30 fit" in caplog.text
-    assert "'red'" in caplog.text
-
-
-def test_a_huge_prompt_is_legal_and_quoted_in_short(tokenizer: ClipTokenizer, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        tokenizer.encode(["a" * 100_000])
-    assert len(caplog.records) == 1
-    assert len(caplog.text) < 400
+    assert packed(tokenizer, [text]) == rows(reference, [text], tokenizer.max_length)
 
 
 def test_a_corrupt_vocabulary_is_a_bundle_error(tiny_bundle: Path, spec: TokenizerSpec, tmp_path: Path) -> None:
@@ -178,4 +165,4 @@ def test_a_corrupt_vocabulary_is_a_bundle_error(tiny_bundle: Path, spec: Tokeniz
 def test_a_prompt_that_is_not_unicode_is_refused(tokenizer: ClipTokenizer) -> None:
     # What an argument of the bytes 61 ff becomes.
     with pytest.raises(InputError, match=r"'a\\udcff' is not valid Unicode; give it as UTF-8"):
-        tokenizer.encode([b"a\xff".decode(errors="surrogateescape")])
+        tokenizer.tokenize(b"a\xff".decode(errors="surrogateescape"))

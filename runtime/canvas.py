@@ -1,0 +1,123 @@
+"""What a call draws on: a size in pixels, and the picture and the mask that it starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from calotype.runtime.arguments import at_least, whole, within
+from calotype.runtime.errors import InputError
+from calotype.runtime.images import fit_image, load_image, to_rgb
+from calotype.runtime.inpainting import Mask, fit_mask, paste
+from calotype.runtime.manifest import Manifest
+
+Array = NDArray[np.float32]
+# A picture, or the file that holds one.
+Picture = Image.Image | str | Path
+
+MAX_SIZE = 16384
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Canvas:
+    """Sizes in pixels.
+
+    Attributes:
+        picture: (height, width, 3), what is drawn over; None is a blank canvas.
+        mask: (height, width), where it is drawn over; None is everywhere.
+        strength: 0..1, how much of the picture is given up to noise.
+        feather: pixels over which what is drawn fades into the picture.
+    """
+
+    height: int
+    width: int
+    picture: NDArray[np.uint8] | None = None
+    mask: Mask | None = None
+    strength: float = 1.0
+    feather: int = 0
+
+    @classmethod
+    def open(
+        cls,
+        manifest: Manifest,
+        *,
+        height: int | None,
+        width: int | None,
+        image: Picture | None,
+        mask_image: Picture | None,
+        strength: float | None,
+        feather: int,
+    ) -> Self:
+        """From a call's arguments; see :meth:`calotype.runtime.pipeline.Pipeline.__call__`.
+
+        Raises:
+            InputError: an argument is out of range, or has no picture that it could be about.
+        """
+        factor = manifest.vae.downscale
+        at_least("feather", feather, 0)
+        if image is None:
+            for name, value in (("mask_image", mask_image), ("strength", strength), ("feather", feather or None)):
+                if value is not None:
+                    raise InputError(f"{name} is about a picture, and there is none; give image too")
+            return cls(
+                height=_size("height", manifest.defaults.height if height is None else height, factor),
+                width=_size("width", manifest.defaults.width if width is None else width, factor),
+            )
+        picture = _opened(image)
+        size = cls(
+            height=_size("height", picture.height // factor * factor if height is None else height, factor),
+            width=_size("width", picture.width // factor * factor if width is None else width, factor),
+        )
+        if mask_image is None and feather > 0:
+            raise InputError("feather is about a mask, and there is none; give mask_image too")
+        return cls(
+            height=size.height,
+            width=size.width,
+            picture=np.asarray(fit_image(picture, size.width, size.height)),
+            mask=None if mask_image is None else fit_mask(_opened(mask_image), picture.size, size.width, size.height),
+            strength=within("strength", default_strength(mask_image) if strength is None else strength, 0, 1),
+            feather=feather,
+        )
+
+    def pixels(self, *, masked: bool = False) -> Array:
+        """The picture as an autoencoder takes it, (3, height, width) in -1..1; ``masked`` is grey where it is drawn."""
+        assert self.picture is not None
+        pixels = self.picture.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
+        if masked and self.mask is not None:
+            pixels[:, self.mask] = 0
+        return pixels
+
+    def finish(self, drawn: Array) -> Array:
+        """What was drawn, (height, width, 3) in 0..1, with the picture around it where there is a mask."""
+        if self.picture is None or self.mask is None:
+            return drawn
+        return paste(drawn, self.picture, self.mask, self.feather)
+
+
+def default_strength(mask_image: Picture | None) -> float:
+    """Diffusers' own."""
+    return 0.8 if mask_image is None else 1.0
+
+
+def _opened(image: Any) -> Image.Image:
+    if isinstance(image, str | Path):
+        return load_image(Path(image))
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    raise InputError(f"a {type(image).__name__} is not a picture; give a PIL image or a file's path")
+
+
+def _size(name: str, value: int, factor: int) -> int:
+    # The UNet halves its latents once a level; sizes that do not divide still work, by its own rounding.
+    whole(name, value)
+    if value < factor or value % factor:
+        nearest = max(factor, round(value / factor) * factor)
+        raise InputError(f"{name}={value} is not a positive multiple of {factor}; use {nearest}")
+    if value > MAX_SIZE:
+        raise InputError(f"{name}={value} is more than {MAX_SIZE} pixels; use a smaller one")
+    return int(value)

@@ -1,0 +1,93 @@
+"""Drawing into a part of a picture.
+
+A UNet with extra input channels for it (Stable Diffusion's inpainting models) is shown the mask and the rest of the
+picture. Any other is held to the rest by noising that anew at every step; Lugmayr et al. 2022, "RePaint" (arXiv
+2201.09865), without its resampling. In the end the rest is pasted back, pixel by pixel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from calotype.runtime.errors import InputError
+from calotype.runtime.images import to_rgb
+from calotype.runtime.schedulers import Solver
+
+Array = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Known:
+    """The part of a job's latents that is given.
+
+    Attributes:
+        clean: (C, h, w), the picture's latents.
+        noise: (C, h, w), of unit variance, the job's first noise.
+        keep: (h, w), where they are given.
+        scratch: (C, h, w).
+    """
+
+    clean: Array
+    noise: Array
+    keep: Mask
+    scratch: Array
+
+    def restore(self, latents: Array, solver: Solver, index: int) -> None:
+        """Overwrite the known part of ``latents`` (C, h, w) as it stands before evaluation ``index``, or at the end."""
+        at_end = index >= len(solver)
+        known = self.clean if at_end else solver.add_noise(self.clean, self.noise, index, out=self.scratch)
+        np.copyto(latents, known, where=self.keep)
+
+
+def fit_mask(mask: Image.Image, size: tuple[int, int], width: int, height: int) -> Mask:
+    """Where to draw, (height, width): what is at least half white of a mask of any mode, cropped and scaled as the
+    picture of that ``size`` (width, height) is.
+
+    Raises:
+        InputError: it has another size, or is black all over.
+    """
+    upright = to_rgb(mask)
+    if upright.size != size:
+        raise InputError(
+            f"the mask has {upright.width}x{upright.height} pixels and the picture {size[0]}x{size[1]}; "
+            "give a mask of the picture's size"
+        )
+    fitted = ImageOps.fit(upright.convert("L"), (width, height), Image.Resampling.NEAREST)
+    where: Mask = np.asarray(fitted) >= 128
+    if not where.any():
+        raise InputError("the mask is black all over; paint what is to be drawn white")
+    return where
+
+
+def latent_mask(mask: Mask, factor: int) -> Mask:
+    """The mask (H, W) in latents (H/f, W/f): those with any of their pixels in it."""
+    height, width = mask.shape
+    cells: Mask = np.any(mask.reshape(height // factor, factor, width // factor, factor), axis=(1, 3))
+    return cells
+
+
+def paste(drawn: Array, picture: NDArray[np.uint8], mask: Mask, feather: int) -> Array:
+    """``drawn`` (H, W, 3) in 0..1 inside the mask and ``picture`` outside, exactly.
+
+    ``feather`` is the number of pixels, inside the mask, over which one fades into the other.
+    """
+    alpha = mask.astype(np.float32)
+    inner = mask
+    for _ in range(feather - 1):
+        inner = _eroded(inner)
+        alpha += inner
+    alpha = alpha[:, :, None] / np.float32(max(feather, 1))
+    known: Array = np.divide(picture, 255, dtype=np.float32)
+    return drawn * alpha + known * (1 - alpha)
+
+
+def _eroded(mask: Mask) -> Mask:
+    """Without the pixels that touch, also diagonally, one outside; the picture's border is no outside."""
+    padded = np.pad(mask, 1, constant_values=True)
+    rows = padded[:-2] & padded[1:-1] & padded[2:]
+    return rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:]

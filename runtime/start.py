@@ -1,0 +1,74 @@
+"""Where an image's latents start: at noise, at a picture, or at a picture with a hole.
+
+A job draws its random numbers in this order, each (C, h, w): its first noise; the posterior of the picture, where the
+picture is used; the posterior of the picture without what the mask covers, where the UNet is shown that; then whatever
+its scheduler draws at each step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calotype.runtime.inpainting import Known, Mask
+from calotype.runtime.manifest import VaeSpec
+from calotype.runtime.schedulers import Solver
+
+Array = NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Posterior:
+    """What an autoencoder's encoder gives: a normal distribution over latents, (C, h, w), not yet scaled."""
+
+    mean: Array
+    logvar: Array
+
+    def sample(self, rng: np.random.Generator, vae: VaeSpec) -> Array:
+        """Draw latents as the UNet knows them, (C, h, w)."""
+        latents: Array = rng.standard_normal(self.mean.shape, np.float32)
+        latents *= np.exp(self.logvar / 2)
+        latents += self.mean
+        latents -= vae.shift_factor
+        latents *= vae.scaling_factor
+        return latents
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Start:
+    """What the jobs of a call have in common where they start.
+
+    Attributes:
+        index: the first model evaluation; ``len(solver)`` starts at the end.
+        picture: the posterior of the picture; None starts at noise.
+        mask: (h, w), where to draw; None is everywhere.
+        surroundings: the posterior of the picture without what the mask covers, for a UNet that is shown it.
+    """
+
+    solver: Solver
+    vae: VaeSpec
+    index: int = 0
+    picture: Posterior | None = None
+    mask: Mask | None = None
+    surroundings: Posterior | None = None
+
+    def job(self, noise: Array, rng: np.random.Generator) -> dict[str, Any]:
+        """The fields of a job that starts at ``noise`` (C, h, w), of unit variance and its own from now on."""
+        clean = None if self.picture is None else self.picture.sample(rng, self.vae)
+        context = known = None
+        if self.mask is not None and self.surroundings is not None:
+            shown = self.surroundings.sample(rng, self.vae)
+            context = np.concatenate([self.mask[None].astype(np.float32), shown])
+        elif self.mask is not None and clean is not None:
+            known = Known(clean=clean, noise=noise.copy(), keep=~self.mask, scratch=np.empty_like(clean))
+        if clean is None or self.index == 0:
+            latents = noise
+            latents *= np.float32(self.solver.init_noise_sigma)
+        elif self.index == len(self.solver):
+            latents = clean
+        else:
+            latents = self.solver.add_noise(clean, noise, self.index)
+        return {"latents": latents, "context": context, "known": known, "index": self.index, "rng": rng}

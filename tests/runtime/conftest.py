@@ -1,0 +1,129 @@
+"""More tiny checkpoints of random weights, made from the first one's parts, and their bundles."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calotype.export.bundle import export_checkpoint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A checkpoint in diffusers' layout and the bundle made from it."""
+
+    checkpoint: Path
+    bundle: Path
+
+
+def save(make: Callable[[dict[str, Any]], Any], base: Path, folder: Path) -> Model:
+    """``make`` a pipeline from the components of the checkpoint ``base``; write and export it."""
+    checkpoint = folder / "checkpoint"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import diffusers
+        import torch
+
+        torch.manual_seed(0)
+        make(diffusers.StableDiffusionPipeline.from_pretrained(base).components).save_pretrained(checkpoint)
+        for tokenizer in checkpoint.glob("tokenizer*"):
+            for name in ("vocab.json", "merges.txt"):
+                shutil.copyfile(base / "tokenizer" / name, tokenizer / name)
+        export_checkpoint(checkpoint, folder / "bundle")
+    return Model(checkpoint=checkpoint, bundle=folder / "bundle")
+
+
+def unet(**settings: Any) -> Any:
+    """Two levels, cross-attention in the first."""
+    import diffusers
+
+    usual = {
+        "sample_size": 16,
+        "block_out_channels": (32, 64),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 32,
+    }
+    return diffusers.UNet2DConditionModel(**{**usual, **settings})
+
+
+@pytest.fixture(scope="session")
+def sd2_inpainting(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Stable Diffusion 2 for inpainting: OpenCLIP's activation, linear projections, v-prediction, nine channels."""
+
+    def make(parts: dict[str, Any]) -> Any:
+        import diffusers
+        import transformers
+
+        text = {**parts["text_encoder"].config.to_dict(), "hidden_act": "gelu"}
+        parts["text_encoder"] = transformers.CLIPTextModel(transformers.CLIPTextConfig(**text))
+        parts["unet"] = unet(in_channels=9, use_linear_projection=True, attention_head_dim=(2, 4))
+        parts["scheduler"] = diffusers.DDIMScheduler.from_config(
+            parts["scheduler"].config, prediction_type="v_prediction"
+        )
+        return diffusers.StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+
+    return save(make, tiny_checkpoint, tmp_path_factory.mktemp("sd2_inpainting"))
+
+
+@pytest.fixture(scope="session")
+def lcm(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A latent consistency model: the guidance scale is an input of the UNet."""
+
+    def make(parts: dict[str, Any]) -> Any:
+        import diffusers
+
+        parts["unet"] = unet(time_cond_proj_dim=24)
+        parts["scheduler"] = diffusers.LCMScheduler()
+        return diffusers.LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
+
+    return save(make, tiny_checkpoint, tmp_path_factory.mktemp("lcm"))
+
+
+@pytest.fixture(scope="session")
+def sdxl(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """SDXL: two text encoders, the second's tokenizer padding with "!", pooled embedding and sizes as inputs."""
+
+    def make(parts: dict[str, Any]) -> Any:
+        import diffusers
+        import transformers
+
+        second = {**parts["text_encoder"].config.to_dict(), "hidden_act": "gelu", "hidden_size": 24}
+        second |= {"intermediate_size": 40, "num_attention_heads": 3, "projection_dim": 16}
+        return diffusers.StableDiffusionXLPipeline(
+            vae=parts["vae"],
+            text_encoder=parts["text_encoder"],
+            text_encoder_2=transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**second)),
+            tokenizer=parts["tokenizer"],
+            tokenizer_2=parts["tokenizer"].from_pretrained(tiny_checkpoint / "tokenizer", pad_token="!"),
+            unet=unet(
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+                attention_head_dim=(2, 4),
+                transformer_layers_per_block=(1, 2),
+                cross_attention_dim=32 + 24,
+                use_linear_projection=True,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=16 + 6 * 8,
+            ),
+            scheduler=diffusers.EulerDiscreteScheduler(
+                beta_schedule="scaled_linear",
+                beta_start=0.00085,
+                beta_end=0.012,
+                timestep_spacing="leading",
+                steps_offset=1,
+            ),
+            force_zeros_for_empty_prompt=True,
+            add_watermarker=False,
+        )
+
+    return save(make, tiny_checkpoint, tmp_path_factory.mktemp("sdxl"))
