@@ -2,20 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from calotype.engine.backends import Backend, load_backend, target
-from calotype.engine.cache import Say, cache_folder, obtain
+from calotype.engine.cache import Built, Say, kept_file, obtain
+from calotype.engine.memory import estimate_activations
 from calotype.engine.profiles import Profile, Shapes, check_profiles, default_profile, network_shapes
 from calotype.runtime.bundle import Bundle
-from calotype.runtime.errors import BuildError, InputError
+from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
+from calotype.runtime.plans import PORTABLE, cache_folder, list_plans, read_record
+from calotype.runtime.sessions.cuda import Gpu, load_cuda
+from calotype.runtime.sessions.libraries import Library, load_library
 
 Progress = Callable[[str, float], None]
 # Bytes of kernels for every GPU generation in a TensorRT-RTX 1.7 plan: 18 MB seen for a UNet of a few thousand weights.
 KERNELS = 32 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a build is asked for besides its shapes.
+
+    Attributes:
+        precision: which variant of the graphs; None is float16 where there is one, else float32.
+        version_compatible: later versions of the library, and its lean runtime, run the plan too.
+        hardware_compatible: other GPUs of the same compute capability run it too. TensorRT-RTX's plans always do more.
+        strip_weights: leave the weights out; the runtime puts a bundle's own in when it opens the plan, so that all
+            models of one architecture share it. Needs a GPU.
+        force: build also what the cache has.
+    """
+
+    precision: str | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    strip_weights: bool = False
+    force: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Job:
+    network: str
+    precision: str
+    graph: str
+    weights: tuple[str, ...]
+    shapes: list[Shapes]
 
 
 def build_bundle(
@@ -23,8 +60,7 @@ def build_bundle(
     *,
     backend: str,
     profiles: Sequence[Profile] | None = None,
-    precision: str = "float32",
-    version_compatible: bool = False,
+    options: Options | None = None,
     networks: Sequence[str] | None = None,
     say: Say = lambda _: None,
     progress: Progress | None = None,
@@ -35,87 +71,151 @@ def build_bundle(
         bundle: an opened, checked bundle.
         backend: ``tensorrt`` or ``tensorrt-rtx``.
         profiles: the default one of the bundle where None.
-        precision: which variant of the graphs.
-        version_compatible: build for the lean runtime of later versions too.
+        options: see :class:`Options`.
         networks: these alone.
         say: is told in one line what happens.
         progress: is told the builder's phase and how much of it is done, 0 to 1.
 
     Raises:
-        BuildError: an operator is not supported, the build fails, or the disk is too small.
+        BuildError: an operator is not supported, the build fails, or the disk or the GPU is too small.
         InputError: profiles do not fit, or the bundle has no such network or precision.
-        BackendError, MissingPackageError: the backend cannot be loaded.
+        BackendError, MissingPackageError: the backend cannot be loaded, or needs a GPU that is not there.
     """
-    manifest = bundle.manifest
-    profiles = [default_profile(manifest)] if profiles is None else profiles
+    options = options or Options()
+    profiles = [default_profile(bundle.manifest)] if profiles is None else profiles
     check_profiles(profiles)
-    jobs = {}
-    for name in manifest.networks if networks is None else networks:
-        if name not in manifest.networks:
-            raise InputError(f"the bundle has no network {name!r}; valid: {', '.join(manifest.networks)}")
-        spec = manifest.networks[name]
-        if precision not in spec.graphs:
-            raise InputError(f"{name} has no {precision} graph; valid: {', '.join(spec.graphs)}")
-        jobs[name] = [network_shapes(profile, spec, manifest) for profile in profiles]
-    library = load_backend(backend)
-    need = estimate_disk(bundle, jobs)
-    free = shutil.disk_usage(cache_folder()).free
-    say(f"plans need about {need / 2**20:.0f} MiB of disk, {free / 2**20:.0f} MiB are free")
-    if need > free:
-        raise BuildError(
-            f"{cache_folder()} has {free / 2**20:.0f} MiB free and the plans need about {need / 2**20:.0f}; "
-            "free some space with calotype build --clean, or set CALOTYPE_CACHE"
-        )
-    machine, plans = target(), {}
-    for name, shapes in jobs.items():
-        graph = manifest.networks[name].graphs[precision]
-        key = {
-            "bundle": manifest.name,
-            "network": name,
-            "backend": backend,
-            "version": library.version,
-            "graph": manifest.files[graph].sha256,
-            "weights": [manifest.files[path].sha256 for path in manifest.networks[name].weights],
-            "precision": precision,
-            "profiles": [profile.to_json() for profile in profiles],
-            "version_compatible": version_compatible,
-            **machine,
-        }
+    names = bundle.manifest.networks if networks is None else networks
+    jobs = [_job(bundle, name, profiles, options.precision) for name in names]
+    library = load_library(backend)
+    if not library.builds:
+        raise MissingPackageError("tensorrt", "tensorrt")  # its lean runtime alone is there
+    gpu = _gpu(backend, options)
+    state_needs(bundle, backend, jobs, gpu, say)
+    plans = {}
+    for job in jobs:
+        key = _key(bundle, library, job, profiles, options, gpu)
 
-        def build(graph: str = graph, shapes: list[Shapes] = shapes) -> tuple[Any, Mapping[str, Any]]:
-            return build_plan(
-                library, bundle.path / graph, shapes, version_compatible=version_compatible, progress=progress
-            )
+        def build(job: _Job = job) -> Built:
+            path = bundle.path / job.graph
+            return build_plan(library, path, job.shapes, options=options, gpu=gpu, progress=progress)
 
-        plans[name] = obtain(key, build, say)
+        plans[job.network] = obtain(key, build, say, force=options.force)
     return plans
 
 
-def estimate_disk(bundle: Bundle, networks: Mapping[str, Any]) -> int:
-    """Bytes, on the high side: each network's weights files twice (fp16 may be kept as fp32), and its kernels."""
+def _job(bundle: Bundle, name: str, profiles: Sequence[Profile], precision: str | None) -> _Job:
     manifest = bundle.manifest
-    weights = sum(manifest.files[path].size for name in networks for path in manifest.networks[name].weights)
-    return 2 * weights + KERNELS * len(networks)
+    if name not in manifest.networks:
+        raise InputError(f"the bundle has no network {name!r}; valid: {', '.join(manifest.networks)}")
+    spec = manifest.networks[name]
+    if precision is None:
+        precision = "float16" if "float16" in spec.graphs else "float32"
+    if precision not in spec.graphs:
+        raise InputError(f"{name} has no {precision} graph; valid: {', '.join(spec.graphs)}")
+    shapes = [network_shapes(profile, spec, manifest) for profile in profiles]
+    return _Job(network=name, precision=precision, graph=spec.graphs[precision], weights=spec.weights, shapes=shapes)
+
+
+def _gpu(backend: str, options: Options) -> Gpu | None:
+    """The GPU to build for; None for a plan of TensorRT-RTX, which is for all it knows and needs none."""
+    if backend == "tensorrt-rtx" and not options.strip_weights:
+        return None
+    try:
+        return load_cuda(backend).gpu()
+    except BackendError as error:
+        what = "building without weights" if options.strip_weights else f"building for {backend}"
+        raise BackendError(f"{what} needs a GPU: {error}") from error
+
+
+def _key(
+    bundle: Bundle, library: Library, job: _Job, profiles: Sequence[Profile], options: Options, gpu: Gpu | None
+) -> dict[str, Any]:
+    files = bundle.manifest.files
+    if gpu is None or library.name == "tensorrt-rtx":
+        machine = PORTABLE
+    else:
+        machine = {"gpu": gpu.capability if options.hardware_compatible else gpu.identity, "driver": gpu.driver}
+    return {
+        "bundle": "shared" if options.strip_weights else bundle.manifest.name,
+        "network": job.network,
+        "backend": library.name,
+        "version": library.version,
+        "graph": files[job.graph].sha256,
+        "weights": [] if options.strip_weights else [files[path].sha256 for path in job.weights],
+        "precision": job.precision,
+        "profiles": [profile.to_json() for profile in profiles],
+        "version_compatible": options.version_compatible,
+        "hardware_compatible": options.hardware_compatible,
+        "stripped": options.strip_weights,
+        **machine,
+    }
+
+
+def state_needs(bundle: Bundle, backend: str, jobs: Sequence[_Job], gpu: Gpu | None, say: Say) -> None:
+    """Say what the plans will need, before anything is built.
+
+    Raises:
+        BuildError: the disk, or the GPU they are built on, clearly lacks it.
+    """
+    files, weights, largest = bundle.manifest.files, 0, 0
+    for job in jobs:
+        # A graph that computes in float32 may hold its fp16 weights so.
+        size = sum(files[path].size for path in job.weights) * (2 if job.precision == "float32" else 1)
+        most = max(
+            estimate_activations(bundle.path / job.graph, {name: bounds[2] for name, bounds in shapes.items()})
+            for shapes in job.shapes
+        )
+        say(
+            f"{job.network}: {job.precision}, weights at most {_mib(size)}, "
+            f"activations about {_mib(most)} at the largest shape"
+        )
+        weights, largest = weights + size, max(largest, most)
+    disk = weights + KERNELS * len(jobs)
+    free = shutil.disk_usage(cache_folder()).free
+    say(f"disk: about {_mib(disk)}, {_mib(free)} are free; GPU memory to run: about {_mib(weights + largest)}")
+    say(_expected_time(backend, weights))
+    if disk > free:
+        raise BuildError(
+            f"{cache_folder()} has {_mib(free)} free and the plans need about {_mib(disk)}; "
+            "free some space with calotype build --clean, or set CALOTYPE_CACHE"
+        )
+    if gpu is not None and weights + largest > gpu.memory:
+        raise BuildError(
+            f"{gpu.name} has {_mib(gpu.memory)} of memory and the plans need about {_mib(weights + largest)}; "
+            "use smaller profiles: --batch, --height, --width or --static"
+        )
+
+
+def _expected_time(backend: str, weights: int) -> str:
+    """From the largest plan that this backend built here."""
+    records = [record for record in map(read_record, list_plans()) if record is not None]
+    built = [item.figures for item in records if item.key.get("backend") == backend and item.figures.get("weights")]
+    if not built:
+        return f"time: not known, since {backend} has built nothing here yet"
+    largest = max(built, key=lambda figures: figures["weights"])
+    return f"time: about {max(1, round(largest['seconds'] * weights / largest['weights']))} s, by the largest plan here"
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:.0f} MiB"
 
 
 def build_plan(
-    backend: Backend,
+    library: Library,
     graph: Path,
     profiles: Sequence[Shapes],
     *,
-    version_compatible: bool = False,
+    options: Options | None = None,
+    gpu: Gpu | None = None,
     progress: Progress | None = None,
-) -> tuple[Any, dict[str, Any]]:
+) -> Built:
     """Parse and build one graph.
-
-    Returns:
-        The plan, an object with the buffer protocol, and its inputs and outputs with every profile's shapes.
 
     Raises:
         BuildError: with operator and node where the parser refuses one, else with the library's first message.
     """
-    api = backend.api
-    logger = _logger(api)
+    options, api, logger, start = options or Options(), library.api, library.logger, time.perf_counter()
+    logger.clear()
     builder = api.Builder(logger)
     flags = 0
     if hasattr(api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
@@ -123,29 +223,58 @@ def build_plan(
     network = builder.create_network(flags)
     parser = api.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
-        raise BuildError(_refusal(backend, parser, graph, logger))
+        raise BuildError(_refusal(library, parser, graph))
     _let_attention_decompose(api, network)
-    config = builder.create_builder_config()
-    if version_compatible:
-        config.set_flag(api.BuilderFlag.VERSION_COMPATIBLE)
-    for shapes in profiles:
-        profile = builder.create_optimization_profile()
-        for name, (least, best, most) in shapes.items():
-            profile.set_shape(name, least, best, most)
-        config.add_optimization_profile(profile)
+    config = _config(library, builder, profiles, options)
     monitor = _monitor(api, progress)
     config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
-    if monitor.stopped is not None:
-        raise monitor.stopped
-    if plan is None:
-        raise BuildError(f"{backend.name} {backend.version} cannot build {graph.name}: {logger.first()}")
+    with _timing_cache(library, config, gpu), _interrupts(monitor):
+        plan = builder.build_serialized_network(network, config)
+        if monitor.stopped is not None:
+            raise monitor.stopped
+        if plan is None:
+            raise BuildError(f"{library.name} {library.version} cannot build {graph.name}: {logger.first()}")
     tensors = {
         "inputs": [_tensor(network.get_input(index)) for index in range(network.num_inputs)],
         "outputs": [_tensor(network.get_output(index)) for index in range(network.num_outputs)],
         "profiles": [{name: [list(shape) for shape in bounds] for name, bounds in item.items()} for item in profiles],
     }
-    return plan, tensors
+    figures = {
+        "seconds": time.perf_counter() - start,
+        "weights": logger.memory.get("Weights Memory", 0),
+        "activations": logger.memory.get("Activation Memory", 0),
+    }
+    return Built(plan=plan, tensors=tensors, figures=figures)
+
+
+def _config(library: Library, builder: Any, profiles: Sequence[Shapes], options: Options) -> Any:
+    api, config = library.api, builder.create_builder_config()
+    if options.version_compatible:
+        config.set_flag(api.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible and library.name == "tensorrt":
+        config.hardware_compatibility_level = api.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+    if options.strip_weights:
+        config.set_flag(api.BuilderFlag.STRIP_PLAN)
+        config.set_flag(api.BuilderFlag.REFIT)
+    for shapes in profiles:
+        profile = builder.create_optimization_profile()
+        for name, (least, best, most) in shapes.items():
+            profile.set_shape(name, least, best, most)
+        config.add_optimization_profile(profile)
+    return config
+
+
+@contextlib.contextmanager
+def _timing_cache(library: Library, config: Any, gpu: Gpu | None) -> Iterator[None]:
+    """What earlier builds on this GPU measured. TensorRT-RTX measures nothing, and its calls for it need a GPU."""
+    if library.name != "tensorrt" or gpu is None:
+        yield
+        return
+    name = f"{library.name}-{library.version}-{gpu.identity.replace(' ', '_')}.timing"
+    with kept_file(cache_folder() / name) as (data, replace):
+        config.set_timing_cache(config.create_timing_cache(data), ignore_mismatch=False)
+        yield
+        replace(config.get_timing_cache().serialize())
 
 
 def _let_attention_decompose(api: Any, network: Any) -> None:
@@ -163,37 +292,36 @@ def _tensor(tensor: Any) -> dict[str, Any]:
     return {"name": tensor.name, "dtype": tensor.dtype.name.lower(), "shape": list(tensor.shape)}
 
 
-def _refusal(backend: Backend, parser: Any, graph: Path, logger: Any) -> str:
+def _refusal(library: Library, parser: Any, graph: Path) -> str:
     if not parser.num_errors:
-        return f"{backend.name} cannot read {graph.name}: {logger.first()}"
+        return f"{library.name} cannot read {graph.name}: {library.logger.first()}"
     error = parser.get_error(0)
     return (
-        f"{backend.name} {backend.version} does not support the operator {error.node_operator()} "
+        f"{library.name} {library.version} does not support the operator {error.node_operator()} "
         f"(node {error.node_name()!r} of {graph.name}): {error.desc()}"
     )
 
 
-def _logger(api: Any) -> Any:
-    class Logger(api.ILogger):  # type: ignore[misc]
-        """Keeps errors; the rest is the library talking to itself."""
+@contextlib.contextmanager
+def _interrupts(monitor: Any) -> Iterator[None]:
+    """Let Ctrl-C stop the build: raised inside one of the library's calls back, the library would swallow it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
-        def __init__(self) -> None:
-            api.ILogger.__init__(self)
-            self.errors: list[str] = []
+    def stop(*_: object) -> None:
+        monitor.stopped = KeyboardInterrupt()
 
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (api.ILogger.Severity.ERROR, api.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(" ".join(message.split()))
-
-        def first(self) -> str:
-            return self.errors[0] if self.errors else "it gives no reason"
-
-    return Logger()
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _monitor(api: Any, progress: Progress | None) -> Any:
     class Monitor(api.IProgressMonitor):  # type: ignore[misc]
-        """Tells ``progress``; Python's signals arrive here too, and stop the build."""
+        """Tells ``progress``, and stops the build when it is told to."""
 
         def __init__(self) -> None:
             api.IProgressMonitor.__init__(self)

@@ -1,4 +1,4 @@
-"""Plans kept on disk: native code, so they lie in the user's own folder and are checked before they are handed out."""
+"""The plan cache's writing side: one builder at a time, and a plan appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,39 +15,18 @@ from typing import Any
 
 from calotype.runtime.errors import BuildError
 from calotype.runtime.manifest import FileRecord
+from calotype.runtime.plans import PlanRecord, cache_folder, plan_trouble, read_record, sidecar
 
 Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanRecord:
-    """The sidecar of a plan: what it was made from (``key``), what it takes (``tensors``), its size and sha256."""
+class Built:
+    """A fresh plan, an object with the buffer protocol, and what its record says of it."""
 
-    key: Mapping[str, Any]
+    plan: Any
     tensors: Mapping[str, Any]
-    size: int
-    sha256: str
-
-
-def cache_folder() -> Path:
-    """``$CALOTYPE_CACHE``, else ``calotype`` in the user's cache folder, then ``plans``; made with mode 0700.
-
-    Raises:
-        BuildError: it cannot be made, or belongs to somebody else.
-    """
-    base = os.environ.get("CALOTYPE_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = (Path(base) if base else Path(home).expanduser() / "calotype") / "plans"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if folder.stat().st_uid != os.getuid():
-            raise BuildError(f"{folder} belongs to another user; set CALOTYPE_CACHE to a folder of your own")
-        folder.chmod(0o700)
-    except OSError as error:
-        raise BuildError(
-            f"{folder} cannot be made: {error.strerror}; set CALOTYPE_CACHE to a folder that can be written"
-        ) from error
-    return folder
+    figures: Mapping[str, float]
 
 
 def plan_path(key: Mapping[str, Any]) -> Path:
@@ -56,8 +35,8 @@ def plan_path(key: Mapping[str, Any]) -> Path:
     return cache_folder() / f"{_stem(key)}.{digest[:32]}.plan"
 
 
-def obtain(key: Mapping[str, Any], build: Callable[[], tuple[Any, Mapping[str, Any]]], say: Say) -> Path:
-    """The plan of ``key``, built by ``build() -> (bytes, tensors)`` unless a sound one is there.
+def obtain(key: Mapping[str, Any], build: Callable[[], Built], say: Say, *, force: bool = False) -> Path:
+    """The plan of ``key``, built by ``build`` unless a sound one is there and ``force`` is not set.
 
     One process builds, others wait for it. A plan appears whole or not at all; its record comes last, and a plan
     without a record, or with another sha256 than the record's, is built again.
@@ -67,17 +46,19 @@ def obtain(key: Mapping[str, Any], build: Callable[[], tuple[Any, Mapping[str, A
     """
     path = plan_path(key)
     with _lock(path, say):
-        trouble = _trouble(path)
-        if trouble is None:
+        trouble = plan_trouble(path)
+        if trouble is None and not force:
             say(f"{path.name}: taken from the cache")
             return path
-        say(f"{_stem(key)}: {trouble if path.exists() else _changes(key)}")
-        data, tensors = build()
-        _sidecar(path).unlink(missing_ok=True)
+        say(f"{_stem(key)}: {_reason(key, path, trouble)}")
+        built = build()
+        sidecar(path).unlink(missing_ok=True)
         try:
-            _write(path, data)
-            record = PlanRecord(key=key, tensors=tensors, **dataclasses.asdict(FileRecord.of(path)))
-            _write(_sidecar(path), json.dumps(dataclasses.asdict(record), indent=2).encode())
+            _write(path, built.plan)
+            record = PlanRecord(
+                key=key, tensors=built.tensors, figures=built.figures, **dataclasses.asdict(FileRecord.of(path))
+            )
+            _write(sidecar(path), json.dumps(dataclasses.asdict(record), indent=2).encode())
         except OSError as error:
             raise BuildError(
                 f"{path} cannot be written: {error.strerror}; free some space or set CALOTYPE_CACHE"
@@ -85,36 +66,23 @@ def obtain(key: Mapping[str, Any], build: Callable[[], tuple[Any, Mapping[str, A
     return path
 
 
-def describe_plan(path: Path) -> PlanRecord:
-    """What the record beside the plan ``path`` says, after the plan's sha256 was checked; nothing is deserialized.
-
-    Raises:
-        BuildError: there is no plan or record, or they do not belong together.
-    """
-    trouble = _trouble(path)
-    if trouble is not None:
-        raise BuildError(f"{path}: {trouble}; build it again with: calotype build")
-    return PlanRecord(**json.loads(_sidecar(path).read_text()))
-
-
-def list_plans() -> list[Path]:
-    """Every plan of the cache, by name; unsound ones too."""
-    return sorted(cache_folder().glob("*.plan"))
+@contextlib.contextmanager
+def kept_file(path: Path) -> Iterator[tuple[bytes, Callable[[Any], None]]]:
+    """The bytes of a file that builders share, and what replaces it; others wait for the block to end."""
+    with _lock(path, lambda _: None):
+        yield path.read_bytes() if path.exists() else b"", lambda data: _write(path, data)
 
 
 def clean_plans() -> int:
-    """Remove all plans that nobody is building now; returns the bytes freed."""
+    """Remove all plans that nobody is building now, and what belongs to them; returns the bytes freed."""
     freed = 0
     for path in sorted(cache_folder().iterdir()):
-        if path.suffix in (".lock", ".json"):
+        if path.suffix == ".lock":
             continue
-        plan = path.with_suffix("") if path.suffix == ".partial" else path
-        plan = plan.with_suffix("") if plan.suffix == ".json" else plan
-        with contextlib.suppress(BlockingIOError), _lock(plan, None):
-            for item in (plan, _sidecar(plan), *(_partial(part) for part in (plan, _sidecar(plan)))):
-                with contextlib.suppress(FileNotFoundError):
-                    freed += item.stat().st_size
-                    item.unlink()
+        name = path.name.partition(".plan")[0] + ".plan" if ".plan" in path.name else path.name
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), _lock(path.with_name(name), None):
+            freed += path.stat().st_size
+            path.unlink()
     return freed
 
 
@@ -123,35 +91,19 @@ def _stem(key: Mapping[str, Any]) -> str:
     return ".".join(re.sub(r"[^A-Za-z0-9_-]", "_", part) for part in parts)
 
 
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
-
-
-def _trouble(path: Path) -> str | None:
-    """Why the plan cannot be used; None when it can."""
-    if not path.is_file():
-        return "there is no such plan"
-    try:
-        record = PlanRecord(**json.loads(_sidecar(path).read_text()))
-    except (OSError, ValueError, TypeError):
-        return "its record is missing or cannot be read"
-    if FileRecord.of(path) != FileRecord(size=record.size, sha256=record.sha256):
-        return "its sha256 is not the recorded one"
-    return None
+def _reason(key: Mapping[str, Any], path: Path, trouble: str | None) -> str:
+    if trouble is None:
+        return "built again, as asked"
+    return f"built again, since {trouble}" if path.exists() else _changes(key)
 
 
 def _changes(key: Mapping[str, Any]) -> str:
     """What tells ``key`` from the latest plan of the same network."""
-    others = sorted(cache_folder().glob(f"{_stem(key)}.*.plan.json"), key=lambda path: path.stat().st_mtime)
-    for other in reversed(others):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            old = json.loads(other.read_text())["key"]
-            names = sorted(name for name in key.keys() | old.keys() if key.get(name) != old.get(name))
-            return f"built again, since these changed: {', '.join(names)}"
+    others = sorted(cache_folder().glob(f"{_stem(key)}.*.plan"), key=lambda path: path.stat().st_mtime)
+    for record in filter(None, map(read_record, reversed(others))):
+        old = record.key
+        names = sorted(name for name in key.keys() | old.keys() if key.get(name) != old.get(name))
+        return f"built again, since these changed: {', '.join(names)}"
     return "not built before"
 
 
@@ -173,7 +125,7 @@ def _lock(path: Path, say: Say | None) -> Iterator[None]:
 
 
 def _write(path: Path, data: Any) -> None:
-    partial = _partial(path)
+    partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
             os.fchmod(file.fileno(), 0o600)

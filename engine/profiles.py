@@ -11,7 +11,9 @@ from calotype.runtime.manifest import Manifest
 from calotype.runtime.spec import ModelSpec
 
 MOST_CHUNKS = 4  # of a long prompt
+MOST_EXTRA = 64  # rows that textual inversion adds to the token table
 MOST_VECTORS = 64  # of textual inversion
+SYMBOLS = ("batch", "height", "width")
 Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 
@@ -48,6 +50,9 @@ class Range:
         return Range(min=self.min // divisor, opt=self.opt // divisor, max=self.max // divisor)
 
 
+ONE = Range(min=1, opt=1, max=1)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
     """One profile; ``batch`` counts UNet rows (two a guided image), ``height`` and ``width`` pixels."""
@@ -56,6 +61,26 @@ class Profile:
     batch: Range
     height: Range
     width: Range
+
+    @classmethod
+    def parse(cls, text: str, base: Profile) -> Profile:
+        """Read ``"portrait,batch=1:2:4,height=768,width=512"``; what it does not say is as in ``base``.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        name, *parts = text.split(",")
+        ranges: dict[str, Any] = {}
+        for part in parts:
+            key, equals, value = part.partition("=")
+            if key not in SYMBOLS or not equals or key in ranges:
+                raise InputError(
+                    f"{part!r} in the profile {text!r} cannot be read; valid: NAME,batch=RANGE,height=RANGE,width=RANGE"
+                )
+            ranges[key] = Range.parse(value)
+        if not name.isidentifier():
+            raise InputError(f"the profile {text!r} has no name; valid: NAME,batch=RANGE,height=RANGE,width=RANGE")
+        return dataclasses.replace(base, name=name, **ranges)
 
     def to_json(self) -> dict[str, str]:
         """Its ranges as text."""
@@ -78,6 +103,20 @@ def default_profile(manifest: Manifest, *, static: bool = False) -> Profile:
     return Profile(name="default", batch=Range(min=1, opt=2, max=8), height=sizes(height), width=sizes(width))
 
 
+def choose_profiles(
+    manifest: Manifest, *, batch: str | None, height: str | None, width: str | None, extra: Sequence[str], static: bool
+) -> list[Profile]:
+    """The default profile, with ranges of its own where they are given, and ``extra`` ones in one word each.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    given = {"batch": batch, "height": height, "width": width}
+    ranges: dict[str, Any] = {name: Range.parse(text) for name, text in given.items() if text is not None}
+    first = dataclasses.replace(default_profile(manifest, static=static), **ranges)
+    return [first, *(Profile.parse(text, first) for text in extra)]
+
+
 def check_profiles(profiles: Sequence[Profile]) -> None:
     """Raises InputError when there is none, or two have one name or one content."""
     if not profiles:
@@ -98,20 +137,16 @@ def network_shapes(profile: Profile, spec: ModelSpec, manifest: Manifest) -> Sha
     Raises:
         InputError: a size is no multiple of the model's downscale, or the graph has a symbol no profile speaks of.
     """
-    length = max(tokenizer.max_length for tokenizer in manifest.tokenizers.values())
-    rows = profile.batch
-    one_shape = rows.min == rows.max and profile.height.min == profile.height.max
-    images = Range(min=max(1, rows.min // 2), opt=max(1, rows.opt // 2), max=rows.max)
-    if one_shape:
-        images = dataclasses.replace(images, max=images.opt)
+    length = max((tokenizer.max_length for tokenizer in manifest.tokenizers.values()), default=1)
+    one_shape = len({profile.batch.min, profile.batch.max}) == 1 and profile.height.min == profile.height.max
     ranges = {
-        "rows": rows,
-        # Without guidance an image is one row, so there may be as many images as rows; and a prompt is encoded
-        # with its negative prompt, two rows an image.
-        "batch": images if spec.input("input_ids") is None else rows,
+        "rows": profile.batch,
+        # A prompt is encoded alone and a picture decoded alone, so that neither depends on what is beside it; and
+        # an autoencoder's activations, the largest of all, are kept for one picture only.
+        "batch": ONE,
+        "extra": Range(min=1, opt=1, max=1 if one_shape else MOST_EXTRA),
         "height": profile.height.divided(manifest.vae.downscale, "height"),
         "width": profile.width.divided(manifest.vae.downscale, "width"),
-        "extra": Range(min=1, opt=1, max=MOST_VECTORS),
         "tokens": Range(min=length, opt=length, max=length if one_shape else length * MOST_CHUNKS),
     }
     shapes: Shapes = {}

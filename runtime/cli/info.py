@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 
 @click.command("info")
 @click.argument("target", default="talbot")
-@click.option("--json", "as_json", is_flag=True, help="Print a bundle's manifest, or a picture's settings, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print a manifest, a plan's record or a picture's settings so.")
 def command(target: str, as_json: bool) -> None:
-    """Show TARGET: a bundle (a bundled model's name or a folder), or a picture file."""
+    """Show TARGET: a bundle (a bundled model's name or a folder), a picture file, or a plan."""
     from calotype.runtime.bundle import BUNDLED, Bundle
     from calotype.runtime.images import FORMATS, read_parameters
 
@@ -20,6 +22,9 @@ def command(target: str, as_json: bool) -> None:
     if path.suffix.lower() in FORMATS and not (BUNDLED / target).is_dir():
         text = read_parameters(path)
         click.echo(json.dumps({"parameters": text}, ensure_ascii=False) if as_json else text)
+        return
+    if path.suffix == ".plan":
+        _show_plan(path, as_json)
         return
     manifest = Bundle.open(target).manifest
     if as_json:
@@ -47,3 +52,37 @@ def command(target: str, as_json: bool) -> None:
                 f"parity:    {network} {precision} against PyTorch: relative error {figures['max_relative']:.1e}, "
                 f"cosine {figures['min_cosine']:.7f}"
             )
+
+
+def _show_plan(path: Path, as_json: bool) -> None:
+    from calotype.runtime.plans import describe_plan
+
+    record = describe_plan(path)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(record)))
+        return
+    key, figures = record.key, record.figures
+    compatible = [what for what in ("version", "hardware") if key[f"{what}_compatible"]]
+    lines = {
+        "network": f"{key['network']} of {key['bundle']}, {key['precision']}",
+        "built by": f"{key['backend']} {key['version']} in {figures['seconds']:.0f} s",
+        "for": f"{key['gpu']}, driver {key['driver']}" + "".join(f", {what}-compatible" for what in compatible),
+        "graph": key["graph"],
+        "weights": ", ".join(key["weights"]) or "none: put in when it is opened",
+        "size": f"{record.size / 2**20:.1f} MiB",
+        "gpu memory": f"weights {figures['weights'] / 2**20:.1f} MiB, activations {figures['activations'] / 2**20:.1f} "
+        "MiB, as the builder says",
+    }
+    for name, value in lines.items():
+        click.echo(f"{name + ':':<12}{value}")
+    for name, shapes in zip(key["profiles"], record.tensors["profiles"], strict=True):
+        click.echo(f"profile:    {name['name']}: batch {name['batch']}, {name['height']} x {name['width']} pixels")
+        for tensor, bounds in shapes.items():
+            click.echo(f"            {tensor} {' to '.join(map(_shape, (bounds[0], bounds[2])))}")
+    for way in ("inputs", "outputs"):
+        for item in record.tensors[way]:
+            click.echo(f"{way[:-1] + ':':<12}{item['name']} {item['dtype']} {_shape(item['shape'])}")
+
+
+def _shape(shape: list[Any]) -> str:
+    return "x".join("?" if size == -1 else str(size) for size in shape)

@@ -17,6 +17,7 @@ COMMANDS = {
     "info": "show a bundle, or the settings in a picture",
     "doctor": "say which backends can run here, and what is missing",
     "export": "turn a checkpoint into a bundle",
+    "build": "turn a bundle into plans for a GPU",
     "verify": "check a bundle's files",
 }
 

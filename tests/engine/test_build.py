@@ -1,4 +1,4 @@
-"""Real TensorRT-RTX builds, which need no GPU; without that package these tests are skipped."""
+"""Real TensorRT-RTX builds, which need no GPU."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import onnx
 import onnx.helper
 import pytest
 
-from calotype.engine import backends
-from calotype.engine.build import build_bundle, build_plan
-from calotype.engine.cache import cache_folder, describe_plan, list_plans
+from calotype.engine.build import Options, build_bundle, build_plan
 from calotype.engine.profiles import default_profile
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
+from calotype.runtime.plans import cache_folder, describe_plan, list_plans
+from calotype.runtime.sessions import libraries
+from calotype.runtime.sessions.libraries import Library, load_library
 
 
 @pytest.fixture(autouse=True)
@@ -25,23 +26,22 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def library() -> backends.Backend:
-    pytest.importorskip("tensorrt_rtx", reason="pip install 'calotype[tensorrt-rtx]'")
-    return backends.load_backend("tensorrt-rtx")
+def library() -> Library:
+    return load_library("tensorrt-rtx")
 
 
 def test_an_unknown_backend_lists_the_valid_ones() -> None:
     with pytest.raises(BackendError, match="valid: tensorrt, tensorrt-rtx"):
-        backends.load_backend("tvm")
+        load_library("tvm")
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(backends.MODULES, "tensorrt", ("no_such_module", "tensorrt"))
+    monkeypatch.setitem(libraries.MODULES, "tensorrt", ("no_such_module", "nor_this_one"))
     with pytest.raises(MissingPackageError, match=r"calotype\[tensorrt\]"):
-        backends.load_backend("tensorrt")
+        load_library("tensorrt")
 
 
-def test_every_network_of_a_bundle_builds(library: backends.Backend, tiny_bundle: Path) -> None:
+def test_every_network_of_a_bundle_builds(library: Library, tiny_bundle: Path) -> None:
     bundle, lines, phases = Bundle.open(tiny_bundle), [], []
     plans = build_bundle(bundle, backend="tensorrt-rtx", say=lines.append, progress=lambda _, part: phases.append(part))
     assert set(plans) == set(bundle.manifest.networks)
@@ -73,7 +73,7 @@ def test_what_the_bundle_lacks_is_named(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="no network 'unett'; valid: text_encoder"):
         build_bundle(bundle, backend="tensorrt-rtx", networks=["unett"])
     with pytest.raises(InputError, match="no int8 graph; valid: float32"):
-        build_bundle(bundle, backend="tensorrt-rtx", precision="int8")
+        build_bundle(bundle, backend="tensorrt-rtx", options=Options(precision="int8"))
 
 
 @pytest.mark.usefixtures("library")
@@ -84,7 +84,7 @@ def test_a_full_disk_is_refused_before_the_build(tiny_bundle: Path, monkeypatch:
     assert list_plans() == []
 
 
-def test_an_unsupported_operator_is_named_with_its_node(library: backends.Backend, tmp_path: Path) -> None:
+def test_an_unsupported_operator_is_named_with_its_node(library: Library, tmp_path: Path) -> None:
     value = onnx.helper.make_tensor_value_info
     node = onnx.helper.make_node("NoSuchOperator", ["x"], ["y"], name="block/strange", domain="org.example")
     graph = onnx.helper.make_graph([node], "g", [value("x", 1, [1, 4])], [value("y", 1, [1, 4])])
@@ -94,7 +94,7 @@ def test_an_unsupported_operator_is_named_with_its_node(library: backends.Backen
         build_plan(library, tmp_path / "g.onnx", [])
 
 
-def test_a_file_that_is_no_graph(library: backends.Backend, tmp_path: Path) -> None:
+def test_a_file_that_is_no_graph(library: Library, tmp_path: Path) -> None:
     (tmp_path / "g.onnx").write_bytes(b"nothing of the kind")
     with pytest.raises(BuildError, match=r"g\.onnx"):
         build_plan(library, tmp_path / "g.onnx", [])

@@ -6,13 +6,13 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from calotype.engine import cache
+from calotype.engine.cache import Built
+from calotype.runtime import plans
 from calotype.runtime.errors import BuildError
 
 KEY = {"bundle": "tiny model", "network": "unet", "backend": "tensorrt-rtx", "version": "1", "driver": "none"}
@@ -28,9 +28,9 @@ class Builder:
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self) -> tuple[bytes, Mapping[str, Any]]:
+    def __call__(self) -> Built:
         self.calls += 1
-        return b"a plan", {"inputs": []}
+        return Built(plan=b"a plan", tensors={"inputs": []}, figures={"seconds": 1.5})
 
 
 def test_a_plan_is_built_once_and_is_the_users_alone(folder: Path) -> None:
@@ -43,8 +43,11 @@ def test_a_plan_is_built_once_and_is_the_users_alone(folder: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     assert "not built before" in lines[0]
     assert "taken from the cache" in lines[1]
-    record = cache.describe_plan(path)
-    assert (record.key, record.tensors, record.size) == (KEY, {"inputs": []}, 6)
+    record = plans.describe_plan(path)
+    assert (record.key, record.tensors, record.figures, record.size) == (KEY, {"inputs": []}, {"seconds": 1.5}, 6)
+    cache.obtain(KEY, build, lines.append, force=True)
+    assert build.calls == 2
+    assert "as asked" in lines[2]
 
 
 def test_what_changed_is_said() -> None:
@@ -52,7 +55,7 @@ def test_what_changed_is_said() -> None:
     first = cache.obtain(KEY, build, lines.append)
     second = cache.obtain(KEY | {"version": "2", "driver": "13000"}, build, lines.append)
     assert "these changed: driver, version" in lines[1]
-    assert cache.list_plans() == sorted([first, second])
+    assert plans.list_plans() == sorted([first, second])
 
 
 def test_one_flipped_byte_is_built_again() -> None:
@@ -60,7 +63,7 @@ def test_one_flipped_byte_is_built_again() -> None:
     path = cache.obtain(KEY, build, lines.append)
     path.write_bytes(b"a plaN")
     with pytest.raises(BuildError, match="sha256 is not the recorded one"):
-        cache.describe_plan(path)
+        plans.describe_plan(path)
     cache.obtain(KEY, build, lines.append)
     assert build.calls == 2
     assert "sha256 is not the recorded one" in lines[1]
@@ -81,7 +84,7 @@ def test_a_broken_record_is_built_again(text: str | None) -> None:
 
 
 def test_an_interrupted_build_leaves_no_plan(folder: Path) -> None:
-    def interrupted() -> tuple[bytes, Mapping[str, Any]]:
+    def interrupted() -> Built:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -93,11 +96,11 @@ def test_an_interrupted_build_leaves_no_plan(folder: Path) -> None:
 
 
 def _slow(log: str, seconds: float) -> None:
-    def build() -> tuple[bytes, Mapping[str, Any]]:
+    def build() -> Built:
         with Path(log).open("a") as file:
             file.write("x")
         time.sleep(seconds)
-        return b"a plan", {}
+        return Built(plan=b"a plan", tensors={}, figures={})
 
     cache.obtain(KEY, build, lambda _: None)
 
@@ -129,21 +132,27 @@ def test_a_killed_builder_holds_nothing_up(tmp_path: Path, folder: Path) -> None
     build = Builder()
     path = cache.obtain(KEY, build, print)
     assert build.calls == 1
-    assert not cache.describe_plan(path).tensors["inputs"]
+    assert not plans.describe_plan(path).tensors["inputs"]
 
 
 def test_clean_removes_plans_and_what_a_killed_builder_left(folder: Path) -> None:
     path = cache.obtain(KEY, Builder(), print)
     (folder / "other.plan.partial").write_bytes(b"half")
     (folder / "other.plan.json.partial").write_bytes(b"half")
-    assert cache.clean_plans() > 6
+    (folder / "gone.plan.jit").write_bytes(b"kernels")
+    with cache.kept_file(folder / "tensorrt.timing") as (data, replace):
+        assert data == b""
+        replace(b"measured")
+    with cache.kept_file(folder / "tensorrt.timing") as (data, _):
+        assert data == b"measured"
+    assert cache.clean_plans() > 6 + 4 + 4 + 7 + 8
     assert not path.exists()
     assert {item.suffix for item in folder.iterdir()} == {".lock"}
-    assert cache.list_plans() == []
+    assert plans.list_plans() == []
 
 
 def test_a_cache_that_cannot_be_made_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "file"))
     with pytest.raises(BuildError, match="set CALOTYPE_CACHE"):
-        cache.cache_folder()
+        plans.cache_folder()

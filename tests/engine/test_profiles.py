@@ -68,7 +68,31 @@ def test_pixels_become_latents(manifest: Manifest) -> None:
     assert shapes["sample"] == ((1, 4, 64, 32), (2, 4, 64, 32), (8, 4, 128, 32))
     assert shapes["encoder_hidden_states"] == ((1, 77, 768), (2, 77, 768), (8, 308, 768))
     shapes = network_shapes(profile("1:2:8", "512:512:1024", "256"), IMAGE, manifest)
-    assert shapes["image"] == ((1, 3, 512, 256), (1, 3, 512, 256), (8, 3, 1024, 256))
+    assert shapes["image"] == ((1, 3, 512, 256), (1, 3, 512, 256), (1, 3, 1024, 256))
+
+
+def test_a_prompt_is_encoded_alone_with_or_without_extra_embeddings(manifest: Manifest) -> None:
+    text = network(tensor("input_ids", "batch", 77), tensor("extra_embeddings", "extra", 768))
+    shapes = network_shapes(profile("1:2:8"), text, manifest)
+    assert shapes["input_ids"] == ((1, 77), (1, 77), (1, 77))
+    assert shapes["extra_embeddings"] == ((1, 768), (1, 768), (64, 768))
+
+
+def test_a_profile_in_one_word(manifest: Manifest) -> None:
+    base = default_profile(manifest)
+    read = Profile.parse("portrait,height=768,width=512", base)
+    assert (read.name, str(read.batch), str(read.height), str(read.width)) == (
+        "portrait",
+        "1:2:8",
+        "768:768:768",
+        "512:512:512",
+    )
+
+
+@pytest.mark.parametrize("text", ["", ",height=8", "p,depth=8", "p,height", "p,height=8,height=16", "p,height=x"])
+def test_a_profile_that_cannot_be_read(manifest: Manifest, text: str) -> None:
+    with pytest.raises(InputError, match="valid: "):
+        Profile.parse(text, default_profile(manifest))
 
 
 def test_a_static_profile_has_one_shape(manifest: Manifest) -> None:

@@ -1,0 +1,105 @@
+"""``calotype build``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+
+@click.command("build")
+@click.argument("bundle", required=False)
+@click.option("--backend", type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="Which library builds and runs them.")
+@click.option("--batch", help="UNet rows, two a guided picture: ROWS or MIN:OPT:MAX.  [default: 1:2:8]")
+@click.option("--height", help="Pixels: SIZE or MIN:OPT:MAX, as 512:512:1024.  [default: around the model's own]")
+@click.option("--width", help="Likewise.")
+@click.option("--profile", "extra", multiple=True, help="One more: NAME,batch=…,height=…,width=…; may be repeated.")
+@click.option("--static", is_flag=True, help="One guided picture of one size: fastest, and least memory.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float16", "float32"]),
+    help="What it computes in.  [default: float16 where the bundle has it]",
+)
+@click.option("--network", "networks", multiple=True, help="This one alone; may be repeated.")
+@click.option("--version-compatible", is_flag=True, help="Later versions and the lean runtime run the plans too.")
+@click.option("--hardware-compatible", is_flag=True, help="GPUs of the same compute capability run them too.")
+@click.option("--strip-weights", is_flag=True, help="Leave weights out: models of one architecture share plans.")
+@click.option("--force", is_flag=True, help="Build what the cache has, too.")
+@click.option("--list", "as_list", is_flag=True, help="List the plans of the cache, and stop.")
+@click.option("--clean", is_flag=True, help="Remove the plans of the cache, and stop.")
+def command(
+    bundle: str | None,
+    backend: str | None,
+    batch: str | None,
+    height: str | None,
+    width: str | None,
+    extra: tuple[str, ...],
+    static: bool,
+    precision: str | None,
+    networks: tuple[str, ...],
+    version_compatible: bool,
+    hardware_compatible: bool,
+    strip_weights: bool,
+    force: bool,
+    as_list: bool,
+    clean: bool,
+) -> None:
+    """Turn the graphs of BUNDLE into plans, and keep them for generate to run."""
+    if as_list or clean:
+        _tend(clean)
+        return
+    if bundle is None or backend is None:
+        raise click.UsageError("BUNDLE and --backend are needed; or --list, or --clean")
+    from calotype.engine.profiles import choose_profiles
+    from calotype.runtime.bundle import Bundle
+    from calotype.runtime.errors import MissingPackageError
+
+    try:
+        from calotype.engine.build import Options, build_bundle
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(error.name or "onnx", "export") from error
+    opened = Bundle.open(bundle)
+    plans = build_bundle(
+        opened,
+        backend=backend,
+        profiles=choose_profiles(opened.manifest, batch=batch, height=height, width=width, extra=extra, static=static),
+        options=Options(
+            precision=precision,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+            strip_weights=strip_weights,
+            force=force,
+        ),
+        networks=networks or None,
+        say=lambda line: click.echo(_line(line), err=True),
+        progress=_show if sys.stderr.isatty() else None,
+    )
+    for path in plans.values():
+        click.echo(str(path))
+
+
+def _line(text: str) -> str:
+    """Over what :func:`_show` left in the line."""
+    return f"\r\x1b[K{text}" if sys.stderr.isatty() else text
+
+
+def _show(phase: str, part: float) -> None:
+    click.echo(_line(f"{part:4.0%} {phase}"), nl=False, err=True)
+
+
+def _tend(clean: bool) -> None:
+    from calotype.runtime.plans import list_plans, plan_trouble, read_record
+
+    if clean:
+        from calotype.engine.cache import clean_plans
+
+        click.echo(f"{clean_plans() / 2**20:.1f} MiB freed")
+        return
+    for path in list_plans():
+        record, trouble = read_record(path), plan_trouble(path)
+        if record is None or trouble is not None:
+            click.echo(f"{path}  {trouble}")
+            continue
+        key = record.key
+        profiles = ", ".join(profile["name"] for profile in key["profiles"])
+        click.echo(f"{path}  {record.size / 2**20:.1f} MiB, {key['precision']}, for {key['gpu']}, profiles {profiles}")

@@ -1,0 +1,131 @@
+"""``calotype build`` and ``calotype info PLAN`` as a person meets them: real processes, real TensorRT-RTX builds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+CALOTYPE = [sys.executable, "-m", "calotype.runtime"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "plans"
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*CALOTYPE, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
+
+
+def build(bundle: Path, *arguments: str) -> list[str]:
+    return [*CALOTYPE, "build", str(bundle), "--backend", "tensorrt-rtx", *arguments]
+
+
+def test_a_plan_from_the_build_to_the_cleaning(tiny_bundle: Path, folder: Path) -> None:
+    command = build(tiny_bundle, "--network", "vae_decoder", "--static", "--profile", "wide,width=64")
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    plan = Path(result.stdout.strip())
+    assert plan.parent == folder
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith("vae_decoder: float")
+    assert "activations about" in lines[0]
+    assert lines[1].startswith("disk: about")
+    assert lines[2].startswith("time: not known")
+    assert lines[3].endswith("not built before")
+
+    info = run("info", plan)
+    assert (info.returncode, info.stderr) == (0, "")
+    for text in (
+        "network:    vae_decoder of tiny",
+        "profile:    wide: batch 2:2:2, ",
+        "64:64:64",
+        "output:     image ",
+    ):
+        assert text in info.stdout
+    record = json.loads(run("info", plan, "--json").stdout)
+    assert record["figures"]["weights"] > 0
+    assert record["key"]["gpu"] == "portable"
+
+    assert run("build", "--list").stdout.startswith(f"{plan}  ")
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "by the largest plan here" in again.stderr
+    assert "taken from the cache" in again.stderr
+    data = bytearray(plan.read_bytes())
+    data[len(data) // 2] ^= 1
+    plan.write_bytes(data)
+    assert "its sha256 is not the recorded one" in run("build", "--list").stdout
+    refused = run("info", plan)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "build it again with: calotype build" in refused.stderr
+    mended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "built again, since its sha256 is not the recorded one" in mended.stderr
+    changed = subprocess.run(build(tiny_bundle, "--network", "vae_decoder"), capture_output=True, text=True, check=True)
+    assert "built again, since these changed: profiles" in changed.stderr
+
+    assert run("build", "--clean").stdout.endswith("MiB freed\n")
+    assert {path.suffix for path in folder.iterdir()} == {".lock"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "BUNDLE and --backend are needed"),
+        (["talbot"], 2, "BUNDLE and --backend are needed"),
+        (["talbot", "--backend", "tvm"], 2, "'tvm' is not one of 'tensorrt', 'tensorrt-rtx'"),
+        (["nothing", "--backend", "tensorrt-rtx"], 1, "there is no bundle 'nothing'"),
+        (["talbot", "--backend", "tensorrt-rtx", "--batch", "1:2"], 2, "the range '1:2' cannot be read"),
+        (["talbot", "--backend", "tensorrt-rtx", "--height", "60"], 2, "height=60 is not a multiple of 8"),
+        (["talbot", "--backend", "tensorrt-rtx", "--profile", "default,height=64"], 2, "two profiles are named"),
+        (["talbot", "--backend", "tensorrt-rtx", "--network", "unett"], 2, "no network 'unett'"),
+        (["talbot", "--backend", "tensorrt-rtx", "--strip-weights"], 1, "building without weights needs a GPU"),
+    ],
+)
+def test_bad_input(folder: Path, arguments: list[str], code: int, message: str) -> None:
+    result = run("build", *arguments)
+    assert (result.returncode, result.stdout) == (code, ""), result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(folder.glob("*.plan"))
+
+
+def _started(command: list[str], folder: Path) -> subprocess.Popen[str]:
+    """The process, once it holds the lock and so is about to build."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if list(folder.glob("*.lock")):
+            return process
+        time.sleep(0.05)
+    raise AssertionError(process.communicate())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_builder_stopped_half_way_leaves_nothing_that_looks_whole(
+    folder: Path, number: signal.Signals, code: int
+) -> None:
+    process = _started([*CALOTYPE, "build", "talbot", "--backend", "tensorrt-rtx", "--network", "unet"], folder)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert not list(folder.glob("*.plan"))
+    assert run("build", "--list").stdout == ""
+
+
+def test_two_builders_at_once_build_once(tiny_bundle: Path, folder: Path) -> None:
+    command = build(tiny_bundle, "--network", "unet")
+    first = _started(command, folder)
+    second = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    output, errors = first.communicate(timeout=120)
+    assert first.returncode == 0, errors
+    assert second.stdout == output
+    assert "not built before" in errors
+    assert "taken from the cache" in second.stderr
+    assert len(list(folder.glob("*.plan"))) == 1
