@@ -214,26 +214,20 @@ def build_plan(
     Raises:
         BuildError: with operator and node where the parser refuses one, else with the library's first message.
     """
-    options, api, logger, start = options or Options(), library.api, library.logger, time.perf_counter()
+    options, logger, start = options or Options(), library.logger, time.perf_counter()
+    monitor = _monitor(library.api, progress)
     logger.clear()
-    builder = api.Builder(logger)
-    flags = 0
-    if hasattr(api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
-        flags = 1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(flags)
-    parser = api.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(graph)):
-        raise BuildError(_refusal(library, parser, graph))
-    _let_attention_decompose(api, network)
-    config = _config(library, builder, profiles, options)
-    monitor = _monitor(api, progress)
-    config.progress_monitor = monitor
-    with _timing_cache(library, config, gpu), _interrupts(monitor):
-        plan = builder.build_serialized_network(network, config)
-        if monitor.stopped is not None:
-            raise monitor.stopped
-        if plan is None:
-            raise BuildError(f"{library.name} {library.version} cannot build {graph.name}: {logger.first()}")
+    builder = library.api.Builder(logger)
+    with _interrupts(monitor):
+        network = _parse(library, builder, graph)
+        config = _config(library, builder, profiles, options)
+        config.progress_monitor = monitor
+        with _timing_cache(library, config, gpu):
+            plan = None if monitor.stopped is not None else builder.build_serialized_network(network, config)
+            if monitor.stopped is not None:
+                raise monitor.stopped
+            if plan is None:
+                raise BuildError(f"{library.name} {library.version} cannot build {graph.name}: {logger.first()}")
     tensors = {
         "inputs": [_tensor(network.get_input(index)) for index in range(network.num_inputs)],
         "outputs": [_tensor(network.get_output(index)) for index in range(network.num_outputs)],
@@ -245,6 +239,18 @@ def build_plan(
         "activations": logger.memory.get("Activation Memory", 0),
     }
     return Built(plan=plan, tensors=tensors, figures=figures)
+
+
+def _parse(library: Library, builder: Any, graph: Path) -> Any:
+    api, flags = library.api, 0
+    if hasattr(api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
+        flags = 1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = api.OnnxParser(network, library.logger)
+    if not parser.parse_from_file(str(graph)):
+        raise BuildError(_refusal(library, parser, graph))
+    _let_attention_decompose(api, network)
+    return network
 
 
 def _config(library: Library, builder: Any, profiles: Sequence[Shapes], options: Options) -> Any:
