@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from calotype.export.json_files import read_json
-from calotype.export.weights import shards, weight_names
+from calotype.export.weight_files import shards, weight_names
 from calotype.runtime.errors import CheckpointError, MissingPackageError
 
 REPOSITORY = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@]+))?")

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from calotype.export.weight_files import shards, weight_names
 from calotype.runtime.errors import CheckpointError, ExportError
 
 # Tensors that real checkpoints carry and no forward pass reads.
@@ -54,16 +55,6 @@ def read_component(folder: Path, stem: str) -> dict[str, Tensor]:
     return state
 
 
-def weight_names(stem: str) -> tuple[str, ...]:
-    """The files that can hold a component's weights, or name the shards that do, the best first."""
-    return (
-        f"{stem}.safetensors.index.json",
-        f"{stem}.safetensors",
-        f"{stem}.safetensors.index.fp16.json",
-        f"{stem}.fp16.safetensors",
-    )
-
-
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of one file, mapped into memory.
 
@@ -74,22 +65,6 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; download it again") from error
-
-
-def shards(index: Path) -> list[Path]:
-    """The files that a shard index names, which lie beside it.
-
-    Raises:
-        CheckpointError: when it is no such index, or names files elsewhere.
-    """
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not an index of weights: {error}; download it again") from error
-    strangers = sorted(str(name) for name in names if not isinstance(name, str) or Path(name).name != name)
-    if strangers:
-        raise CheckpointError(f"{index} names files outside its folder: {listed(strangers)}; do not use it")
-    return sorted(index.parent / name for name in names)
 
 
 def load_module(

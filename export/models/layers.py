@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -93,8 +95,9 @@ class Upsample(nn.Module):
 def sinusoidal_embedding(timesteps: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
     """Sinusoidal position embedding of ``timesteps`` (B,) into float32 (B, ``dim``); Vaswani et al. 2017."""
     half = dim // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift)
-    angles = timesteps.float()[:, None] * torch.exp(exponent * -9.210340371976184)[None]  # ln 10000
+    # In diffusers' order: at a timestep of 999 another rounding of the frequencies moves the angles by 1e-4.
+    exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) * -math.log(10000) / (half - freq_shift)
+    angles = timesteps.float()[:, None] * torch.exp(exponent)[None]
     parts = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
     return torch.cat(parts, dim=-1)
 

@@ -19,10 +19,10 @@ from tests.export.original_layout import original_openclip, original_unet, origi
 LAYERS = 2
 TOWER = {
     "vocab_size": 49408,
-    "hidden_size": 128,
-    "intermediate_size": 192,
+    "hidden_size": 64,
+    "intermediate_size": 96,
     "num_hidden_layers": 3,
-    "num_attention_heads": 2,
+    "num_attention_heads": 1,
     "bos_token_id": 49406,
     "eos_token_id": 49407,
     "pad_token_id": 1,
@@ -40,14 +40,14 @@ UNETS: dict[str, dict[str, Any]] = {
         "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         "attention_head_dim": 8,
-        "cross_attention_dim": 128,
+        "cross_attention_dim": 64,
     },
     "sd2": {
         "block_out_channels": (64, 128, 128),
         "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         "attention_head_dim": (1, 2, 2),
-        "cross_attention_dim": 128,
+        "cross_attention_dim": 64,
         "use_linear_projection": True,
     },
     "sdxl": {
@@ -56,7 +56,7 @@ UNETS: dict[str, dict[str, Any]] = {
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         "attention_head_dim": (1, 1, 2),
         "transformer_layers_per_block": (1, 2, 3),
-        "cross_attention_dim": 128 + 192,
+        "cross_attention_dim": 64 + 128,
         "use_linear_projection": True,
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 16,
@@ -96,7 +96,7 @@ def write_folder(folder: Path, family: str, **unet: Any) -> Path:
         tower = transformers.CLIPTextConfig(**TOWER, hidden_act=act)
         transformers.CLIPTextModel(tower).save_pretrained(folder / "text_encoder")
         if family == "sdxl":
-            second = {"hidden_size": 192, "num_attention_heads": 3, "hidden_act": "gelu", "projection_dim": 64}
+            second = {"hidden_size": 128, "num_attention_heads": 2, "hidden_act": "gelu", "projection_dim": 64}
             tower = transformers.CLIPTextConfig(**TOWER | second)
             transformers.CLIPTextModelWithProjection(tower).save_pretrained(folder / "text_encoder_2")
     index = {
@@ -147,7 +147,7 @@ def original_state(folder: Path, family: str) -> dict[str, Tensor]:
         # The original has one layer more, which diffusers' copies leave out since nothing reads it.
         layers |= {name.replace("layers.2.", "layers.3."): layers[name] + 1 for name in layers if "layers.2." in name}
         state |= prefixed("cond_stage_model.model.", original_openclip(layers))
-        state["cond_stage_model.model.text_projection"] = torch.ones(128, 128)
+        state["cond_stage_model.model.text_projection"] = torch.ones(64, 64)
         state["cond_stage_model.model.logit_scale"] = torch.ones(())
     else:
         state |= prefixed("conditioner.embedders.0.transformer.", tower("text_encoder"))

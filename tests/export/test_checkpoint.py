@@ -1,0 +1,268 @@
+"""Checkpoints in diffusers' layout."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from calotype.export.models.autoencoder import Autoencoder
+from calotype.export.models.tiny_autoencoder import TinyAutoencoder
+from calotype.export.sources import load_checkpoint
+from calotype.export.tokenizer import Tokenizer
+from calotype.runtime.errors import CheckpointError, UnsupportedArchitectureError
+from calotype.runtime.manifest import TokenizerSpec
+from calotype.runtime.tokenizer import ClipTokenizer
+from tests.export.conftest import SCHEDULER, write_folder, write_json
+
+Maker = Callable[[str], Path]
+WEIGHTS = "diffusion_pytorch_model"
+RECORDED = Path(__file__).parent.parent / "data" / "clip" / "openai.jsonl.gz"
+
+
+@pytest.fixture
+def copied(folder: Maker, tmp_path: Path) -> Maker:
+    """A family's checkpoint, to be changed."""
+
+    def make(family: str) -> Path:
+        shutil.copytree(folder(family), tmp_path / family)
+        return tmp_path / family
+
+    return make
+
+
+def edit(path: Path, **values: Any) -> None:
+    write_json(path, json.loads(path.read_text()) | values)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_the_family_and_what_comes_with_it(family: str, folder: Maker) -> None:
+    checkpoint = load_checkpoint(folder(family))
+    assert (checkpoint.family, checkpoint.sample_size) == (family, 8)
+    assert checkpoint.source == {"layout": "diffusers", "name": f"small-{family}"}
+    assert (checkpoint.text_encoder_2 is not None) == (checkpoint.tokenizer_2 is not None) == (family == "sdxl")
+    assert checkpoint.force_zeros_for_empty_prompt == (family == "sdxl")
+    assert checkpoint.scheduler == SCHEDULER
+    for tower in (checkpoint.text_encoder, checkpoint.text_encoder_2):
+        assert tower is None or (not tower.training and tower.text_model.embeddings.token_embedding.weight.is_leaf)
+
+
+def test_the_prediction_type_can_be_overridden(folder: Maker) -> None:
+    checkpoint = load_checkpoint(folder("sd1"), prediction_type="v_prediction")
+    assert checkpoint.scheduler == SCHEDULER | {"prediction_type": "v_prediction"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "pipeline"),
+    [
+        ({"in_channels": 9}, "StableDiffusionInpaintPipeline"),
+        ({"time_cond_proj_dim": 6}, "LatentConsistencyModelPipeline"),
+    ],
+)
+def test_inpainting_and_consistency_models(tmp_path: Path, changes: dict[str, int], pipeline: str) -> None:
+    write_folder(tmp_path, "sd1", **changes)
+    edit(tmp_path / "model_index.json", _class_name=pipeline)
+    unet = load_checkpoint(tmp_path).unet
+    assert unet is not None
+    ((name, value),) = changes.items()
+    assert getattr(unet.config, name) == value
+
+
+@pytest.mark.parametrize("tiny", [True, False])
+def test_an_autoencoder_alone(folder: Maker, tmp_path: Path, tiny: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import diffusers
+
+        source = tmp_path / "taesd" if tiny else folder("sd1") / "vae"
+        if tiny:
+            diffusers.AutoencoderTiny(num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4).save_pretrained(source)
+    checkpoint = load_checkpoint(source)
+    assert isinstance(checkpoint.vae, TinyAutoencoder if tiny else Autoencoder)
+    assert (checkpoint.family, checkpoint.source["name"]) == ("vae", source.name)
+    assert checkpoint.unet is checkpoint.text_encoder is checkpoint.tokenizer is None
+
+
+def test_a_checkpoint_with_a_tiny_autoencoder(copied: Maker) -> None:
+    source = copied("sd1")
+    shutil.rmtree(source / "vae")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import diffusers
+
+        diffusers.AutoencoderTiny(num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4).save_pretrained(
+            source / "vae"
+        )
+    assert isinstance(load_checkpoint(source).vae, TinyAutoencoder)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("shard_size", ["10GB", "200KB"])
+def test_variants_and_shards_as_diffusers_writes_them(
+    folder: Maker, copied: Maker, variant: str | None, shard_size: str
+) -> None:
+    source = copied("sd1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import diffusers
+        import transformers
+
+        unet = diffusers.UNet2DConditionModel.from_pretrained(source / "unet")
+        tower = transformers.CLIPTextModel.from_pretrained(source / "text_encoder")
+        for name, model in (("unet", unet), ("text_encoder", tower)):
+            for path in (source / name).glob("*.safetensors*"):
+                path.unlink()
+            model.save_pretrained(source / name, variant=variant, max_shard_size=shard_size)
+    sharded = len(list((source / "unet").glob("*.safetensors"))) > 1
+    assert sharded == (shard_size == "200KB")
+    one, other = load_checkpoint(folder("sd1")), load_checkpoint(source)
+    for mine, theirs in ((one.unet, other.unet), (one.text_encoder, other.text_encoder)):
+        assert mine is not None and theirs is not None
+        state = theirs.state_dict()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in mine.state_dict().items())
+
+
+def test_whole_precision_is_taken_where_both_variants_are(copied: Maker) -> None:
+    source = copied("sd1") / "unet"
+    state = load_file(source / f"{WEIGHTS}.safetensors")
+    save_file({name: tensor.half() for name, tensor in state.items()}, source / f"{WEIGHTS}.fp16.safetensors")
+    unet = load_checkpoint(source.parent).unet
+    assert unet is not None
+    assert torch.equal(unet.conv_in.weight, state["conv_in.weight"])
+    (source / f"{WEIGHTS}.safetensors").unlink()
+    unet = load_checkpoint(source.parent).unet
+    assert unet is not None
+    assert torch.equal(unet.conv_in.weight, state["conv_in.weight"].half().float())
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder"])
+def test_pickled_weights_are_refused_with_advice(copied: Maker, component: str) -> None:
+    source = copied("sd1") / component
+    for path in source.glob("*.safetensors"):
+        path.unlink()
+    name = f"{WEIGHTS}.bin" if component == "unet" else "pytorch_model.bin"
+    (source / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=rf"{name} is a pickle, which can hold code; fetch the safetensors"):
+        load_checkpoint(source.parent)
+    (source / name).unlink()
+    with pytest.raises(CheckpointError, match="only safetensors weights are read"):
+        load_checkpoint(source.parent)
+
+
+def test_a_missing_shard_is_named(copied: Maker) -> None:
+    source = copied("sd1") / "unet"
+    (source / f"{WEIGHTS}.safetensors.index.json").write_text('{"weight_map": {"conv_in.bias": "gone.safetensors"}}')
+    with pytest.raises(CheckpointError, match=r"gone\.safetensors cannot be read.*download it again"):
+        load_checkpoint(source.parent)
+
+
+def test_the_attention_of_old_autoencoders(folder: Maker, copied: Maker) -> None:
+    """Before diffusers 0.14 it was named otherwise, and some files hold it as convolutions."""
+    source = copied("sd1")
+    path = source / "vae" / f"{WEIGHTS}.safetensors"
+    names = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    state = {}
+    for name, tensor in load_file(path).items():
+        for new, old in names.items():
+            name = name.replace(new, old)
+        state[name] = tensor[..., None, None] if ".query.weight" in name else tensor
+    save_file(state, path)
+    theirs = load_checkpoint(source).vae.state_dict()
+    assert all(
+        torch.equal(tensor, theirs[name]) for name, tensor in load_checkpoint(folder("sd1")).vae.state_dict().items()
+    )
+
+
+def test_a_tokenizer_in_one_file(folder: Maker, tmp_path: Path) -> None:
+    """Transformers 5 writes ``tokenizer.json`` alone; its merges are pairs or lines."""
+    plain = Tokenizer.from_folder(folder("sd2") / "tokenizer")
+    vocab, lines = json.loads(plain.vocab), plain.merges.decode().splitlines()
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(folder("sd2") / "tokenizer" / name, tmp_path)
+    for merges in (lines[1:], [line.split(" ") for line in lines[1:]]):
+        write_json(tmp_path / "tokenizer.json", {"model": {"type": "BPE", "vocab": vocab, "merges": merges}})
+        tokenizer = Tokenizer.from_folder(tmp_path)
+        assert (json.loads(tokenizer.vocab), tokenizer.merges.decode().splitlines()) == (vocab, lines)
+        assert tokenizer.pad_token == plain.pad_token == "!"
+    write_json(tmp_path / "tokenizer.json", {"model": {"type": "Unigram"}})
+    with pytest.raises(CheckpointError, match="is not a byte-pair tokenizer"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no vocab\.json"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_clips_own_tokenizer_is_the_recorded_one(tmp_path: Path) -> None:
+    """The ids are OpenAI's, recorded by ``tests/data/clip/record.py``; phrases that it leaves as they are."""
+    tokenizer = Tokenizer.clip("!")
+    (tmp_path / "vocab.json").write_bytes(tokenizer.vocab)
+    (tmp_path / "merges.txt").write_bytes(tokenizer.merges)
+    spec = TokenizerSpec(vocab="vocab.json", merges="merges.txt", pad_token="!")
+    clip = ClipTokenizer.from_files(tmp_path / "vocab.json", tmp_path / "merges.txt", spec)
+    assert (clip.bos_id, clip.eos_id, clip.pad_id) == (49406, 49407, 0)
+    records = [json.loads(line) for line in gzip.decompress(RECORDED.read_bytes()).splitlines()]
+    phrases = [record for record in records if record["category"].startswith("labels") and "cleaned" not in record]
+    assert len(phrases) > 3000
+    assert all(clip.tokenize(record["text"]) == record["ids"] for record in phrases)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("model_index.json", {"_class_name": "FluxPipeline"}, "FluxPipeline.*supported: StableDiffusionPipeline"),
+        (
+            "unet/config.json",
+            {"_class_name": "UNet3DConditionModel"},
+            "UNet3DConditionModel.*supported: UNet2DCondition",
+        ),
+        ("unet/config.json", {"norm_num_groups": 7}, "norm_num_groups=7 does not divide the channels"),
+        ("vae/config.json", {"_class_name": "VQModel"}, "VQModel.*supported: AutoencoderKL, AutoencoderTiny"),
+        ("text_encoder/config.json", {"architectures": ["T5EncoderModel"]}, "T5EncoderModel.*supported: CLIPTextModel"),
+        ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act='relu'"),
+    ],
+)
+def test_another_architecture_is_refused_by_name(
+    copied: Maker, file: str, values: dict[str, Any], message: str
+) -> None:
+    source = copied("sd1")
+    edit(source / file, **values)
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        load_checkpoint(source)
+
+
+def test_the_refiner_is_refused_by_name(copied: Maker) -> None:
+    source = copied("sdxl")
+    shutil.rmtree(source / "text_encoder")
+    with pytest.raises(UnsupportedArchitectureError, match="the SDXL refiner, which is not supported; use the base"):
+        load_checkpoint(source)
+
+
+def test_components_of_different_models(copied: Maker, tmp_path: Path) -> None:
+    source = copied("sdxl")
+    edit(source / "model_index.json", _class_name="StableDiffusionPipeline")
+    with pytest.raises(CheckpointError, match=r"of width 192, the text encoders give 64; .* of different models"):
+        load_checkpoint(source)
+    write_folder(tmp_path / "eight", "sd1", in_channels=8)
+    with pytest.raises(UnsupportedArchitectureError, match=r"reads 8 channels .* supported: 4, and 9 for inpainting"):
+        load_checkpoint(tmp_path / "eight")
+
+
+def test_files_that_are_not_there_or_not_json(copied: Maker) -> None:
+    source = copied("sd1")
+    (source / "scheduler" / "scheduler_config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="is not a JSON object"):
+        load_checkpoint(source)
+    (source / "scheduler" / "scheduler_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(source)
+    (source / "model_index.json").unlink()
+    with pytest.raises(CheckpointError, match=r"model_index\.json does not exist; a checkpoint folder"):
+        load_checkpoint(source)
