@@ -9,30 +9,53 @@ from calotype.runtime.errors import InputError
 from calotype.runtime.schedulers.config import SchedulerConfig
 from calotype.runtime.schedulers.ddim import DDIM
 from calotype.runtime.schedulers.ddpm import DDPM
+from calotype.runtime.schedulers.deis import DEIS
+from calotype.runtime.schedulers.dpm2 import DPM2, DPM2Ancestral
 from calotype.runtime.schedulers.dpm_solver import DPMSolverMultistep
 from calotype.runtime.schedulers.euler import Euler, EulerAncestral
+from calotype.runtime.schedulers.heun import Heun
+from calotype.runtime.schedulers.lcm import LCM
+from calotype.runtime.schedulers.lms import LMS
 from calotype.runtime.schedulers.pndm import PNDM
 from calotype.runtime.schedulers.solver import Solver, State
 from calotype.runtime.schedulers.spacing import Steps
+from calotype.runtime.schedulers.tcd import TCD
+from calotype.runtime.schedulers.unipc import UniPC
 
 __all__ = ["SCHEDULERS", "SchedulerConfig", "Solver", "State", "create_solver", "scheduler_name"]
 
 SCHEDULERS: Mapping[str, type[Solver]] = {
     "ddim": DDIM,
     "ddpm": DDPM,
+    "deis": DEIS,
+    "dpm2": DPM2,
+    "dpm2-a": DPM2Ancestral,
     "dpmpp-2m": DPMSolverMultistep,
     "dpmpp-2m-sde": DPMSolverMultistep,
     "euler": Euler,
     "euler-a": EulerAncestral,
+    "heun": Heun,
+    "lcm": LCM,
+    "lms": LMS,
     "pndm": PNDM,
+    "tcd": TCD,
+    "unipc": UniPC,
 }
 _CLASS_NAMES = {
     "DDIMScheduler": "ddim",
     "DDPMScheduler": "ddpm",
+    "DEISMultistepScheduler": "deis",
     "DPMSolverMultistepScheduler": "dpmpp-2m",
     "EulerAncestralDiscreteScheduler": "euler-a",
     "EulerDiscreteScheduler": "euler",
+    "HeunDiscreteScheduler": "heun",
+    "KDPM2AncestralDiscreteScheduler": "dpm2-a",
+    "KDPM2DiscreteScheduler": "dpm2",
+    "LCMScheduler": "lcm",
+    "LMSDiscreteScheduler": "lms",
     "PNDMScheduler": "pndm",
+    "TCDScheduler": "tcd",
+    "UniPCMultistepScheduler": "unipc",
 }
 # Two names for one class of diffusers; where it is called by its own name, the JSON decides.
 _ALGORITHMS = {"dpmpp-2m": "dpmsolver++", "dpmpp-2m-sde": "sde-dpmsolver++"}

@@ -46,13 +46,20 @@ class DDIM(Solver):
 
 
 def _move(alpha: float, alpha_before: float, denoise: tuple[float, float], eta: float) -> Move:
-    deviation = eta * math.sqrt((1 - alpha_before) / (1 - alpha) * (1 - alpha / alpha_before))
-    # noise = (latents - √ᾱ·clean) / √(1-ᾱ), by the clean latents before they are clipped, as diffusers does
-    keep = math.sqrt((1 - alpha_before - deviation**2) / (1 - alpha))
+    variance = eta**2 * (1 - alpha_before) / (1 - alpha) * (1 - alpha / alpha_before)
+    return move_to(alpha_before, variance, alpha, denoise)
+
+
+def move_to(signal: float, variance: float, alpha: float, denoise: tuple[float, float]) -> Move:
+    """To √signal·clean + √(1-signal-variance)·predicted noise + √variance·new noise, from latents at ``alpha``.
+
+    The predicted noise is (latents - √ᾱ·clean) / √(1-ᾱ), by the clean latents before they are clipped, as in diffusers.
+    """
+    keep = math.sqrt((1 - signal - variance) / (1 - alpha))
     a, b = denoise
     return Move(
         latents=keep * (1 - math.sqrt(alpha) * a),
         noise_pred=-keep * math.sqrt(alpha) * b,
-        denoised=math.sqrt(alpha_before),
-        deviation=deviation,
+        denoised=math.sqrt(signal),
+        deviation=math.sqrt(variance),
     )

@@ -57,5 +57,5 @@ class VarianceExploding(Solver):
 
 def ancestral(sigma: float, following: float) -> tuple[float, float]:
     """The noise level to step down to, and the deviation of the noise that leads up to ``following`` again."""
-    up = math.sqrt(max(following**2 * (sigma**2 - following**2) / sigma**2, 0.0))
-    return math.sqrt(max(following**2 - up**2, 0.0)), up
+    down = following**2 / sigma
+    return down, math.sqrt(max(following**2 - down**2, 0.0))

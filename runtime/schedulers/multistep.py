@@ -104,7 +104,7 @@ class Extrapolation(Multistep):
             left = count - index
             highest = 1 if left == 1 and (few or lowered_at_end) else 2 if left == 2 and few else 3
             orders = range(1, min(highest, config.solver_order, index + 1) + 1)
-            self._updates.append([self._update(_distinct(sigmas[: index + 2], order)) for order in orders])
+            self._updates.append([self._update(distinct(sigmas[: index + 2], order)) for order in orders])
 
     def _update(self, sigmas: list[float]) -> Update:
         """From the noise levels to reach, at hand, and of the history, in this order."""
@@ -132,7 +132,7 @@ def level(sigma: float) -> tuple[float, float, float]:
     return alpha, sigma * alpha, -math.log(sigma) if sigma > 0 else math.inf
 
 
-def _distinct(sigmas: list[float], order: int) -> list[float]:
+def distinct(sigmas: list[float], order: int) -> list[float]:
     """The last ``order`` + 1 levels, newest first, without those before a repeated one: there is no slope to follow."""
     newest = sigmas[::-1][: order + 1]
     repeated = (at for at in range(1, order) if newest[at] == newest[at + 1] or newest[0] == newest[1])
