@@ -13,7 +13,7 @@ import torch
 
 from calotype.export.checkpoint import Checkpoint
 from calotype.export.graphs import GraphPlan, max_clip_skip, plans, tokenizer_spec
-from calotype.export.parity import Outputs, check, run_graph, run_module
+from calotype.export.parity import check, run_graph, run_module
 from calotype.export.partial import PartialBundle
 from calotype.export.precision import find_islands, measure, run_float16, write_float16
 from calotype.export.sources import load_checkpoint
@@ -21,6 +21,7 @@ from calotype.export.tracing import OPSET, write_graph
 from calotype.export.weights import write_weights
 from calotype.runtime.errors import CheckpointError, ExportError, InputError
 from calotype.runtime.manifest import MANIFEST_NAME, Defaults, Manifest, TokenizerSpec, VaeSpec
+from calotype.runtime.parity import Outputs
 from calotype.runtime.spec import ModelSpec
 from calotype.runtime.version import __version__
 
@@ -30,7 +31,14 @@ Progress = Callable[[str, str, float], None]
 
 
 def export_checkpoint(
-    source: str | Path, bundle: Path, *, precision: str = "fp16", force: bool = False, progress: Progress | None = None
+    source: str | Path,
+    bundle: Path,
+    *,
+    precision: str = "fp16",
+    force: bool = False,
+    ema: bool = False,
+    prediction_type: str | None = None,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Turn the checkpoint ``source`` into a bundle at ``bundle``, which appears whole or not at all.
 
@@ -42,19 +50,22 @@ def export_checkpoint(
         precision: ``fp16`` stores weights in float16, for a graph that computes in float32 and one that computes in
             float16; ``fp32`` stores and computes in float32 alone.
         force: replace a bundle that is there.
+        ema: take the averaged weights of a single file that carries both.
+        prediction_type: overrides what the checkpoint says that its UNet predicts.
         progress: is told what begins.
 
     Raises:
         CheckpointError: the source cannot be read or does not match its configuration.
         ExportError: the target is in the way or cannot be written, or a graph misses its tolerance.
-        InputError: an unknown precision.
+        InputError: an unknown precision, or a setting that the source does not have.
+        MissingPackageError: the source is a repository of the Hub, and ``huggingface_hub`` is not installed.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r} is not known; valid: {', '.join(PRECISIONS)}")
     if bundle.exists() and not (force and (bundle / MANIFEST_NAME).is_file()):
         why = "holds a bundle; use --force to replace it" if (bundle / MANIFEST_NAME).is_file() else "exists already"
         raise ExportError(f"{bundle} {why}")
-    checkpoint = load_checkpoint(source)
+    checkpoint = load_checkpoint(source, ema=ema, prediction_type=prediction_type)
     defaults = _defaults(checkpoint)
     try:
         with PartialBundle(bundle) as partial:

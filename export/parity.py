@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from calotype.export.graphs import GraphPlan
 from calotype.runtime.errors import ExportError
-from calotype.runtime.parity import Figures, Inputs, compare
+from calotype.runtime.parity import Figures, Inputs, Outputs, judge
 
-Outputs = dict[str, Sequence[NDArray[Any]]]  # by the name of a case
 Cases = Mapping[str, Inputs]
 
 
@@ -49,13 +46,7 @@ def check(plan: GraphPlan, precision: str, graph: Path, outputs: Outputs, refere
     Raises:
         ExportError: when one misses its tolerance or is not finite.
     """
-    worst = Figures()
-    for case, reference in references.items():
-        for spec, wanted, got in zip(plan.outputs, reference, outputs[case], strict=True):
-            figures = compare(wanted, got)
-            if figures is None:
-                raise ExportError(f"{graph.name} gives values that are not finite in {spec.name!r} on {case!r} inputs")
-            if (miss := figures.miss(precision)) is not None:
-                raise ExportError(f"{graph.name} {miss}, in {spec.name!r} on {case!r} inputs")
-            worst = worst.worse(figures)
-    return worst
+    figures, trouble = judge(precision, plan.outputs, outputs, references)
+    if trouble is not None:
+        raise ExportError(f"{graph.name} {trouble}")
+    return figures

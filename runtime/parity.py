@@ -15,6 +15,7 @@ from calotype.runtime.manifest import TokenizerSpec
 from calotype.runtime.spec import TensorSpec
 
 Inputs = dict[str, NDArray[Any]]
+Outputs = dict[str, Sequence[NDArray[Any]]]  # by the name of a case
 # Other sizes than graphs are traced with, so that nothing of those is frozen in.
 SIZES = {"batch": 1, "rows": 3, "extra": 2, "tokens": 11, "height": 16, "width": 8}
 MAX_RELATIVE = 1e-4  # largest error over largest magnitude, of a float32 graph
@@ -85,9 +86,32 @@ def compare(reference: NDArray[Any], got: NDArray[Any]) -> Figures | None:
     )
 
 
-def cases(network: str, inputs: Sequence[TensorSpec], tokens: Tokens | None, max_clip_skip: int) -> dict[str, Inputs]:
+def judge(
+    precision: str, specs: Sequence[TensorSpec], outputs: Outputs, references: Outputs
+) -> tuple[Figures, str | None]:
+    """Figures of all outputs of all cases, and the first thing that is wrong, if any, with its place."""
+    worst = Figures()
+    for case, reference in references.items():
+        for spec, wanted, got in zip(specs, reference, outputs[case], strict=True):
+            where = f"in {spec.name!r} on {case!r} inputs"
+            figures = compare(wanted, got)
+            if figures is None:
+                return worst, f"gives values that are not finite {where}"
+            worst = worst.worse(figures)
+            if (miss := figures.miss(precision)) is not None:
+                return worst, f"{miss}, {where}"
+    return worst, None
+
+
+def cases(
+    network: str,
+    inputs: Sequence[TensorSpec],
+    tokens: Tokens | None,
+    max_clip_skip: int,
+    sizes: Mapping[str, int] = SIZES,
+) -> dict[str, Inputs]:
     """Inputs to try ``network`` on, by a name for each: random ones and those at the edges."""
-    random = random_inputs(inputs, SIZES, tokens, seed=1)
+    random = random_inputs(inputs, sizes, tokens, seed=1)
     found = {"random": random}
     if network.startswith("text_encoder") and tokens is not None:
         ids = random["input_ids"]

@@ -19,10 +19,18 @@ import click
     help="Of the weights. fp16 makes graphs that compute in float16 and in float32, fp32 the latter alone.",
 )
 @click.option("--force", is_flag=True, help="Replace the bundle that is there.")
-def command(source: str, bundle: Path, precision: str, force: bool) -> None:
-    """Turn the checkpoint SOURCE, a folder in diffusers' layout, into BUNDLE.
+@click.option("--ema", is_flag=True, help="Take the averaged weights of a single file that carries both.")
+@click.option(
+    "--prediction-type",
+    type=click.Choice(["epsilon", "v_prediction", "sample"]),
+    help="What the UNet predicts, where the checkpoint does not say it or is wrong.",
+)
+def command(source: str, bundle: Path, precision: str, force: bool, ema: bool, prediction_type: str | None) -> None:
+    """Turn the checkpoint SOURCE into BUNDLE.
 
-    An export that was interrupted goes on where it stopped when it is called again.
+    SOURCE is a folder in diffusers' layout, an original .safetensors or .ckpt file, or a repository of the Hugging Face
+    Hub (owner/name, with @revision or without). An export that was interrupted goes on after the last component it
+    finished when it is called again.
     """
     from calotype.runtime.errors import MissingPackageError
 
@@ -30,7 +38,15 @@ def command(source: str, bundle: Path, precision: str, force: bool) -> None:
         from calotype.export.bundle import export_checkpoint
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "torch", "export") from error
-    manifest = export_checkpoint(source, bundle, precision=precision, force=force, progress=_show)
+    manifest = export_checkpoint(
+        source,
+        bundle,
+        precision=precision,
+        force=force,
+        ema=ema,
+        prediction_type=prediction_type,
+        progress=_show,
+    )
     click.echo(f"{bundle}: {manifest.name}, {len(manifest.networks)} networks")
 
 

@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import click
 
+from calotype.runtime.parity import Figures
+
 
 @click.command("verify")
 @click.argument("bundle", default="talbot")
-def command(bundle: str) -> None:
-    """Check that every file of BUNDLE is what its manifest says."""
+@click.option("--against", metavar="SOURCE", help="Compare with the PyTorch modules of this checkpoint too.")
+@click.option("--backend", default="cpu", show_default=True, help="Run the graphs here.")
+def command(bundle: str, against: str | None, backend: str) -> None:
+    """Check that BUNDLE is what its manifest says, and that its graphs compute what they should.
+
+    Every file is compared with its sha256, and every network with its float32 graph on the CPU.
+    """
     from calotype.runtime.bundle import Bundle
+    from calotype.runtime.errors import MissingPackageError
+    from calotype.runtime.verification import verify_graphs
 
     opened = Bundle.open(bundle)
     click.echo(f"{opened.path}: {len(opened.manifest.files)} files are intact")
+    for what, figures in verify_graphs(opened, backend):
+        _show(what, figures)
+    if against is None:
+        return
+    try:
+        from calotype.export.verification import verify_against
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(error.name or "torch", "export") from error
+    for what, figures in verify_against(opened, against):
+        _show(what, figures)
+
+
+def _show(what: str, figures: Figures) -> None:
+    click.echo(f"{what}: relative error {figures.max_relative:.1e}, cosine {figures.min_cosine:.7f}")

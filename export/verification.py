@@ -1,0 +1,44 @@
+"""A bundle's graphs against the checkpoint they were made from, as at the end of its export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from calotype.export.bundle import PRECISIONS
+from calotype.export.graphs import plans
+from calotype.export.parity import check, run_graph, run_module
+from calotype.export.precision import run_float16
+from calotype.export.sources import load_checkpoint
+from calotype.runtime.bundle import Bundle
+from calotype.runtime.errors import ExportError
+from calotype.runtime.parity import Figures
+
+
+def verify_against(bundle: Bundle, source: str) -> Iterator[tuple[str, Figures]]:
+    """Compare every graph of ``bundle`` with its PyTorch module, filled from the checkpoint ``source``.
+
+    Yields:
+        What was compared, and how far apart it is at worst.
+
+    Raises:
+        ExportError: ``source`` is another model, a tolerance is missed, or a value is not finite.
+        CheckpointError: ``source`` cannot be read.
+    """
+    manifest = bundle.manifest
+    made = {plan.network: plan for plan in plans(load_checkpoint(source))}
+    networks = manifest.networks
+    specs = {name: plan.spec(tuple(networks[name].graphs)) for name, plan in made.items() if name in networks}
+    if made.keys() != networks.keys() or specs != networks:
+        raise ExportError(f"{source} has not the networks of {bundle.path}; give the checkpoint it was exported from")
+    for network, plan in made.items():
+        # As the bundle stores the weights.
+        plan.module.to(PRECISIONS[manifest.precision]).float()
+        tried = plan.cases()
+        reference = run_module(plan, tried)
+        graphs = {precision: bundle.path / path for precision, path in specs[network].graphs.items()}
+        outputs = {"float32": run_graph(graphs["float32"], tried)}
+        if "float16" in graphs:
+            islands = manifest.parity[network]["float16"]["float32_islands"]
+            outputs["float16"] = run_float16(graphs["float32"], islands, tried)
+        for precision, got in outputs.items():
+            yield f"{network}, {precision} against PyTorch", check(plan, precision, graphs[precision], got, reference)

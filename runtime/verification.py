@@ -1,0 +1,70 @@
+"""A bundle's graphs against each other: the float32 one on the CPU is what all others have to equal."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+from calotype.runtime.bundle import Bundle
+from calotype.runtime.errors import BundleError
+from calotype.runtime.manifest import Manifest
+from calotype.runtime.parity import SIZES, Figures, Inputs, Outputs, Tokens, cases, judge
+from calotype.runtime.sessions import Session, choose_backend, open_session
+
+
+def verify_graphs(bundle: Bundle, backend: str) -> Iterator[tuple[str, Figures]]:
+    """Run every network of ``bundle`` on ``backend`` and compare it with its float32 graph on the CPU.
+
+    Where ``backend`` is the CPU itself, it is the float16 graphs that are run; its arithmetic is float32 even so, and
+    only shows that they are sound.
+
+    Yields:
+        What was compared, and how far apart it is at worst.
+
+    Raises:
+        BundleError: a tolerance is missed, or a value is not finite.
+        BackendError: the backend is unknown or cannot run here.
+    """
+    chosen = choose_backend(backend, bundle.path)
+    for network, spec in bundle.manifest.networks.items():
+        if chosen == "cpu" and "float16" not in spec.graphs:
+            continue
+        candidate = spec
+        if chosen == "cpu":
+            candidate = dataclasses.replace(spec, graphs={"float32": spec.graphs["float16"]})
+        sizes = SIZES if chosen == "cpu" else _own_sizes(bundle.manifest)
+        tried = cases(network, spec.inputs, read_tokens(bundle, network), bundle.manifest.max_clip_skip, sizes)
+        with open_session(bundle.path, spec, "cpu") as session:
+            reference = _run(session, tried, sizes)
+        with open_session(bundle.path, candidate, chosen) as session:
+            got = _run(session, tried, sizes)
+        what = f"{network}, float16 graph" if chosen == "cpu" else f"{network} on {chosen}"
+        figures, trouble = judge("float16", spec.outputs, got, reference)
+        if trouble is not None:
+            raise BundleError(f"{what} {trouble}; export the bundle again")
+        yield what, figures
+
+
+def read_tokens(bundle: Bundle, network: str) -> Tokens | None:
+    """The special tokens of a text encoder's prompts; None for any other network."""
+    spec = bundle.manifest.tokenizers.get(network.replace("text_encoder", "tokenizer"))
+    return None if spec is None else Tokens.read((bundle.path / spec.vocab).read_bytes(), spec)
+
+
+def _own_sizes(manifest: Manifest) -> dict[str, int]:
+    """One guided image of the model's own size, which every plan takes."""
+    length = max((tokenizer.max_length for tokenizer in manifest.tokenizers.values()), default=1)
+    factor = manifest.vae.downscale
+    latents = {"height": manifest.defaults.height // factor, "width": manifest.defaults.width // factor}
+    return {"batch": 1, "rows": 2, "extra": 2, "tokens": length, **latents}
+
+
+def _run(session: Session, tried: Mapping[str, Inputs], sizes: Mapping[str, int]) -> Outputs:
+    session.reserve(sizes)
+    outputs: Outputs = {}
+    for case, inputs in tried.items():
+        for name, array in inputs.items():
+            session.buffer(name, sizes)[:] = array
+        session.run(sizes)
+        outputs[case] = [session.buffer(spec.name, sizes).copy() for spec in session.outputs]
+    return outputs
