@@ -15,7 +15,8 @@ from torch import Tensor
 from calotype.export.checkpoint import Checkpoint
 from calotype.export.models.autoencoder import Autoencoder
 from calotype.export.models.clip import TextEncoder
-from calotype.export.models.unet import UNet, UNetConfig
+from calotype.export.models.unet import UNet
+from calotype.export.prediction_type import PREDICTS_NOISE, likeness_to_noise
 from calotype.export.single_file_configs import Part, clip_config, openclip_config, unet_config, vae_config
 from calotype.export.single_file_families import FAMILIES, OTHERS, STRAYS, UNET, VAE, Family
 from calotype.export.single_file_keys import openclip_table, unet_table, vae_table
@@ -37,8 +38,8 @@ def load_single_file(path: Path, *, ema: bool = False, prediction_type: str | No
         path: the file.
         ema: take the averaged UNet that some files carry beside the last one.
         prediction_type: what the UNet predicts; None takes it from the file (a ``v_pred`` tensor, or the metadata
-            ``modelspec.prediction_type``) or, where that says nothing, from the family: the noise, but for SD 2.x the
-            velocity, with a warning, since its 512-pixel base cannot be told from its 768-pixel models.
+            ``modelspec.prediction_type``). Where that says nothing it is the noise, but Stable Diffusion 2.x has models
+            of both kinds: there the UNet is tried on noise, and a warning says what was found.
 
     Raises:
         CheckpointError: it cannot be read, holds more than tensors, or its tensors are not exactly the family's.
@@ -52,7 +53,9 @@ def load_single_file(path: Path, *, ema: bool = False, prediction_type: str | No
     unet = _unet(Part(UNET, _averaged(everything, path) if ema else state), family, towers[-1])
     vae_part = Part(VAE, state)
     vae = vae_config(vae_part, scaling_factor=family.scaling_factor)
-    prediction = prediction_type or _prediction_type(family, unet.config, everything, metadata, path)
+    prediction = prediction_type or _prediction_type(everything, metadata)
+    if prediction is None:
+        prediction = _measured_prediction_type(towers[0], unet, path) if family.name == "sd2" else "epsilon"
     return Checkpoint(
         family=family.name,
         text_encoder=towers[0],
@@ -177,19 +180,26 @@ def _unfused(part: Part, layers: int) -> dict[str, Tensor]:
     return state
 
 
-def _prediction_type(
-    family: Family, unet: UNetConfig, state: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path
-) -> str:
-    stated = MODELSPEC_PREDICTIONS.get(metadata.get("modelspec.prediction_type", ""))
+def _prediction_type(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str | None:
+    """What the file says that its UNet predicts."""
     if "v_pred" in state:
         return "v_prediction"
-    if stated is not None:
-        return stated
-    if family.name != "sd2" or unet.in_channels != unet.out_channels:
-        return "epsilon"
+    return MODELSPEC_PREDICTIONS.get(metadata.get("modelspec.prediction_type", ""))
+
+
+def _measured_prediction_type(tower: TextEncoder, unet: UNet, path: Path) -> str:
+    """SD 2.x models of 768 pixels predict velocity, the others noise, and their tensors are alike."""
+    ids = torch.zeros(1, tower.config.max_position_embeddings, dtype=torch.int64)  # padded with "!", which is 0
+    ids[:, :2] = torch.tensor([CLIP_VOCABULARY - 2, CLIP_VOCABULARY - 1])
+    with torch.no_grad():
+        context, _, _ = tower(ids)
+    likeness = likeness_to_noise(unet, context)
+    prediction = "epsilon" if likeness > PREDICTS_NOISE else "v_prediction"
     logger.warning(
-        "%s does not say what it predicts; taken for velocity, as SD 2.x models of 768 pixels do; "
-        "for a 512-pixel base, which predicts noise, give --prediction-type epsilon",
+        "%s does not say what it predicts; its UNet gives back %.0f%% of pure noise, so it is taken for %s; "
+        "if pictures are noise, export with the other --prediction-type",
         path.name,
+        100 * likeness,
+        prediction,
     )
-    return "v_prediction"
+    return prediction

@@ -19,6 +19,7 @@ from calotype.export.checkpoint import Checkpoint
 from calotype.export.models.autoencoder import Autoencoder, AutoencoderConfig
 from calotype.export.models.clip import TextEncoder, TextEncoderConfig
 from calotype.export.models.unet import UNet, UNetConfig
+from calotype.export.prediction_type import likeness_to_noise
 from calotype.export.single_file_configs import Part, openclip_config, unet_config, vae_config
 from calotype.export.sources import load_checkpoint
 from calotype.runtime.errors import CheckpointError, InputError, UnsupportedArchitectureError
@@ -234,21 +235,47 @@ def test_what_the_unet_predicts(
     assert not caplog.records
 
 
-def test_a_stable_diffusion_2_file_that_does_not_say_is_taken_for_velocity(
-    single_file: Maker, caplog: pytest.LogCaptureFixture
+class Echo(torch.nn.Module):
+    """A stand-in that gives back ``share`` of the noise, and a picture that has nothing to do with it."""
+
+    def __init__(self, share: float, in_channels: int = 4) -> None:
+        super().__init__()
+        self.share, self.config = share, UNetConfig(in_channels=in_channels)
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        assert sample.shape == (1, self.config.in_channels, 32, 32)
+        assert (float(timestep), tuple(encoder_hidden_states.shape)) == (999.0, (1, 77, 8))
+        picture = torch.linspace(-1, 1, 32).expand(1, 4, 32, 32)
+        return self.share * sample[:, :4] - (1 - self.share**2) ** 0.5 * picture * 3**0.5
+
+
+@pytest.mark.parametrize("in_channels", [4, 9])
+@pytest.mark.parametrize("share", [0.07, 0.5, 0.998])
+def test_the_noise_that_a_unet_gives_back_is_measured(share: float, in_channels: int) -> None:
+    echo: Any = Echo(share, in_channels)
+    assert likeness_to_noise(echo, torch.zeros(1, 77, 8)) == pytest.approx(share, abs=0.03)
+
+
+@pytest.mark.parametrize(("likeness", "expected", "size"), [(0.98, "epsilon", 64), (0.2, "v_prediction", 96)])
+def test_a_stable_diffusion_2_file_that_does_not_say_is_tried(
+    single_file: Maker,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    likeness: float,
+    expected: str,
+    size: int,
 ) -> None:
+    monkeypatch.setattr("calotype.export.single_file.likeness_to_noise", lambda *_: likeness)
     with caplog.at_level(logging.WARNING, "calotype"):
         checkpoint = load_checkpoint(single_file("sd2"))
-    assert (checkpoint.scheduler["prediction_type"], checkpoint.sample_size) == ("v_prediction", 96)
-    assert "give --prediction-type epsilon" in caplog.text
+    assert (checkpoint.scheduler["prediction_type"], checkpoint.sample_size) == (expected, size)
+    assert f"gives back {100 * likeness:.0f}% of pure noise, so it is taken for {expected}" in caplog.text
 
 
-def test_an_inpainting_model_of_stable_diffusion_2_predicts_noise(changed: Callable[..., Path]) -> None:
-    checkpoint = load_checkpoint(
-        changed("sd2", {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(64, 9, 3, 3)})
-    )
-    assert checkpoint.unet is not None and checkpoint.unet.config.in_channels == 9
-    assert checkpoint.scheduler["prediction_type"] == "epsilon"
+def test_an_inpainting_file_of_stable_diffusion_2(changed: Callable[..., Path]) -> None:
+    nine = {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(64, 9, 3, 3)}
+    unet = load_checkpoint(changed("sd2", nine)).unet
+    assert unet is not None and unet.config.in_channels == 9
 
 
 def test_the_mark_of_a_schedule_that_ends_in_noise(changed: Callable[..., Path]) -> None:
