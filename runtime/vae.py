@@ -1,0 +1,151 @@
+"""The autoencoder: latents to pictures and back, whole or in tiles.
+
+Kingma & Welling 2013 (arXiv 1312.6114); Rombach et al. 2022 (arXiv 2112.10752).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calotype.runtime.bundle import Bundle
+from calotype.runtime.errors import BundleError, InputError
+from calotype.runtime.manifest import VaeSpec
+from calotype.runtime.sessions import Session, check_backend, choose_backend, open_session
+
+Array = NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """Squares of latents that are worked on one by one, so that memory does not grow with the picture.
+
+    Neighbours overlap, and fade into each other there. A tile sees nothing outside itself: its normalisation layers
+    take their statistics from it alone, so a picture in tiles is close to the whole one, not equal.
+    """
+
+    size: int = 64
+    overlap: int = 16
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap <= self.size // 2:
+            raise InputError(
+                f"tiles of size={self.size} cannot have overlap={self.overlap}; use 0..{max(self.size // 2, 0)}"
+            )
+        if self.size < 1:
+            raise InputError(f"tiles of size={self.size} are none; use 1 or more")
+
+
+class Vae:
+    """The autoencoder of a bundle, or a bundle that is nothing else. Its encoder is opened when it is first used."""
+
+    def __init__(self, bundle: Bundle, backend: str, tiles: Tiles | None = None) -> None:
+        if "vae_decoder" not in bundle.manifest.networks:
+            raise BundleError(f"{bundle.path} has no vae_decoder; export the bundle again")
+        self.spec: VaeSpec = bundle.manifest.vae
+        self._bundle, self._backend, self._tiles = bundle, backend, tiles
+        self._sessions = {"vae_decoder": self._open("vae_decoder")}
+
+    @classmethod
+    def load(cls, name_or_folder: str | Path, backend: str = "auto", tiles: Tiles | None = None) -> Self:
+        """Open the autoencoder of a bundled model by name, or of the bundle in a folder.
+
+        Raises:
+            BundleError: it is missing or corrupt, or has no decoder.
+            BackendError: the backend is unknown or cannot run here.
+        """
+        check_backend(backend)
+        bundle = Bundle.open(name_or_folder)
+        return cls(bundle, choose_backend(backend, bundle.path), tiles)
+
+    def decode(self, latents: Array) -> Array:
+        """Latents as the UNet knows them, (C, h, w), to pixels (f*h, f*w, 3) in 0..1."""
+        scaled = latents / self.spec.scaling_factor + self.spec.shift_factor
+        pixels = self._apply("vae_decoder", scaled.astype(np.float32, copy=False))
+        return np.clip(pixels.transpose(1, 2, 0) / 2 + 0.5, 0, 1)
+
+    def encode(self, pixels: Array) -> tuple[Array, Array]:
+        """Pixels (3, f*h, f*w) in -1..1 to mean and log-variance of the latents, each (C, h, w) and not yet scaled."""
+        moments = self._apply("vae_encoder", pixels)
+        return moments[: self.spec.latent_channels], moments[self.spec.latent_channels :]
+
+    def check_fits(self, spec: VaeSpec) -> None:
+        """Raises InputError where a model with the autoencoder ``spec`` makes latents that are not of this one's."""
+        own, other = (f"{s.latent_channels} channels, {s.downscale} pixels wide each" for s in (self.spec, spec))
+        if own != other:
+            raise InputError(f"the autoencoder {self._bundle.path} has latents of {own}; this model makes {other}")
+
+    def close(self) -> None:
+        """Give all memory back."""
+        for session in self._sessions.values():
+            session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self, network: str) -> Session:
+        return open_session(self._bundle.path, self._bundle.manifest.networks[network], self._backend)
+
+    def _apply(self, network: str, source: Array) -> Array:
+        """(C, height, width) through one half, one picture at a time."""
+        if network not in self._bundle.manifest.networks:
+            raise BundleError(f"{self._bundle.path} has no {network}, which a picture needs; export the bundle again")
+        if network not in self._sessions:
+            self._sessions[network] = self._open(network)
+        session = self._sessions[network]
+        factor = self.spec.downscale
+        given, made = (1, factor) if network == "vae_decoder" else (factor, 1)
+
+        def run(part: Array) -> Array:
+            sizes = {"batch": 1, "height": part.shape[1] // given, "width": part.shape[2] // given}
+            session.reserve(sizes)
+            session.buffer(session.inputs[0].name, sizes)[0] = part
+            session.run(sizes)
+            return np.concatenate([session.buffer(spec.name, sizes)[0] for spec in session.outputs])
+
+        return run(source) if self._tiles is None else _tiled(run, source, given, made, self._tiles)
+
+
+def _tiled(run: Callable[[Array], Array], source: Array, given: int, made: int, tiles: Tiles) -> Array:
+    """``run`` on tiles of ``source``, in which a latent is ``given`` wide, put together, where it is ``made`` wide."""
+    height, width = source.shape[1] // given, source.shape[2] // given
+    picture = strip = None
+    for top, bottom in _spans(height, tiles):
+        for left, right in _spans(width, tiles):
+            tile = run(source[:, top * given : bottom * given, left * given : right * given])
+            if strip is None or strip.shape[1] != tile.shape[1]:
+                strip = np.empty((*tile.shape[:2], width * made), np.float32)
+            _fade_in(strip.swapaxes(1, 2), tile.swapaxes(1, 2), left * made, tiles.overlap * made)
+        assert strip is not None
+        if picture is None:
+            picture = np.empty((strip.shape[0], height * made, width * made), np.float32)
+        _fade_in(picture, strip, top * made, tiles.overlap * made)
+    assert picture is not None
+    return picture
+
+
+def _spans(length: int, tiles: Tiles) -> list[tuple[int, int]]:
+    """Where tiles begin and end: the last is the first that reaches the end."""
+    stride = tiles.size - tiles.overlap
+    count = 1 + max(-(-(length - tiles.size) // stride), 0)
+    return [(number * stride, min(number * stride + tiles.size, length)) for number in range(count)]
+
+
+def _fade_in(canvas: Array, part: Array, start: int, overlap: int) -> None:
+    """Put ``part`` into ``canvas`` from ``start`` on along axis 1; what stands there fades out over ``overlap``."""
+    place = canvas[:, start : start + part.shape[1]]
+    depth = min(overlap, part.shape[1]) if start > 0 else 0
+    ramp = np.linspace(0, 1, depth, endpoint=False, dtype=np.float32)[:, None]
+    place[:, :depth] += ramp * (part[:, :depth] - place[:, :depth])
+    place[:, depth:] = part[:, depth:]
