@@ -57,7 +57,10 @@ def measure(graph: Path, cases: Cases) -> dict[str, Gauge]:
     model = ir.load(graph)
     names = _add_gauges(model.graph)
     worst = np.zeros((len(names), 2))
-    for (readings,) in _run(model, graph.parent, cases).values():
+    with tempfile.NamedTemporaryFile(dir=graph.parent, prefix=".gauges.", suffix=".onnx") as file:
+        ir.save(model, file.name)
+        outputs = run_graph(Path(file.name), cases, optimized=False)
+    for (readings,) in outputs.values():
         into, out, moved = readings.reshape(-1, 3).astype(np.float64).T
         errors = moved / np.maximum(out, np.finfo(np.float32).tiny)
         worst = np.maximum(worst, np.stack([np.maximum(into, out), errors], axis=1))
@@ -111,12 +114,12 @@ def write_float16(graph: Path, islands: Collection[str], path: Path) -> None:
     ir.save(model, path)
 
 
-def run_float16(graph: Path, islands: Collection[str], cases: Cases) -> Outputs:
-    """What a machine that has float16 makes of ``graph`` with ``islands``.
+def write_rounded(graph: Path, islands: Collection[str], path: Path) -> None:
+    """Write ``graph`` as one that computes in float32 what a machine that has float16 makes of it with ``islands``.
 
     ONNX Runtime on a CPU computes float16 nodes in float32 and keeps what lies between two of them unrounded, which
-    hides overflows. So the float32 graph runs with every value outside the islands rounded; sums inside a node are
-    float32, as they are in the matrix units of GPUs.
+    hides overflows. Here every value outside the islands is rounded; sums inside a node are float32, as they are in
+    the matrix units of GPUs.
     """
     model = ir.load(graph)
     tape = Tape(model.graph)
@@ -129,7 +132,14 @@ def run_float16(graph: Path, islands: Collection[str], cases: Cases) -> Outputs:
             inside = node.name in islands
             _round_uses(tape, value, [use for use in value.uses() if not (inside and use.node.name in islands)])
     model.graph.sort()
-    return _run(model, graph.parent, cases)
+    ir.save(model, path)
+
+
+def run_float16(graph: Path, islands: Collection[str], cases: Cases) -> Outputs:
+    """What :func:`write_rounded` gives for ``cases``."""
+    with tempfile.NamedTemporaryFile(dir=graph.parent, prefix=".rounded.", suffix=".onnx") as file:
+        write_rounded(graph, islands, Path(file.name))
+        return run_graph(Path(file.name), cases, optimized=False)
 
 
 class _Casts:
@@ -164,13 +174,6 @@ class _Casts:
         else:
             self._graph.insert_after(producer, cast)
         return out
-
-
-def _run(model: ir.Model, folder: Path, cases: Cases) -> Outputs:
-    """Run ``model``, whose weights lie in ``folder``."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".calotype.", suffix=".onnx") as file:
-        ir.save(model, file.name)
-        return run_graph(Path(file.name), cases, optimized=False)
 
 
 def _round_uses(tape: Tape, value: ir.Value, uses: Collection[Any]) -> None:
