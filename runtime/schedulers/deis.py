@@ -20,6 +20,7 @@ class DEIS(Extrapolation):
 
     defaults: ClassVar[Mapping[str, Any]] = {**Multistep.defaults, "final_sigmas_type": "sigma_min"}
     predicts_noise = True
+    ends_as_spaced = True
 
     def __init__(self, config: SchedulerConfig, steps: Steps) -> None:
         super().__init__(config, steps)

@@ -13,6 +13,7 @@ from calotype.runtime.schedulers.spacing import (
     Levels,
     Steps,
     respaced_sigmas,
+    rounded,
     sigma_to_timestep,
     spaced_timesteps,
     training_sigmas,
@@ -33,14 +34,14 @@ class VarianceExploding(Solver):
         config = self.config
         table = training_sigmas(config)
         if steps.sigmas is not None:
-            return sigma_to_timestep(steps.sigmas[:-1], table), steps.sigmas
+            return sigma_to_timestep(steps.sigmas[:-1], table), rounded(steps.sigmas)
         timesteps = spaced_timesteps(config, steps).astype(np.float32).astype(np.float64)
         sigmas = np.interp(timesteps, np.arange(len(table)), table)
         if config.sigma_spacing != "table":
             sigmas = respaced_sigmas(config, steps.count, low=float(sigmas[-1]), high=float(sigmas[0]))
             timesteps = sigma_to_timestep(sigmas, table)
         last = 0.0 if config.final_sigmas_type == "zero" else float(table[0])
-        return timesteps, np.append(sigmas, last)
+        return timesteps, rounded(np.append(sigmas, last))
 
     def _set_evaluations(self, timesteps: Levels, sigmas: Levels) -> None:
         """What each evaluation is given, (evaluations,)."""

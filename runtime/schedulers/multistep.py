@@ -14,6 +14,7 @@ from calotype.runtime.schedulers.spacing import (
     Levels,
     Steps,
     respaced_sigmas,
+    rounded,
     sigma_to_timestep,
     spaced_timesteps_before_last,
     training_sigmas,
@@ -39,6 +40,8 @@ class Multistep(Solver):
         }
     )
     custom: ClassVar[frozenset[str]] = frozenset({"timesteps", "sigmas"})
+    # Whether the end is the last of the spaced levels, or the smallest of training; one step tells them apart.
+    ends_as_spaced: ClassVar[bool] = False
 
     def _set_schedule(self, steps: Steps) -> list[float]:
         """Set what each evaluation is given; the noise levels (count + 1) with the one reached last."""
@@ -53,13 +56,17 @@ class Multistep(Solver):
                 levels = respaced_sigmas(config, steps.count, low=float(table[0]), high=float(table[-1]))
                 timesteps = sigma_to_timestep(levels, table)
             sigmas = np.append(levels, self._last_sigma(levels, table))
+        sigmas = rounded(sigmas)
         self.timesteps = self._whole(timesteps).astype(np.float32)
         alphas = 1 / np.sqrt(sigmas[:-1] ** 2 + 1)
         self._set_levels(alphas, sigmas[:-1] * alphas)
         return [float(sigma) for sigma in sigmas]
 
     def _last_sigma(self, levels: Levels, table: Levels) -> float:
-        return 0.0 if self.config.final_sigmas_type == "zero" else float(table[0])
+        if self.config.final_sigmas_type == "zero":
+            return 0.0
+        even = self.config.sigma_spacing in ("karras", "exponential", "beta")
+        return float(levels[-1] if even and self.ends_as_spaced else table[0])
 
     def _whole(self, timesteps: Levels) -> Levels:
         """These solvers know whole timesteps only; which they round and which they cut is diffusers' choice."""

@@ -149,6 +149,11 @@ def training_sigmas(config: SchedulerConfig) -> Levels:
     return sigmas
 
 
+def rounded(sigmas: Levels) -> Levels:
+    """To float32, as diffusers keeps them: two that only differ by their computation are one."""
+    return sigmas.astype(np.float32).astype(np.float64)
+
+
 def respaced_sigmas(config: SchedulerConfig, steps: int, low: float, high: float) -> Levels:
     """``steps`` falling noise levels by ``config.sigma_spacing`` between ``low`` and ``high``, both included."""
     low = low if config.sigma_min is None else config.sigma_min

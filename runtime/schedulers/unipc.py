@@ -36,6 +36,8 @@ class UniPC(Multistep):
         "sigma_min",
     }
 
+    ends_as_spaced = True
+
     def __init__(self, config: SchedulerConfig, steps: Steps) -> None:
         super().__init__(config, steps)
         self.memory = config.solver_order
@@ -50,14 +52,11 @@ class UniPC(Multistep):
             highest = min(config.solver_order, index + 1)
             if config.lower_order_final:
                 highest = min(highest, count - index)
+            if sigmas[index + 1] == 0:
+                highest = 1  # of an infinite step in λ there is no share
             known = [distinct(sigmas[: index + 2], order) for order in range(1, highest + 1)]
             self._predictors.append([self._combine(levels, corrects=False) for levels in known])
             self._correctors.append([self._combine(levels, corrects=True) for levels in known if levels[0] > 0])
-
-    def _last_sigma(self, levels: Levels, table: Levels) -> float:
-        if self.config.final_sigmas_type == "sigma_min" and self.config.sigma_min is not None:
-            return float(levels[-1])
-        return super()._last_sigma(levels, table)
 
     def step(self, state: State, index: int, noise_pred: Array, latents: Array, rng: NoiseSource) -> None:
         """See :meth:`Solver.step`."""

@@ -1,0 +1,152 @@
+"""A solver and diffusers' scheduler of the same name, run side by side."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from calotype.runtime.schedulers import SchedulerConfig, Solver, create_solver
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import diffusers
+    import torch
+
+# Of the largest magnitude in the latents, or of 1 where that is less. Where latents are clean + sigma·noise they are as
+# large as sigma, and where a random model's errors are divided by a small signal they grow likewise: float32 resolves
+# 6e-8 of either, and both sides round every step.
+TOLERANCE = 1e-5
+# A sigma of thousands (zero terminal SNR, cosine betas) leaves its rounding errors in latents that shrink: there two of
+# them are allowed besides, of the largest latents so far. Epsilon is no use there: it is divided by a signal of 1e-4.
+ROUNDINGS = 2 * 2.0**-24
+HUGE = 1000
+CLASSES = {
+    "ddim": diffusers.DDIMScheduler,
+    "ddpm": diffusers.DDPMScheduler,
+    "deis": diffusers.DEISMultistepScheduler,
+    "dpm2": diffusers.KDPM2DiscreteScheduler,
+    "dpm2-a": diffusers.KDPM2AncestralDiscreteScheduler,
+    "dpmpp-2m": diffusers.DPMSolverMultistepScheduler,
+    "dpmpp-2m-sde": diffusers.DPMSolverMultistepScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "euler-a": diffusers.EulerAncestralDiscreteScheduler,
+    "heun": diffusers.HeunDiscreteScheduler,
+    "lcm": diffusers.LCMScheduler,
+    "lms": diffusers.LMSDiscreteScheduler,
+    "pndm": diffusers.PNDMScheduler,
+    "tcd": diffusers.TCDScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+}
+# What tells two solvers of one class of diffusers apart, and what its defaults cannot be run with.
+ALWAYS: dict[str, dict[str, Any]] = {
+    "dpmpp-2m-sde": {"algorithm_type": "sde-dpmsolver++"},
+    "pndm": {"skip_prk_steps": True},
+}
+STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+SHAPE = (4, 8, 8)
+
+
+class NotFiniteError(AssertionError):
+    """Diffusers divided by zero."""
+
+
+class Noise:
+    """The same normal numbers for both sides, in the order of the steps."""
+
+    def __init__(self) -> None:
+        self._rng = np.random.default_rng(11)
+
+    def standard_normal(self, *, dtype: Any, out: np.ndarray) -> None:
+        out[:] = self._rng.standard_normal(out.shape).astype(dtype)
+
+
+def compare(
+    name: str,
+    config: dict[str, Any],
+    steps: int | None,
+    *,
+    start: int = 0,
+    timesteps: list[float] | None = None,
+    sigmas: list[float] | None = None,
+    exact: bool = False,
+    together: bool = False,
+) -> float:
+    """Largest error over all steps, as a share of the one that is allowed.
+
+    ``exact``: diffusers works its factors out in float64, from the same noise levels. In float32 it takes differences
+    of logarithms, which alone are off by more than the tolerance where steps are short.
+    ``together``: each step starts from diffusers' latents, so that the roundings of both sides do not add up.
+    """
+    eta = {"eta": config["eta"]} if "eta" in config else {}
+    reference = CLASSES[name](**{key: value for key, value in config.items() if key != "eta"})
+    if config.get("rescale_betas_zero_snr"):
+        # PyTorch's float32 square root may be the last digit off, and the small sigmas then 1e-3: the table has a test.
+        table = SchedulerConfig.from_json(config, settings=["rescale_betas_zero_snr"]).alphas_cumprod()
+        if hasattr(reference, "sigmas"):
+            table[-1] = 2.0**-24
+        reference.alphas_cumprod = torch.from_numpy(table)
+    if steps is not None:
+        reference.set_timesteps(steps)
+    else:
+        reference.set_timesteps(**({"sigmas": sigmas} if timesteps is None else {"timesteps": timesteps}))
+    if hasattr(reference, "set_begin_index"):
+        # Else it looks the first timestep up, and begins with the second step where two have the same.
+        reference.set_begin_index(start)
+    solver = create_solver(
+        None, {"_class_name": CLASSES[name].__name__, **config}, steps, timesteps=timesteps, sigmas=sigmas
+    )
+    # For this one diffusers subtracts squares in float32 that are all but equal, and looks up what is left.
+    places = 1e-2 if name == "dpm2-a" else 2e-3
+    apart = np.abs(solver.timesteps - reference.timesteps.numpy())
+    # One that is cut just below a whole number may lie just above it by the last digit of PyTorch's square root.
+    cut = config.get("use_exponential_sigmas") or config.get("use_beta_sigmas")
+    assert np.sum(apart > places) <= (1 if cut else 0) and apart.max() <= (1 if cut else places)
+    assert solver.init_noise_sigma == pytest.approx(float(reference.init_noise_sigma), rel=1e-6)
+    for table in ("sigmas", "sigmas_interpol", "sigmas_up", "sigmas_down"):
+        if exact and hasattr(reference, table):
+            setattr(reference, table, getattr(reference, table).double())
+    drawn = Noise()
+
+    def randn(shape: Any, **_: Any) -> torch.Tensor:
+        out = np.empty(tuple(shape), np.float32)
+        drawn.standard_normal(dtype=np.float32, out=out)
+        return torch.from_numpy(out)
+
+    module = importlib.import_module(CLASSES[name].__module__)
+    with mock.patch.object(module, "randn_tensor", randn, create=True):
+        return _run(solver, reference, start, eta, together)
+
+
+def _run(solver: Solver, reference: Any, start: int, options: dict[str, Any], together: bool) -> float:
+    rng = np.random.default_rng(5)
+    latents = rng.standard_normal(SHAPE, np.float32) * np.float32(solver.init_noise_sigma)
+    if start:
+        latents = solver.add_noise(
+            rng.standard_normal(SHAPE, np.float32), rng.standard_normal(SHAPE, np.float32), start
+        )
+    expected = torch.from_numpy(latents.copy())[None]
+    rounding = ROUNDINGS if max(map(solver.noise_level, range(len(solver)))) > HUGE else 0.0
+    state, given, drawn = solver.new_state(SHAPE), np.empty_like(latents), Noise()
+    worst = allowed = largest = 0.0
+    for index in range(start, len(solver)):
+        if together:
+            latents[:] = expected[0].numpy()
+        timestep = reference.timesteps[index]
+        solver.scale_model_input(latents, index, given)
+        wanted = reference.scale_model_input(expected, timestep)[0].numpy()
+        np.testing.assert_allclose(given, wanted, rtol=0, atol=allowed + TOLERANCE * max(1, np.abs(wanted).max()))
+        # A model that answers to its input, as a UNet does, or errors would not be carried along.
+        output = 0.4 * given + rng.standard_normal(SHAPE).astype(np.float32) * np.float32(0.3)
+        largest = max(largest, float(expected.abs().max()))
+        solver.step(state, index, output, latents, drawn)
+        expected = reference.step(torch.from_numpy(output)[None], timestep, expected, **options).prev_sample
+        if not torch.isfinite(expected).all():
+            raise NotFiniteError(f"diffusers' step {index} is not finite")
+        allowed = TOLERANCE * max(1.0, float(expected.abs().max())) + rounding * largest
+        worst = max(worst, float(np.abs(latents - expected[0].numpy()).max()) / allowed)
+    return worst
