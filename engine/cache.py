@@ -7,7 +7,6 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from calotype.runtime.errors import BuildError
 from calotype.runtime.manifest import FileRecord
-from calotype.runtime.plans import PlanRecord, cache_folder, plan_trouble, read_record, sidecar
+from calotype.runtime.plans import PlanRecord, cache_folder, plan_trouble, read_record, sidecar, write_private
 
 Say = Callable[[str], None]
 
@@ -54,11 +53,11 @@ def obtain(key: Mapping[str, Any], build: Callable[[], Built], say: Say, *, forc
         built = build()
         sidecar(path).unlink(missing_ok=True)
         try:
-            _write(path, built.plan)
+            write_private(path, built.plan)
             record = PlanRecord(
                 key=key, tensors=built.tensors, figures=built.figures, **dataclasses.asdict(FileRecord.of(path))
             )
-            _write(sidecar(path), json.dumps(dataclasses.asdict(record), indent=2).encode())
+            write_private(sidecar(path), json.dumps(dataclasses.asdict(record), indent=2).encode())
         except OSError as error:
             raise BuildError(
                 f"{path} cannot be written: {error.strerror}; free some space or set CALOTYPE_CACHE"
@@ -70,7 +69,7 @@ def obtain(key: Mapping[str, Any], build: Callable[[], Built], say: Say, *, forc
 def kept_file(path: Path) -> Iterator[tuple[bytes, Callable[[Any], None]]]:
     """The bytes of a file that builders share, and what replaces it; others wait for the block to end."""
     with _lock(path, lambda _: None):
-        yield path.read_bytes() if path.exists() else b"", lambda data: _write(path, data)
+        yield path.read_bytes() if path.exists() else b"", lambda data: write_private(path, data)
 
 
 def clean_plans() -> int:
@@ -122,16 +121,3 @@ def _lock(path: Path, say: Say | None) -> Iterator[None]:
             say(f"{path.name}: waiting for another process that builds it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _write(path: Path, data: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

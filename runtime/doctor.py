@@ -7,18 +7,19 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-from pathlib import Path
 
-# Backend -> (extra, distribution, import name). Only "cpu" is executed by this version.
+from calotype.runtime.errors import CalotypeError
+from calotype.runtime.sessions.cuda import load_cuda
+
+# Backend -> distribution -> import name; the first that is there counts. An extra has its backend's name.
 PACKAGES = {
-    "cpu": ("cpu", "onnxruntime", "onnxruntime"),
-    "cuda": ("cuda", "onnxruntime-gpu", "onnxruntime"),
-    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt"),
-    "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx", "tensorrt_rtx"),
-    "export": ("export", "torch", "torch"),
+    "cpu": {"onnxruntime": "onnxruntime", "onnxruntime-gpu": "onnxruntime"},
+    "cuda": {"onnxruntime-gpu": "onnxruntime"},
+    "tensorrt": {"tensorrt-cu13": "tensorrt", "tensorrt-lean-cu13": "tensorrt_lean"},
+    "tensorrt-rtx": {"tensorrt-rtx": "tensorrt_rtx"},
+    "export": {"torch": "torch"},
 }
-EXECUTED = ("cpu", "export")
-NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+NEED_GPU = ("cuda", "tensorrt", "tensorrt-rtx")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,35 +33,46 @@ class Finding:
 
 
 def machine() -> dict[str, str]:
-    """Processor, cores, memory, Python and NVIDIA driver, as text."""
+    """Processor, cores, memory, Python and GPU, as text."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     try:
-        driver = NVIDIA_DRIVER.read_text().splitlines()[0]
-    except OSError:
-        driver = "none"
+        found = load_cuda("cuda").gpu()
+        gpu = f"{found.identity}, {found.memory / 2**30:.0f} GiB, CUDA {found.driver}"
+    except CalotypeError as error:
+        gpu = f"none: {error}"
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "memory": f"{memory:.1f} GiB",
         "python": platform.python_version(),
-        "nvidia driver": driver,
+        "gpu": gpu,
     }
 
 
 def examine() -> list[Finding]:
-    """Every backend, without importing any."""
+    """Every backend. None is imported, but where its package is there, the GPU is asked for."""
     findings = []
-    for backend, (extra, distribution, module) in PACKAGES.items():
-        try:
-            version = importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            version = None
-        found = version is not None and importlib.util.find_spec(module) is not None
-        if backend not in EXECUTED:
-            advice = "this version does not execute it yet"
-        elif not found:
-            advice = f"pip install 'calotype[{extra}]'"
+    for backend, packages in PACKAGES.items():
+        version = next(filter(None, (_version(*package) for package in packages.items())), None)
+        if version is None:
+            advice = f"pip install 'calotype[{backend}]'"
         else:
-            advice = ""
-        findings.append(Finding(backend=backend, usable=found and not advice, version=version, advice=advice))
+            advice = _gpu_trouble(backend) if backend in NEED_GPU else ""
+        findings.append(Finding(backend=backend, usable=not advice, version=version, advice=advice))
     return findings
+
+
+def _version(distribution: str, module: str) -> str | None:
+    try:
+        version = importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return version if importlib.util.find_spec(module) is not None else None
+
+
+def _gpu_trouble(extra: str) -> str:
+    try:
+        load_cuda(extra)
+    except CalotypeError as error:
+        return str(error)
+    return ""

@@ -23,7 +23,7 @@ from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.guidance import Guidance, guidances, scale_embedding
 from calotype.runtime.inpainting import latent_mask
 from calotype.runtime.schedulers import Solver, create_solver
-from calotype.runtime.sessions import Session, choose_backend, open_session
+from calotype.runtime.sessions import Session, check_backend, choose_backend, open_session
 from calotype.runtime.start import Posterior, Start
 from calotype.runtime.tokenizer import ClipTokenizer
 
@@ -73,7 +73,7 @@ class Pipeline:
         if missing:
             raise BundleError(f"{bundle.path} has no {', '.join(missing)}; export the bundle again")
         self.manifest = manifest
-        self.backend = choose_backend(backend)
+        self.backend = choose_backend(backend, bundle.path)
         self._path = bundle.path
         names = (*encoders, "unet", "vae_decoder")
         with ThreadPoolExecutor() as pool:
@@ -97,7 +97,7 @@ class Pipeline:
             BundleError: it is missing, corrupt, or of a format or family this version does not run.
             BackendError: the backend is unknown or cannot run here.
         """
-        choose_backend(backend)
+        check_backend(backend)
         return cls(Bundle.open(name_or_folder), backend)
 
     def __call__(

@@ -118,6 +118,20 @@ def read_plan(path: Path, record: PlanRecord) -> bytes:
     return data
 
 
+def write_private(path: Path, data: Any) -> None:
+    """Write a file of the cache, whole or not at all, that its owner alone reads; raises OSError."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wanted:
     """What a plan has to be for one network on this machine.

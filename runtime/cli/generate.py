@@ -103,7 +103,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--width", type=int, help="Pixels.  [default: the picture's or the model's]")
 @click.option("--height", type=int, help="Pixels.  [default: the picture's or the model's]")
 @click.option("--images", type=int, default=1, show_default=True, help="How many, with consecutive seeds.")
-@click.option("--backend", default="auto", show_default=True, help="auto or cpu.")
+@click.option("--backend", default="auto", show_default=True, help="auto, tensorrt, tensorrt-rtx, cuda or cpu.")
 @click.option("--overwrite", is_flag=True, help="Replace a picture of that name.")
 @click.option("--json", "as_json", is_flag=True, help="Print paths, seeds and timings as JSON.")
 @click.option(

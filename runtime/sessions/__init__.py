@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,30 +11,86 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.runtime.errors import BackendError
+from calotype.runtime.errors import BackendError, CalotypeError
+from calotype.runtime.manifest import Manifest
 from calotype.runtime.sessions.session import Session, Sizes
 from calotype.runtime.spec import ModelSpec
 
-__all__ = ["BACKENDS", "Session", "Sizes", "choose_backend", "open_session"]
+__all__ = ["BACKENDS", "Session", "Sizes", "check_backend", "choose_backend", "open_session"]
 
 logger = logging.getLogger(__name__)
 
 # In the order in which "auto" tries them.
-BACKENDS = ("cpu",)
+BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda", "cpu")
 
 
-def choose_backend(name: str) -> str:
-    """``name``, or for ``"auto"`` the first backend that can run here.
+def check_backend(name: str) -> None:
+    """Raises BackendError when ``name`` is neither ``"auto"`` nor a backend."""
+    if name != "auto" and name not in BACKENDS:
+        raise BackendError(f"there is no backend {name!r}; valid: auto, {', '.join(BACKENDS)}")
+
+
+def choose_backend(name: str, folder: Path) -> str:
+    """``name``, or for ``"auto"`` the first backend that can run the bundle in ``folder`` here.
 
     Raises:
         BackendError: for a name that is not known. A named backend is never replaced by another.
     """
-    if name == "auto":
-        logger.info("backend: cpu (ONNX Runtime), the only one this version executes")
-        return "cpu"
-    if name not in BACKENDS:
-        raise BackendError(f"there is no backend {name!r}; valid: auto, {', '.join(BACKENDS)}")
+    check_backend(name)
+    if name != "auto":
+        return name
+    passed = []
+    for backend in BACKENDS[:-1]:
+        reason = obstacle(backend, folder)
+        if reason is None:
+            name = backend
+            break
+        passed.append(f"{backend} ({reason})")
+    else:
+        name = BACKENDS[-1]
+    logger.info("backend: %s%s", name, f"; passed over {', '.join(passed)}" if passed else "")
     return name
+
+
+def obstacle(backend: str, folder: Path) -> str | None:
+    """Why ``backend`` cannot run the bundle in ``folder`` here; None when it can. What costs least is asked first."""
+    try:
+        if backend == "cpu":
+            return None if importlib.util.find_spec("onnxruntime") is not None else "onnxruntime is not installed"
+        from calotype.runtime.sessions.cuda import load_cuda
+
+        if backend == "cuda":
+            if not _onnxruntime_has_cuda():
+                return "onnxruntime-gpu is not installed"
+            load_cuda("cuda")
+            return None
+        return _obstacle_to_plans(backend, folder)
+    except CalotypeError as error:
+        return str(error)
+
+
+def _onnxruntime_has_cuda() -> bool:
+    spec = importlib.util.find_spec("onnxruntime")
+    places = [] if spec is None or spec.submodule_search_locations is None else spec.submodule_search_locations
+    return any((Path(place) / "capi" / "libonnxruntime_providers_cuda.so").exists() for place in places)
+
+
+def _obstacle_to_plans(backend: str, folder: Path) -> str | None:
+    from calotype.runtime.plans import list_plans
+    from calotype.runtime.sessions.libraries import installed, load_library
+
+    if not installed(backend):
+        return f"{backend} is not installed"
+    if not any(f".{backend}." in path.name for path in list_plans()):
+        return "it has built no plan here"
+    from calotype.runtime.sessions.cuda import load_cuda
+    from calotype.runtime.sessions.tensorrt import serving_plans
+
+    gpu = load_cuda(backend).gpu()
+    version = load_library(backend).version
+    for spec in Manifest.read(folder).networks.values():
+        serving_plans(folder, spec, backend, version, gpu.identity, gpu.driver)
+    return None
 
 
 def open_session(
@@ -45,11 +102,20 @@ def open_session(
     does not read are passed over.
 
     Raises:
-        BackendError: it is unknown, or cannot open the graph.
+        BackendError: it is unknown, cannot run here, or cannot open the graph.
+        BuildError: its plan is corrupt.
         MissingPackageError: its package is not installed.
     """
     if backend == "cpu":
         from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
 
         return OnnxRuntimeCpuSession(folder, spec, overrides)
+    if backend == "cuda":
+        from calotype.runtime.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession
+
+        return OnnxRuntimeCudaSession(folder, spec, overrides)
+    if backend in BACKENDS:
+        from calotype.runtime.sessions.tensorrt import TensorRtSession
+
+        return TensorRtSession(folder, spec, backend, overrides)
     raise BackendError(f"there is no backend {backend!r}; valid: {', '.join(BACKENDS)}")

@@ -71,7 +71,7 @@ def test_several_pictures_and_json(tiny_bundle: Path, tmp_path: Path) -> None:
         (["--guidance-scale", "nan"], 2, "guidance_scale=nan"),
         (["--seed", str(2**64)], 2, "seed=18446744073709551616"),
         (["--scheduler", "magic"], 2, "valid: ddim, ddpm, "),
-        (["--backend", "vulkan"], 1, "valid: auto, cpu"),
+        (["--backend", "vulkan"], 1, "valid: auto, tensorrt, tensorrt-rtx, cuda, cpu"),
         (["--width", "33"], 2, "width=33"),
         (["--steps", "many"], 2, "not a valid integer"),
         (["--model", "nothing"], 1, "there is no bundle 'nothing'"),

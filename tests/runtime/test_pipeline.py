@@ -168,5 +168,5 @@ def test_bad_input_gets_one_line(pipeline: Pipeline, settings: dict[str, Any], m
 
 
 def test_an_unknown_backend_is_an_error(tiny_bundle: Path) -> None:
-    with pytest.raises(BackendError, match="valid: auto, cpu"):
+    with pytest.raises(BackendError, match="valid: auto, tensorrt, tensorrt-rtx, cuda, cpu"):
         Pipeline.load(tiny_bundle, backend="vulkan")

@@ -1,0 +1,134 @@
+"""A plan, deserialized: TensorRT, its lean runtime and TensorRT-RTX alike."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calotype.runtime.errors import BackendError
+from calotype.runtime.plans import PlanRecord, read_plan, write_private
+from calotype.runtime.sessions.device import Device
+from calotype.runtime.sessions.libraries import Library
+
+Overrides = Mapping[str, NDArray[np.floating[Any]]]
+SHA256 = 32  # bytes
+
+
+class OpenedPlan:
+    """The plan ``path`` on ``device``; its weights are those of ``graph`` where it was built without, or overridden.
+
+    Raises:
+        BuildError: the plan is not what its record says; nothing is deserialized then.
+        BackendError: the library refuses it, or its weights cannot be changed.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        device: Device,
+        path: Path,
+        record: PlanRecord,
+        *,
+        graph: Path,
+        overrides: Overrides | None,
+    ) -> None:
+        self._library, self._device = library, device
+        data = read_plan(path, record)
+        library.logger.clear()
+        self._runtime = library.api.Runtime(library.logger)
+        if record.key["version_compatible"]:
+            self._runtime.engine_host_code_allowed = True  # such plans bring their own runtime; this one we built
+        self._engine = self._runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            raise BackendError(self.complaint(f"open {path.name}"))
+        if record.key["stripped"]:
+            self._refit(graph, overrides or {})
+        elif overrides:
+            raise BackendError(
+                f"the weights in {path.name} cannot be changed, as a LoRA needs; build a plan whose weights can: "
+                "calotype build --strip-weights"
+            )
+        self._kernels = path.with_name(path.name + ".jit")
+        self._configuration = self._configure()
+
+    def activations(self, profile: int) -> int:
+        """Bytes of the arena at the profile's largest shapes."""
+        return int(self._engine.get_device_memory_size_for_profile_v2(profile))
+
+    def is_on_host(self, tensor: str) -> bool:
+        """Whether the engine reads the input on the host: shapes depend on its values."""
+        return bool(self._engine.get_tensor_location(tensor) == self._library.api.TensorLocation.HOST)
+
+    def create_context(self, profile: int) -> Any:
+        """A context for one shape of a profile, without memory of its own for activations.
+
+        One a shape: a captured graph holds on to the state of its context.
+        """
+        context = self._engine.create_execution_context(self._configuration)
+        if context is None or not context.set_optimization_profile_async(profile, self._device.stream):
+            raise BackendError(self.complaint("make an execution context"))
+        return context
+
+    def complaint(self, what: str) -> str:
+        """One line on why the library could not do ``what``, and the way out."""
+        reason = self._library.logger.first()
+        if "memory" in reason.lower():
+            free = self._device.cuda.free_memory() / 2**20
+            advice = f"{free:.0f} MiB are free; use a smaller size, --low-memory, or a plan with a smaller profile"
+        else:
+            advice = "build the plan again here with: calotype build --force"
+        return f"{self._library.name} {self._library.version} cannot {what}: {reason}; {advice}"
+
+    def close(self) -> None:
+        """Keep what was compiled while running, and give the rest back. Contexts must be gone."""
+        if self._library.name == "tensorrt-rtx":
+            data = bytes(self._configuration.get_runtime_cache().serialize())
+            with contextlib.suppress(OSError):  # a full disk costs the next start some seconds, no more
+                write_private(self._kernels, hashlib.sha256(data).digest() + data)
+        # In this order: each holds a bare pointer to the next.
+        del self._configuration, self._engine, self._runtime
+
+    def _configure(self) -> Any:
+        """What contexts are made with: memory is ours; and TensorRT-RTX compiles kernels for a shape at once, since
+        a captured graph would keep the slower ones it starts with, and keeps them on disk.
+        """
+        api = self._library.api
+        if self._library.name != "tensorrt-rtx":
+            return api.ExecutionContextAllocationStrategy.USER_MANAGED
+        configuration = self._engine.create_runtime_config()
+        configuration.set_execution_context_allocation_strategy(api.ExecutionContextAllocationStrategy.USER_MANAGED)
+        configuration.cuda_graph_strategy = api.CudaGraphStrategy.DISABLED
+        strategy = api.DynamicShapesKernelSpecializationStrategy.EAGER
+        configuration.dynamic_shapes_kernel_specialization_strategy = strategy
+        cache = configuration.create_runtime_cache()
+        with contextlib.suppress(OSError):
+            data = self._kernels.read_bytes()
+            if hashlib.sha256(data[SHA256:]).digest() == data[:SHA256]:
+                cache.deserialize(data[SHA256:])  # refused, and made anew, when it is from another GPU or driver
+        configuration.set_runtime_cache(cache)
+        return configuration
+
+    def _refit(self, graph: Path, overrides: Overrides) -> None:
+        api, logger = self._library.api, self._library.logger
+        if not hasattr(api, "OnnxParserRefitter"):
+            raise BackendError("the lean runtime cannot put weights into a plan; build it without --strip-weights")
+        refitter = api.Refitter(self._engine, logger)
+        if not api.OnnxParserRefitter(refitter, logger).refit_from_file(str(graph)):
+            raise BackendError(self.complaint(f"read the weights of {graph.name}"))
+        names = set(refitter.get_all_weights())
+        # Kept until the refit is done: the library reads them in place.
+        arrays = {name: np.ascontiguousarray(value) for name, value in overrides.items() if name in names}
+        for name, array in arrays.items():
+            if not refitter.set_named_weights(name, api.Weights(array)):
+                raise BackendError(self.complaint(f"change the weights {name}"))
+        done = refitter.refit_cuda_engine_async(self._device.stream)
+        self._device.cuda.synchronize(self._device.stream)
+        if not done:
+            missing = ", ".join(refitter.get_missing_weights()[:3])
+            raise BackendError(self.complaint(f"put the weights in ({missing or 'none are missing'})"))

@@ -1,0 +1,313 @@
+"""The GPU sessions over stand-ins for CUDA and TensorRT: order, addresses, errors. See ``cuda_standin.py``."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from calotype.engine.build import Options, _job, _key
+from calotype.engine.cache import Built, obtain
+from calotype.engine.profiles import Profile, default_profile
+from calotype.runtime.bundle import Bundle
+from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
+from calotype.runtime.sessions import choose_backend, device, libraries, open_session
+from calotype.runtime.sessions.cuda import load_cuda
+from calotype.runtime.sessions.session import Session
+from tests.runtime import cuda_standin
+from tests.runtime.cuda_standin import Cuda, Status
+
+BUNDLE = Bundle.open("talbot")
+UNET = BUNDLE.manifest.networks["unet"]
+SIZES = {"rows": 2, "tokens": 32, "height": 8, "width": 8}
+ONE_ROW = {**SIZES, "rows": 1}
+
+
+def network(inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """What the stand-in's plans compute: something that depends on every row of two inputs."""
+    if "sample" in inputs:
+        return {"noise_pred": inputs["sample"] * 2 + inputs["timestep"][:, None, None, None]}
+    if "latents" in inputs:
+        return {"image": inputs["latents"][:, :3].repeat(8, 2).repeat(8, 3)}
+    return {"hidden_states": np.repeat(inputs["input_ids"][..., None], 192, 2).astype(np.float32)}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "plans"
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
+    """A GPU on which nothing is left lying about at the end of a test."""
+    standin = Cuda()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", standin)  # type: ignore[arg-type]
+    yield standin
+    gc.collect()
+    assert (standin.device, standin.host, standin.streams, standin.graphs) == ({}, {}, set(), {})
+    assert device._users == 0
+
+
+@pytest.fixture
+def library(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> cuda_standin.Library:
+    specs = [spec for item in BUNDLE.manifest.networks.values() for spec in (*item.inputs, *item.outputs)]
+    standin = cuda_standin.Library(cuda, network, {spec.name: spec.dtype for spec in specs})
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", standin)  # type: ignore[arg-type]
+    monkeypatch.setitem(libraries.MODULES, "tensorrt", ("no_such_module",))
+    monkeypatch.setattr("calotype.runtime.sessions._onnxruntime_has_cuda", lambda: False)
+    return standin
+
+
+def keep_plan(name: str = "unet", options: Options | None = None, profiles: list[Profile] | None = None) -> Path:
+    """Put a record into the cache as a build would, of a plan that is a few bytes."""
+    profiles = profiles or [default_profile(BUNDLE.manifest)]
+    options, job = options or Options(precision="float32"), _job(BUNDLE, name, profiles, "float32")
+    key = _key(BUNDLE, libraries.load_library("tensorrt-rtx"), job, profiles, options, None)
+    tensors = {
+        "profiles": [
+            {tensor: [list(shape) for shape in bounds] for tensor, bounds in shapes.items()} for shapes in job.shapes
+        ]
+    }
+    return obtain(key, lambda: Built(plan=b"a plan", tensors=tensors, figures={}), lambda _: None)
+
+
+def open_unet(**options: Any) -> Session:
+    return open_session(BUNDLE.path, UNET, "tensorrt-rtx", **options)
+
+
+def step(session: Session, sizes: dict[str, int], timestep: float) -> None:
+    """One run, compared with what the network computes."""
+    sample = session.buffer("sample", sizes)
+    sample[:] = np.arange(sample.size).reshape(sample.shape)
+    session.buffer("timestep", sizes)[:] = timestep
+    session.run(sizes)
+    np.testing.assert_array_equal(session.buffer("noise_pred", sizes), sample * 2 + np.float32(timestep))
+
+
+def test_a_step_is_one_launch_and_allocates_nothing(cuda: Cuda, library: cuda_standin.Library) -> None:
+    keep_plan()
+    with open_unet() as session:
+        session.reserve(SIZES)
+        step(session, SIZES, 1)
+        before = Counter(cuda.calls)
+        for timestep in range(20):
+            step(session, SIZES, timestep)
+        assert cuda.calls - before == Counter({"cudaGraphLaunch": 20, "cudaStreamSynchronize": 20})
+        assert library.contexts == 1
+
+
+def test_one_graph_a_shape_and_the_oldest_is_given_back(cuda: Cuda, library: cuda_standin.Library) -> None:
+    keep_plan()
+    with open_unet() as session:
+        for sizes in (SIZES, ONE_ROW, SIZES, ONE_ROW):
+            step(session, sizes, 3)
+        assert (len(cuda.graphs), library.contexts) == (2, 2)
+        for rows in range(1, 9):
+            for tokens in (32, 64):
+                step(session, {**SIZES, "rows": rows, "tokens": tokens}, 5)
+        assert len(cuda.graphs) == 8
+
+
+def test_sessions_share_one_arena_and_follow_it_when_it_grows(cuda: Cuda, library: cuda_standin.Library) -> None:
+    keep_plan()
+    keep_plan("vae_decoder")
+    with open_unet() as unet, open_session(BUNDLE.path, BUNDLE.manifest.networks["vae_decoder"], "tensorrt-rtx") as vae:
+        step(unet, SIZES, 1)
+        before = cuda.used()
+        library.activations = 1 << 20  # of the context that is made next
+        sizes = {"batch": 1, "height": 8, "width": 8}
+        vae.buffer("latents", sizes)[:] = 0.25
+        vae.run(sizes)
+        assert (vae.buffer("image", sizes) == 0.25).all()
+        assert cuda.used() - before == (1 << 20) - 4096
+        library.activations = 4096
+        before_graphs = len(cuda.graphs)
+        step(unet, SIZES, 2)  # its graph knew the old arena, which is freed
+        assert len(cuda.graphs) == before_graphs
+
+
+@pytest.mark.usefixtures("cuda")
+def test_after_an_out_of_memory_the_next_smaller_call_works(library: cuda_standin.Library) -> None:
+    keep_plan()
+    with open_unet() as session:
+        step(session, SIZES, 1)
+        library.activations = 2 << 30
+        with pytest.raises(
+            BackendError, match=r"out of memory: 2048 MiB were asked for .* of the GPU's 1024 MiB are free; use a"
+        ):
+            session.run(ONE_ROW)
+        library.activations = 4096
+        step(session, SIZES, 2)
+
+
+def test_a_gpu_too_small_for_the_buffers_leaves_nothing_behind(cuda: Cuda, library: cuda_standin.Library) -> None:
+    keep_plan()
+    cuda.limit = 1000
+    with pytest.raises(BackendError, match="out of memory"):
+        open_unet()
+    assert library.open == 0
+
+
+def test_a_network_that_cannot_be_captured_runs_without_a_graph(cuda: Cuda, library: cuda_standin.Library) -> None:
+    keep_plan()
+    library.capturable = False
+    with open_unet() as session:
+        step(session, SIZES, 1)
+        step(session, SIZES, 2)
+        assert cuda.graphs == {}
+
+
+@pytest.mark.usefixtures("library")
+def test_the_tightest_profile_and_the_tuned_one_win() -> None:
+    base = default_profile(BUNDLE.manifest)
+    wide = Profile.parse("wide,batch=1:4:8,height=64:64:256,width=64:64:256", base)
+    small = Profile.parse("small,batch=1:1:2,height=64:64:128,width=64:64:128", base)
+    keep_plan(profiles=[wide, small])
+    with open_unet() as session:
+        assert session._choose(SIZES) == (0, 1)  # type: ignore[attr-defined]
+        assert session._choose({**SIZES, "rows": 4}) == (0, 0)  # type: ignore[attr-defined]
+        step(session, SIZES, 1)
+        step(session, {**SIZES, "height": 32, "width": 32}, 1)
+
+
+@pytest.mark.usefixtures("library")
+def test_a_shape_outside_every_profile_names_them() -> None:
+    keep_plan()
+    with (
+        open_unet() as session,
+        pytest.raises(InputError, match=r"height=99.*\(default: batch 1:2:8, 64:64:64 x 64:64:64"),
+    ):
+        session.reserve({**SIZES, "height": 99})
+
+
+@pytest.mark.usefixtures("cuda")
+def test_another_plan_is_opened_where_the_shape_asks_for_it(library: cuda_standin.Library) -> None:
+    keep_plan()
+    keep_plan(profiles=[Profile.parse("large,height=128,width=128", default_profile(BUNDLE.manifest))])
+    with open_unet() as session:
+        step(session, SIZES, 1)
+        step(session, {**SIZES, "height": 16, "width": 16}, 1)
+        assert library.open == 1
+        step(session, SIZES, 1)
+
+
+def test_kernels_compiled_while_running_are_kept(library: cuda_standin.Library) -> None:
+    plan = keep_plan()
+    open_unet().close()
+    kept = plan.with_name(plan.name + ".jit")
+    assert kept.stat().st_mode & 0o777 == 0o600
+    open_unet().close()
+    assert library.kernels == [b"kernels"]
+    kept.write_bytes(kept.read_bytes()[:-1] + b"!")
+    open_unet().close()
+    assert library.kernels == [b"kernels"]
+
+
+def test_a_corrupt_plan_is_not_deserialized(library: cuda_standin.Library) -> None:
+    keep_plan().write_bytes(b"a plaN")
+    library.refuses = "must not be asked"
+    with pytest.raises(BuildError, match="sha256 is not the recorded one"):
+        open_unet()
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("engine was built for sm80", "calotype build --force"),
+        ("could not allocate Memory", "1024 MiB are free; use a smaller"),
+    ],
+)
+def test_a_plan_that_the_library_refuses(library: cuda_standin.Library, reason: str, advice: str) -> None:
+    keep_plan()
+    library.refuses = reason
+    with pytest.raises(BackendError, match=f"cannot open .*: {reason}; .*{advice}"):
+        open_unet()
+
+
+@pytest.mark.usefixtures("library")
+def test_a_lost_context_says_what_to_do(cuda: Cuda) -> None:
+    keep_plan()
+    with open_unet() as session:
+        session.reserve(SIZES)
+        cuda.fail_launch = True
+        with pytest.raises(
+            BackendError, match=r"cudaGraphLaunch failed: cudaErrorIllegalAddress; .*start the process again"
+        ):
+            session.run(SIZES)
+
+
+def test_weights_are_put_into_a_plan_without(library: cuda_standin.Library) -> None:
+    keep_plan(options=Options(precision="float32", strip_weights=True))
+    weights = np.ones((4, 4), np.float32)
+    open_unet(overrides={"conv_in.weight": weights, "of.another.network": weights}).close()
+    assert library.refitted["from"] == str(BUNDLE.path / UNET.graphs["float32"])
+    np.testing.assert_array_equal(library.refitted["conv_in.weight"], weights)
+    assert "of.another.network" not in library.refitted
+
+
+@pytest.mark.usefixtures("library")
+def test_fixed_weights_cannot_be_overridden() -> None:
+    keep_plan()
+    with pytest.raises(BackendError, match="calotype build --strip-weights"):
+        open_unet(overrides={"conv_in.weight": np.ones(1, np.float32)})
+
+
+@pytest.mark.usefixtures("library")
+def test_without_a_plan_the_line_that_builds_one() -> None:
+    with pytest.raises(
+        BackendError, match=r"has no plan of unet\.fp32\.onnx .* calotype build .* --backend tensorrt-rtx$"
+    ):
+        open_unet()
+
+
+def test_a_plan_of_another_version_says_so(library: cuda_standin.Library) -> None:
+    keep_plan()
+    library.__version__ = "1.8"
+    with pytest.raises(BackendError, match=r"it was built by tensorrt-rtx 1\.7, here is 1\.8"):
+        open_unet()
+
+
+@pytest.mark.parametrize(
+    ("status", "driver", "message"),
+    [
+        (Status.cudaErrorInsufficientDriver, 0, "there is no NVIDIA driver; install one"),
+        (Status.cudaErrorInsufficientDriver, 12040, r"too old: it supports CUDA 12\.4, 13\.0 is needed; update"),
+        (Status.cudaErrorNoDevice, 13000, r"no usable NVIDIA GPU \(cudaErrorNoDevice\); see nvidia-smi"),
+    ],
+)
+def test_a_machine_that_cannot(cuda: Cuda, status: Status, driver: int, message: str) -> None:
+    cuda.status, cuda.driver = status, driver
+    with pytest.raises(BackendError, match=message):
+        load_cuda("tensorrt")
+
+
+def test_a_missing_binding_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)  # type: ignore[arg-type]
+    with pytest.raises(MissingPackageError, match=r"calotype\[cuda\]"):
+        load_cuda("cuda")
+
+
+@pytest.mark.usefixtures("library")
+def test_auto_takes_what_runs_and_says_why_not_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert choose_backend("auto", BUNDLE.path) == "cpu"
+    assert caplog.messages == [
+        "backend: cpu; passed over tensorrt (tensorrt is not installed), tensorrt-rtx (it has built no plan here), "
+        "cuda (onnxruntime-gpu is not installed)"
+    ]
+    keep_plan()
+    assert choose_backend("auto", BUNDLE.path) == "cpu"
+    assert "has no plan of text_encoder.fp32.onnx" in caplog.messages[1]
+    for name in BUNDLE.manifest.networks:
+        keep_plan(name)
+    assert choose_backend("auto", BUNDLE.path) == "tensorrt-rtx"
+    assert caplog.messages[2] == "backend: tensorrt-rtx; passed over tensorrt (tensorrt is not installed)"
