@@ -96,8 +96,9 @@ def create_solver(
     """
     found = scheduler_name(str(config.get("_class_name", "ddim")) if name is None else name)
     solver = SCHEDULERS[found]
-    if "sigma_spacing" in config and "sigma_spacing" not in solver.settings:
-        raise InputError(f"{found} has no noise levels to choose; sigma spacing works with: {_able('sigma_spacing')}")
+    for own in ("sigma_spacing", "eta"):
+        if own in config and own not in solver.settings:
+            raise InputError(f"{found} has no {own}; those that do: {_able(own)}")
     if name is not None and name not in _CLASS_NAMES and found in _ALGORITHMS:
         config = {**config, "algorithm_type": _ALGORITHMS[found]}
     settings = SchedulerConfig.from_json(config, solver.defaults, solver.settings)

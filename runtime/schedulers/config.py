@@ -151,7 +151,10 @@ class SchedulerConfig:
         alphas = np.float32(1) - self._betas()
         if self.rescale_betas_zero_snr:
             alphas = _zero_terminal_snr(alphas)
-        return _cumulative(alphas)
+        table = _cumulative(alphas)
+        if table[0] == 1 or not table[:-1].all():
+            raise InputError("the betas leave no noise at the first training timestep or no signal before the last one")
+        return table
 
     def _betas(self) -> NDArray[np.float32]:
         count = self.num_train_timesteps
@@ -169,7 +172,7 @@ class SchedulerConfig:
 def _linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
     """As PyTorch has it: from both ends to the middle, by a step in float32."""
     first, last = np.float32(start), np.float32(end)
-    step = float((last - first) / np.float32(max(count - 1, 1)))
+    step = float((last - first) / np.float32(count - 1))
     places = np.arange(count)
     spaced = np.where(places < count // 2, float(first) + step * places, float(last) - step * places[::-1])
     return spaced.astype(np.float32)
@@ -182,8 +185,6 @@ def _cumulative(alphas: NDArray[np.float32]) -> NDArray[np.float32]:
 def _zero_terminal_snr(alphas: NDArray[np.float32]) -> NDArray[np.float32]:
     """Lin et al. 2023 (arXiv 2305.08891), algorithm 1: 1 - betas whose last signal is nothing."""
     root = np.sqrt(_cumulative(alphas))
-    if len(root) < 2:
-        raise InputError("rescale_betas_zero_snr needs num_train_timesteps of 2 or more")
     shifted = np.square((root - root[-1]) * (root[0] / (root[0] - root[-1])))
     ratios: NDArray[np.float32] = np.concatenate([shifted[:1], shifted[1:] / shifted[:-1]])
     return np.float32(1) - (np.float32(1) - ratios)
@@ -215,9 +216,9 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 }
 _TINY = 1e-12
 _RANGES: Mapping[str, tuple[float, float]] = {
-    "num_train_timesteps": (1, 1_000_000),
-    "beta_start": (_TINY, 0.999),
-    "beta_end": (_TINY, 0.999),
+    "num_train_timesteps": (2, 1_000_000),
+    "beta_start": (1e-7, 0.999),  # 1 - beta is less than 1 in float32
+    "beta_end": (1e-7, 0.999),
     "steps_offset": (0, 1_000_000),
     "clip_sample_range": (_TINY, math.inf),
     "dynamic_thresholding_ratio": (0, 1),

@@ -58,6 +58,7 @@ class Multistep(Solver):
             sigmas = np.append(levels, self._last_sigma(levels, table))
         sigmas = rounded(sigmas)
         self.timesteps = self._whole(timesteps).astype(np.float32)
+        self.num_inference_steps = len(timesteps)  # fewer than asked for where noisy ones are left out
         alphas = 1 / np.sqrt(sigmas[:-1] ** 2 + 1)
         self._set_levels(alphas, sigmas[:-1] * alphas)
         return [float(sigma) for sigma in sigmas]

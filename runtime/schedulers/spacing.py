@@ -98,6 +98,8 @@ def spaced_timesteps_before_last(config: SchedulerConfig, steps: Steps) -> Level
     # λ = -log(sigma) rises towards the clean end; very noisy timesteps are left out.
     table = -np.log(training_sigmas(config).astype(np.float32))
     count = config.num_train_timesteps - int(np.searchsorted(table[::-1], config.lambda_min_clipped))
+    if count == 0:
+        raise InputError(f"lambda_min_clipped={config.lambda_min_clipped} leaves no timestep; -5.1 is usual")
     if config.timestep_spacing == "linspace":
         return np.round(np.linspace(0, count - 1, steps.count + 1))[::-1][:-1].copy()
     if config.timestep_spacing == "leading":
@@ -144,7 +146,7 @@ def training_sigmas(config: SchedulerConfig) -> Levels:
     if config.rescale_betas_zero_snr:
         alphas[-1] = 2.0**-24  # as diffusers: no step can be taken from an infinite sigma
     if not alphas.all():
-        raise InputError("the betas leave no signal at the last training timesteps; set rescale_betas_zero_snr")
+        raise InputError("the betas leave no signal at the last training timestep; set rescale_betas_zero_snr")
     sigmas: Levels = np.sqrt((1 - alphas) / alphas).astype(np.float64)
     return sigmas
 
@@ -205,8 +207,7 @@ def sigma_to_timestep(sigmas: Levels, table: Levels) -> Levels:
     # In diffusers' order and precision: its multistep solvers cut what comes out to whole timesteps.
     marks = np.log(table.astype(np.float32))
     wanted = np.log(np.maximum(sigmas, 1e-10))
-    below = np.clip(np.searchsorted(marks, wanted, side="right") - 1, 0, max(len(marks) - 2, 0))
-    above = np.minimum(below + 1, len(marks) - 1)
-    share = np.clip((marks[below] - wanted) / (marks[below] - marks[above]), 0, 1)
-    timesteps: Levels = (1 - share) * below + share * above
+    below = np.clip(np.searchsorted(marks, wanted, side="right") - 1, 0, len(marks) - 2)
+    share = np.clip((marks[below] - wanted) / (marks[below] - marks[below + 1]), 0, 1)
+    timesteps: Levels = (1 - share) * below + share * (below + 1)
     return timesteps

@@ -171,6 +171,7 @@ ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "
                 {"solver_order": 3, "final_sigmas_type": "sigma_min", "lower_order_final": False},
                 {"euler_at_final": True},
                 {**COSINE, "lambda_min_clipped": -5.1},
+                {**COSINE, "lambda_min_clipped": -5.1, "timestep_spacing": "trailing"},
                 {"thresholding": True, "sample_max_value": 2.0},
                 ZERO_SNR,
             )

@@ -68,7 +68,7 @@ def test_a_short_name_says_the_algorithm_and_the_class_name_leaves_it_to_the_jso
         ({"beta_schedule": "sigmoid"}, r"beta_schedule='sigmoid'.*linear, scaled_linear, squaredcos_cap_v2"),
         ({"use_flow_sigmas": True}, "use_flow_sigmas=True is not supported; valid: False"),
         ({"timestep_type": "continuous"}, "timestep_type='continuous' is not supported; valid: discrete"),
-        ({"num_train_timesteps": 0}, r"num_train_timesteps=0 is outside 1\.\."),
+        ({"num_train_timesteps": 0}, r"num_train_timesteps=0 is outside 2\.\."),
         ({"num_train_timesteps": "1000"}, "num_train_timesteps='1000' is not a whole number"),
         ({"num_train_timesteps": 1000.0}, "num_train_timesteps=1000.0 is not a whole number"),
         ({"steps_offset": True}, "steps_offset=True is not a whole number"),
@@ -81,6 +81,8 @@ def test_a_short_name_says_the_algorithm_and_the_class_name_leaves_it_to_the_jso
         ({"rescale_betas_zero_snr": "yes"}, "rescale_betas_zero_snr='yes' is not true or false"),
         ({"trained_betas": 3}, "trained_betas=3 is not a list of numbers"),
         ({"trained_betas": [0.1, "x"]}, "trained_betas=.* is not a list of numbers"),
+        ({"trained_betas": [1e-9] * 1000}, "the betas leave no noise at the first training timestep"),
+        ({"trained_betas": [0.9] * 1000}, "or no signal before the last one"),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas must hold num_train_timesteps=1000 numbers"),
         ({"use_karras_sigmas": True, "use_exponential_sigmas": True}, "exclude each other; keep one"),
         ({"sigma_spacing": "ays"}, "sigma_spacing='ays'.*valid: table, karras, exponential, beta, lu, ays-sd1"),
@@ -110,11 +112,28 @@ def test_sigma_spacing_wins_over_the_flags_of_the_checkpoint() -> None:
     assert table.timesteps.tolist() == create_solver("euler", {}, 5).timesteps.tolist()
 
 
-def test_sigma_spacing_where_there_are_no_sigmas() -> None:
-    with pytest.raises(
-        InputError, match=r"ddim has no noise levels to choose; sigma spacing works with: deis, .*unipc"
-    ):
+def test_settings_that_a_user_asks_for_are_not_ignored() -> None:
+    with pytest.raises(InputError, match=r"ddim has no sigma_spacing; those that do: deis, .*unipc"):
         create_solver("ddim", {"sigma_spacing": "karras"}, 4)
+    with pytest.raises(InputError, match="euler has no eta; those that do: ddim, tcd"):
+        create_solver("euler", {"eta": 0.5}, 4)
+
+
+@pytest.mark.parametrize("name", ["lcm", "tcd"])
+def test_more_steps_than_a_distilled_model_has(name: str) -> None:
+    with pytest.raises(InputError, match=r"num_inference_steps=51 is more than the original_inference_steps=50"):
+        create_solver(name, {}, 51)
+    with pytest.raises(InputError, match=r"original_inference_steps=2000 is more than num_train_timesteps=1000"):
+        create_solver(name, {"original_inference_steps": 2000}, 4)
+
+
+def test_ends_that_cannot_be_reached() -> None:
+    with pytest.raises(InputError, match="deis cannot reach sigma 0; end the list of sigmas with a small one"):
+        create_solver("deis", {}, None, sigmas=[2.0, 1.0, 0.0])
+    with pytest.raises(InputError, match="predict_x0=False cannot reach sigma 0; set final_sigmas_type"):
+        create_solver("unipc", {"predict_x0": False}, 4)
+    with pytest.raises(InputError, match="lambda_min_clipped=100 leaves no timestep"):
+        create_solver("dpmpp-2m", {"lambda_min_clipped": 100}, 4)
 
 
 @pytest.mark.parametrize(
