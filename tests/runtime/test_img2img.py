@@ -35,6 +35,9 @@ def picture() -> Image.Image:
         ("ddim", "DDIMScheduler"),
         ("euler", "EulerDiscreteScheduler"),
         ("dpmpp-2m", "DPMSolverMultistepScheduler"),
+        ("pndm", "PNDMScheduler"),
+        ("heun", "HeunDiscreteScheduler"),
+        ("euler-a", "EulerAncestralDiscreteScheduler"),
     ],
 )
 @pytest.mark.parametrize("strength", [0.3, 0.75])
@@ -47,13 +50,14 @@ def test_equals_diffusers_to_50_db(
     strength: float,
 ) -> None:
     settings: dict[str, Any] = {"num_inference_steps": 8, "strength": strength, "guidance_scale": 3.0}
-    reference = diffusers_pipeline(tiny_checkpoint, "StableDiffusionImg2ImgPipeline", class_name)
-    noise, posterior = draws(5, (4, 16, 24), 2)
-    with injected(reference, noise=noise, posteriors=[posterior]):
+    config = {"skip_prk_steps": True} if scheduler == "pndm" else {}  # as Stable Diffusion 1.x has it
+    reference = diffusers_pipeline(tiny_checkpoint, "StableDiffusionImg2ImgPipeline", class_name, **config)
+    stochastic = int(8 * strength) if scheduler == "euler-a" else 0
+    noise, posterior, *steps = draws(5, (4, 16, 24), 2 + stochastic)
+    with injected(reference, noise=noise, posteriors=[posterior], steps=steps):
         expected = reference("red apple", picture, negative_prompt="le", output_type="np", **settings).images[0]
-    got = pipeline(
-        "red apple", image=picture, negative_prompt="le", output_type="np", seed=5, scheduler=scheduler, **settings
-    ).images[0]
+    settings |= {"scheduler": scheduler, "scheduler_config": config, "seed": 5}
+    got = pipeline("red apple", image=picture, negative_prompt="le", output_type="np", **settings).images[0]
     assert got.std() > 0.01
     assert psnr(got, expected) >= 50
 

@@ -43,7 +43,10 @@ def mask() -> Image.Image:
     return image
 
 
-@pytest.mark.parametrize("scheduler", [("ddim", "DDIMScheduler"), ("euler", "EulerDiscreteScheduler")])
+@pytest.mark.parametrize(
+    "scheduler",
+    [("ddim", "DDIMScheduler"), ("euler", "EulerDiscreteScheduler"), ("heun", "HeunDiscreteScheduler")],
+)
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 def test_four_channels_equal_diffusers_to_50_db_inside_the_mask(
     pipeline: Pipeline,

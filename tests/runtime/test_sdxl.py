@@ -49,7 +49,7 @@ def test_equals_diffusers_to_50_db(pipeline: Pipeline, sdxl: Model, settings: di
     settings = {"num_inference_steps": 6, "guidance_scale": 4.0, "height": 32, "width": 48, **settings}
     reference = diffusers_pipeline(sdxl.checkpoint, "StableDiffusionXLPipeline")
     noise = draws(5, (4, 16, 24), 1)[0]
-    with injected(reference, noise=noise, posteriors=[]):
+    with injected(reference, noise=noise):
         expected = reference("red apple", output_type="np", **settings).images[0]
     got = pipeline("red apple", output_type="np", seed=5, **settings).images[0]
     assert got.std() > 0.01
@@ -79,6 +79,22 @@ def test_inpainting_equals_diffusers_to_50_db(pipeline: Pipeline, sdxl: Model, p
     got = pipeline("red apple", image=picture, mask_image=mask, output_type="np", seed=5, **settings).images[0]
     inside = np.asarray(mask) > 0
     assert psnr(got[inside], expected[inside]) >= 50
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(1, None), (4, None), (2, 0.5)])
+def test_turbo_models_equal_diffusers_to_50_db(
+    pipeline: Pipeline, sdxl: Model, picture: Image.Image, steps: int, strength: float | None
+) -> None:
+    """SD-Turbo and SDXL-Turbo (Sauer et al. 2023, arXiv 2311.17042): few steps of Euler from the end, no guidance."""
+    kind = "StableDiffusionXLPipeline" if strength is None else "StableDiffusionXLImg2ImgPipeline"
+    settings: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": 0.0, "output_type": "np"}
+    settings |= {"height": 32, "width": 48} if strength is None else {"image": picture, "strength": strength}
+    reference = diffusers_pipeline(sdxl.checkpoint, kind, "EulerDiscreteScheduler", timestep_spacing="trailing")
+    noise, posterior = draws(5, (4, 16, 24), 2)
+    with injected(reference, noise=noise, posteriors=[] if strength is None else [posterior]):
+        expected = reference("red apple", **settings).images[0]
+    got = pipeline("red apple", seed=5, scheduler_config={"timestep_spacing": "trailing"}, **settings).images[0]
+    assert psnr(got, expected) >= 50
 
 
 def test_the_pooled_embedding_of_a_long_prompt_is_its_first_chunks(
@@ -117,6 +133,35 @@ def test_bad_sizes_get_one_line(pipeline: Pipeline, settings: dict[str, Any], me
 def test_sizes_are_for_sdxl(tiny_bundle: Path) -> None:
     with Pipeline.load(tiny_bundle) as opened, pytest.raises(InputError, match="target_size is for SDXL models"):
         opened("a", target_size=(8, 8))
+
+
+@pytest.mark.parametrize("scale", [1.0, 8.5])
+def test_lcm_equals_diffusers_to_50_db(lcm: Model, scale: float) -> None:
+    settings: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": scale, "height": 32, "width": 48}
+    reference = diffusers_pipeline(lcm.checkpoint, "LatentConsistencyModelPipeline")
+    noise, *steps = draws(5, (4, 16, 24), 4)
+    with injected(reference, noise=noise, steps=steps):
+        expected = reference("red apple", output_type="np", **settings).images[0]
+    with Pipeline.load(lcm.bundle) as opened:
+        got = opened("red apple", output_type="np", seed=5, **settings).images[0]
+    assert got.std() > 0.01
+    assert psnr(got, expected) >= 50
+
+
+def test_the_scale_of_an_lcm_is_an_input_and_costs_no_row(lcm: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+    original = Denoiser.step
+
+    def record(self: Denoiser, job: Any) -> None:
+        rows.append(job.rows)
+        original(self, job)
+
+    monkeypatch.setattr(Denoiser, "step", record)
+    settings: dict[str, Any] = {"num_inference_steps": 2, "seed": 0, "output_type": "latent"}
+    with Pipeline.load(lcm.bundle) as opened:
+        low, high = (opened("a", guidance_scale=scale, **settings).images[0] for scale in (2, 8))
+    assert rows == [1] * 4
+    assert (low != high).any()
 
 
 def test_the_scale_embedding_is_diffusers() -> None:
