@@ -77,5 +77,7 @@ def _files(folder: Path) -> tuple[bytes, bytes]:
 
 
 def _token(config: Mapping[str, Any], name: str, default: str) -> str:
-    value = config.get(name, default)
+    value = config.get(name)
+    if value is None:
+        return default
     return str(value["content"] if isinstance(value, dict) else value)

@@ -200,6 +200,14 @@ def test_a_tokenizer_in_one_file(folder: Maker, tmp_path: Path) -> None:
         Tokenizer.from_folder(tmp_path)
 
 
+def test_a_token_that_is_null_is_the_usual_one(folder: Maker, tmp_path: Path) -> None:
+    shutil.copytree(folder("sd1") / "tokenizer", tmp_path, dirs_exist_ok=True)
+    edit(tmp_path / "special_tokens_map.json", pad_token=None, bos_token={"content": "<|startoftext|>"}, eos_token=None)
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|startoftext|>", "<|endoftext|>")
+    assert tokenizer.pad_token == "<|endoftext|>"
+
+
 def test_clips_own_tokenizer_is_the_recorded_one(tmp_path: Path) -> None:
     """The ids are OpenAI's, recorded by ``tests/data/clip/record.py``; phrases that it leaves as they are."""
     tokenizer = Tokenizer.clip("!")
