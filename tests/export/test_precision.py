@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,10 +17,13 @@ from torch import Tensor, nn
 from calotype.export.graphs import GraphPlan
 from calotype.export.models.layers import sinusoidal_embedding
 from calotype.export.parity import check, run_graph, run_module
-from calotype.export.precision import find_islands, measure, run_float16, write_float16
+from calotype.export.precision import find_islands, measure, run_float16, write_float16, write_rounded
 from calotype.export.tracing import write_graph
 from calotype.export.weights import write_weights
+from calotype.runtime.bundle import Bundle
 from calotype.runtime.errors import ExportError
+from calotype.runtime.manifest import FileRecord
+from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.spec import TensorSpec
 
 
@@ -160,3 +166,29 @@ def test_the_float16_graph_computes_in_it_on_the_weights_as_stored(tmp_path: Pat
         if node.op_type == "Cast" and node.input[0] in weights:
             assert all(user.name in islands for user in model.graph.node if node.output[0] in user.input)
     assert [value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["tiny", "talbot"])
+def test_pictures_in_float16_equal_those_in_float32_to_35_db(name: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(tiny_bundle if name == "tiny" else name)
+    if "float16" not in bundle.manifest.parity["unet"]:
+        pytest.skip("talbot was exported before there were float16 graphs")
+    folder = tmp_path / name
+    shutil.copytree(bundle.path, folder)
+    networks, files = {}, dict(bundle.manifest.files)
+    for network, spec in bundle.manifest.networks.items():
+        islands = bundle.manifest.parity[network]["float16"]["float32_islands"]
+        write_rounded(folder / spec.graphs["float32"], islands, folder / f"{network}.rounded.onnx")
+        networks[network] = dataclasses.replace(spec, graphs={"float32": f"{network}.rounded.onnx"})
+        files[f"{network}.rounded.onnx"] = FileRecord.of(folder / f"{network}.rounded.onnx")
+    rounded = Bundle(folder, dataclasses.replace(bundle.manifest, networks=networks, files=files))
+    shape = (2, bundle.manifest.vae.latent_channels, 16, 16)
+    latents = np.random.default_rng(0).standard_normal(shape, np.float32)
+    pictures = []
+    for opened in (bundle, rounded):
+        with Pipeline(opened, "cpu") as pipeline:
+            settings: dict[str, Any] = {"latents": latents, "num_inference_steps": 20, "output_type": "np"}
+            factor = bundle.manifest.vae.downscale
+            settings |= {"height": 16 * factor, "width": 16 * factor}
+            pictures.append(np.stack(pipeline(["red apple", "a"], **settings).images))
+    assert 35 <= -10 * np.log10(np.mean((pictures[0] - pictures[1]) ** 2)) < 120
