@@ -24,6 +24,7 @@ from calotype.runtime.guidance import Guidance, guidances, scale_embedding
 from calotype.runtime.inpainting import latent_mask
 from calotype.runtime.schedulers import Solver, create_solver
 from calotype.runtime.sessions import Session, check_backend, choose_backend, open_session
+from calotype.runtime.sessions.low_memory import Turn, TurnTakingSession
 from calotype.runtime.start import Posterior, Start
 from calotype.runtime.tokenizer import ClipTokenizer
 
@@ -66,7 +67,7 @@ class Output:
 class Pipeline:
     """A bundle, opened on a backend."""
 
-    def __init__(self, bundle: Bundle, backend: str) -> None:
+    def __init__(self, bundle: Bundle, backend: str, *, low_memory: bool = False) -> None:
         manifest = bundle.manifest
         encoders = [name for name in TEXT_ENCODERS if name == "text_encoder" or manifest.family == "sdxl"]
         missing = sorted({*encoders, "unet", "vae_decoder"} - manifest.networks.keys())
@@ -75,6 +76,7 @@ class Pipeline:
         self.manifest = manifest
         self.backend = choose_backend(backend, bundle.path)
         self._path = bundle.path
+        self._turn = Turn() if low_memory else None
         names = (*encoders, "unet", "vae_decoder")
         with ThreadPoolExecutor() as pool:
             self._sessions = dict(zip(names, pool.map(self._open, names), strict=True))
@@ -90,15 +92,15 @@ class Pipeline:
             raise BundleError(f"{bundle.path} has a UNet with {self._context} extra channels; inpainting models have 5")
 
     @classmethod
-    def load(cls, name_or_folder: str | Path = "talbot", backend: str = "auto") -> Self:
-        """Open a bundled model by name, or a bundle by folder.
+    def load(cls, name_or_folder: str | Path = "talbot", backend: str = "auto", *, low_memory: bool = False) -> Self:
+        """Open a bundled model by name, or a bundle by folder; ``low_memory`` keeps the network that runs alone.
 
         Raises:
             BundleError: it is missing, corrupt, or of a format or family this version does not run.
             BackendError: the backend is unknown or cannot run here.
         """
         check_backend(backend)
-        return cls(Bundle.open(name_or_folder), backend)
+        return cls(Bundle.open(name_or_folder), backend, low_memory=low_memory)
 
     def __call__(
         self,
@@ -242,7 +244,12 @@ class Pipeline:
         self.close()
 
     def _open(self, network: str) -> Session:
-        return open_session(self._path, self.manifest.networks[network], self.backend)
+        spec = self.manifest.networks[network]
+
+        def opener() -> Session:
+            return open_session(self._path, spec, self.backend)
+
+        return opener() if self._turn is None else TurnTakingSession(spec, opener, self._turn)
 
     def _tokenizer(self, name: str) -> ClipTokenizer:
         spec = self.manifest.tokenizers.get(name)
@@ -261,9 +268,12 @@ class Pipeline:
         defaults = self.manifest.defaults
         if steps is None and timesteps is None and sigmas is None:
             steps = defaults.num_inference_steps
+        settings = {**self.manifest.scheduler, **(config or {})}
+        if settings.get("sigma_spacing") == "ays":
+            settings["sigma_spacing"] = "ays-sdxl" if self.manifest.family == "sdxl" else "ays-sd1"
         return create_solver(
             defaults.scheduler if scheduler is None else scheduler,
-            {**self.manifest.scheduler, **(config or {})},
+            settings,
             None if steps is None else whole("num_inference_steps", steps),
             timesteps=timesteps,
             sigmas=sigmas,

@@ -104,6 +104,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--height", type=int, help="Pixels.  [default: the picture's or the model's]")
 @click.option("--images", type=int, default=1, show_default=True, help="How many, with consecutive seeds.")
 @click.option("--backend", default="auto", show_default=True, help="auto, tensorrt, tensorrt-rtx, cuda or cpu.")
+@click.option("--low-memory", is_flag=True, help="Keep one network in memory at a time; slower.")
 @click.option("--overwrite", is_flag=True, help="Replace a picture of that name.")
 @click.option("--json", "as_json", is_flag=True, help="Print paths, seeds and timings as JSON.")
 @click.option(
@@ -120,7 +121,7 @@ def command(prompt: str, model: str, output: Path, overwrite: bool, as_json: boo
     from calotype.runtime.pipeline import Pipeline
 
     check_target(output)  # before the work, not after it
-    with Pipeline.load(model, options["backend"]) as pipeline:
+    with Pipeline.load(model, options["backend"], low_memory=options["low_memory"]) as pipeline:
         result = _draw(pipeline, prompt, options)
     paths = numbered_paths(output, len(result.images), overwrite=overwrite)
     for number, (image, path) in enumerate(zip(result.images, paths, strict=True)):
