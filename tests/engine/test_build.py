@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import onnx.helper
 import pytest
 
 from calotype.engine.build import Options, build_bundle, build_plan
+from calotype.engine.memory import estimate_activations
 from calotype.engine.profiles import default_profile
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
@@ -98,6 +101,25 @@ def test_a_file_that_is_no_graph(library: Library, tmp_path: Path) -> None:
     (tmp_path / "g.onnx").write_bytes(b"nothing of the kind")
     with pytest.raises(BuildError, match=r"g\.onnx"):
         build_plan(library, tmp_path / "g.onnx", [])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("library")
+def test_a_unet_of_the_real_size_builds_in_float16(tmp_path: Path) -> None:
+    """860 million random weights; 6 GB of memory while it builds."""
+    make = f"import benchmarks.export as e; e.make('sd1', {str(tmp_path / 'checkpoint')!r})"
+    subprocess.run([sys.executable, "-c", make], check=True)
+    calotype = [sys.executable, "-m", "calotype.runtime"]
+    subprocess.run([*calotype, "export", tmp_path / "checkpoint", tmp_path / "bundle"], check=True)
+    bundle = Bundle.open(tmp_path / "bundle")
+    record = describe_plan(build_bundle(bundle, backend="tensorrt-rtx", networks=["unet"])["unet"])
+    assert record.key["precision"] == "float16"
+    weights = bundle.manifest.files["unet.safetensors"].size
+    assert weights < record.size < 1.1 * weights
+    assert record.figures["activations"] > 0
+    most = {name: tuple(bounds[2]) for name, bounds in record.tensors["profiles"][0].items()}
+    estimate = estimate_activations(bundle.path / bundle.manifest.networks["unet"].graphs["float16"], most)
+    assert 0.25 < estimate / record.figures["activations"] < 4
 
 
 @pytest.mark.usefixtures("library")
