@@ -43,6 +43,8 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "solver_order": (1, 2, 3),
     "sigma_spacing": SPACINGS,
 }
+LOW, HIGH = 1e-6, 0.999  # of a beta: less is lost when float32 rounds 1 - beta
+LEAST_SIGNAL = 1e-12  # a sigma of a million
 # What diffusers would do otherwise with these is not implemented, so another value is refused.
 FIXED: Mapping[str, Any] = {
     "interpolation_type": "linear",
@@ -110,10 +112,10 @@ class SchedulerConfig:
         if self.sigma_min is not None and self.sigma_max is not None and self.sigma_min >= self.sigma_max:
             raise InputError(f"the scheduler settings sigma_min={self.sigma_min} and sigma_max={self.sigma_max} cross")
         betas = self.trained_betas
-        if betas is not None and (len(betas) != self.num_train_timesteps or not all(0 < b < 1 for b in betas)):
+        if betas is not None and (len(betas) != self.num_train_timesteps or not all(LOW <= b <= HIGH for b in betas)):
             raise InputError(
                 f"the scheduler setting trained_betas must hold num_train_timesteps={self.num_train_timesteps} "
-                "numbers between 0 and 1"
+                f"numbers within {LOW}..{HIGH}"
             )
 
     @classmethod
@@ -149,12 +151,12 @@ class SchedulerConfig:
         sigmas of an exact table differ from those a checkpoint's UNet is always run with by 2e-5.
         """
         alphas = np.float32(1) - self._betas()
-        if self.rescale_betas_zero_snr:
-            alphas = _zero_terminal_snr(alphas)
         table = _cumulative(alphas)
-        if table[0] == 1 or not table[:-1].all():
-            raise InputError("the betas leave no noise at the first training timestep or no signal before the last one")
-        return table
+        if table[-1] < LEAST_SIGNAL:
+            raise InputError(
+                f"the betas leave a signal of {table[-1]:g} at the last training timestep; use smaller ones"
+            )
+        return _cumulative(_zero_terminal_snr(table)) if self.rescale_betas_zero_snr else table
 
     def _betas(self) -> NDArray[np.float32]:
         count = self.num_train_timesteps
@@ -182,9 +184,9 @@ def _cumulative(alphas: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.cumprod(alphas, dtype=np.float64).astype(np.float32)
 
 
-def _zero_terminal_snr(alphas: NDArray[np.float32]) -> NDArray[np.float32]:
+def _zero_terminal_snr(table: NDArray[np.float32]) -> NDArray[np.float32]:
     """Lin et al. 2023 (arXiv 2305.08891), algorithm 1: 1 - betas whose last signal is nothing."""
-    root = np.sqrt(_cumulative(alphas))
+    root = np.sqrt(table)
     shifted = np.square((root - root[-1]) * (root[0] / (root[0] - root[-1])))
     ratios: NDArray[np.float32] = np.concatenate([shifted[:1], shifted[1:] / shifted[:-1]])
     return np.float32(1) - (np.float32(1) - ratios)
@@ -217,8 +219,8 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 _TINY = 1e-12
 _RANGES: Mapping[str, tuple[float, float]] = {
     "num_train_timesteps": (2, 1_000_000),
-    "beta_start": (1e-7, 0.999),  # 1 - beta is less than 1 in float32
-    "beta_end": (1e-7, 0.999),
+    "beta_start": (LOW, HIGH),
+    "beta_end": (LOW, HIGH),
     "steps_offset": (0, 1_000_000),
     "clip_sample_range": (_TINY, math.inf),
     "dynamic_thresholding_ratio": (0, 1),

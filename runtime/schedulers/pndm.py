@@ -24,7 +24,8 @@ class PNDM(Solver):
     """Four predictions are extrapolated to one, which makes DDIM's move.
 
     The first steps are three of Runge-Kutta, four evaluations each; or, with ``skip_prk_steps``, one evaluation twice:
-    the second goes from the first latents again with the mean of both predictions.
+    the second goes from the first latents again with the mean of both predictions. So do the first two evaluations of
+    a run that starts in the middle, as in diffusers, though their timesteps differ there: a step's noise is left.
     """
 
     settings: ClassVar[frozenset[str]] = frozenset({"set_alpha_to_one", "skip_prk_steps"})
@@ -94,7 +95,7 @@ class PNDM(Solver):
             _transfer_to(latents, latents, state.estimate, self._forward[index], state.scratch)
 
     def _step_runge_kutta(self, state: State, index: int, noise_pred: Array, latents: Array) -> None:
-        stage = state.steps - 1 & 3
+        stage = (state.steps - 1) % 4
         if stage == 0:
             np.copyto(state.saved, latents)
             remember(state.history, noise_pred)

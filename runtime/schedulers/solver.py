@@ -110,7 +110,7 @@ class Solver:
         return len(self) if taken == 0 else (steps - taken) * self.evaluations_per_step
 
     def add_noise(self, clean: Array, noise: Array, index: int, out: Array | None = None) -> Array:
-        """Latents as they stand before ``index``, from clean ones and noise of unit variance of one shape."""
+        """Latents as they stand before ``index``, in ``out`` or anew, from clean ones and noise of unit variance."""
         signal, sigma = self._levels[index]
         noisy: Array = np.multiply(clean, signal / sigma, out=out)
         noisy += noise

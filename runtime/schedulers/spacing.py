@@ -145,8 +145,6 @@ def training_sigmas(config: SchedulerConfig) -> Levels:
     alphas = config.alphas_cumprod()
     if config.rescale_betas_zero_snr:
         alphas[-1] = 2.0**-24  # as diffusers: no step can be taken from an infinite sigma
-    if not alphas.all():
-        raise InputError("the betas leave no signal at the last training timestep; set rescale_betas_zero_snr")
     sigmas: Levels = np.sqrt((1 - alphas) / alphas).astype(np.float64)
     return sigmas
 

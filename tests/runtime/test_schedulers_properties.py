@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from calotype.runtime.schedulers import SCHEDULERS, Solver, create_solver
+from calotype.runtime.errors import InputError
+from calotype.runtime.schedulers import SCHEDULERS, SchedulerConfig, Solver, create_solver
 from tests.runtime.scheduler_reference import ALWAYS, CLASSES, STABLE_DIFFUSION, Noise, NotFiniteError, compare
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
@@ -121,3 +123,26 @@ def test_noise_falls_and_tables_fit_together(case: tuple[str, dict[str, Any], in
     indices = [solver.start_index(strength) for strength in (0, 0.2, 0.5, 0.8, 1)]
     assert indices[0] == len(solver) and indices[-1] == 0 and indices == sorted(indices, reverse=True)
     assert again.timesteps.tolist() == solver.timesteps.tolist()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.sampled_from(["zero", "linear"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=4,
+)
+NAMES = [field.name for field in dataclasses.fields(SchedulerConfig)] + ["use_karras_sigmas", "use_flow_sigmas"]
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(sorted(SCHEDULERS)),
+    st.dictionaries(st.sampled_from(NAMES), JSON, max_size=3),
+    st.integers(-1, 60),
+)
+def test_any_json_makes_a_solver_or_one_line_that_refuses_it(name: str, config: dict[str, Any], steps: int) -> None:
+    try:
+        solver = create_solver(name, config, steps)
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert np.isfinite(solver.timesteps).all()
