@@ -1,0 +1,151 @@
+"""ONNX Runtime's CUDA session over stand-ins for CUDA and ONNX Runtime: order, addresses, errors, no numbers."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from calotype.runtime.bundle import Bundle
+from calotype.runtime.errors import BackendError
+from calotype.runtime.sessions import device, onnxruntime_cuda, open_session
+from tests.runtime.cuda_standin import Cuda
+
+BUNDLE = Bundle.open("talbot")
+UNET = BUNDLE.manifest.networks["unet"]
+SIZES = {"rows": 2, "tokens": 32, "height": 8, "width": 8}
+LARGER = {**SIZES, "height": 16}
+
+
+class Binding:
+    def __init__(self) -> None:
+        self.inputs: dict[str, tuple[Any, ...]] = {}
+        self.outputs: dict[str, tuple[Any, ...]] = {}
+
+    def bind_input(self, name: str, *where: Any) -> None:
+        self.inputs[name] = where
+
+    def bind_output(self, name: str, *where: Any) -> None:
+        self.outputs[name] = where
+
+
+class RunOptions:
+    def __init__(self) -> None:
+        self.entries: dict[str, str] = {}
+
+    def add_run_config_entry(self, name: str, value: str) -> None:
+        self.entries[name] = value
+
+
+class OnnxRuntime:
+    """Doubles ``sample``. A graph's number stands for the addresses it was first run with, as in ONNX Runtime."""
+
+    SessionOptions, RunOptions = type("SessionOptions", (), {}), RunOptions
+
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda, self.opened = cuda, list[dict[str, str]]()
+        self.graphs: dict[str, int] = {}
+        self.refuses_graphs = False
+        self.fails: str | None = None
+        self.providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def get_available_providers(self) -> list[str]:
+        return self.providers
+
+    def get_providers(self) -> list[str]:
+        return self.providers
+
+    def InferenceSession(self, graph: Path, options: Any, providers: Any) -> OnnxRuntime:  # noqa: N802
+        settings = providers[0][1]
+        self.opened.append(settings)
+        if self.refuses_graphs and settings["enable_cuda_graph"] == "1":
+            raise RuntimeError("not all nodes are on the GPU")
+        return self
+
+    def io_binding(self) -> Binding:
+        return Binding()
+
+    def run_with_iobinding(self, binding: Binding, options: RunOptions) -> None:
+        if self.fails is not None:
+            raise RuntimeError(self.fails)
+        arrays = {}
+        for name, (kind, _, dtype, shape, pointer) in {**binding.inputs, **binding.outputs}.items():
+            assert kind == "cuda"
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            self.cuda.check(self.cuda.device, pointer, size)
+            memory = (ctypes.c_byte * size).from_address(pointer)
+            arrays[name] = np.frombuffer(memoryview(memory), dtype).reshape(shape)
+        number, address = options.entries["gpu_graph_id"], binding.inputs["sample"][-1]
+        assert self.graphs.setdefault(number, address) == address, "a graph is launched with addresses it does not know"
+        arrays["noise_pred"][...] = arrays["sample"] * 2
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
+    standin = Cuda()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", standin)  # type: ignore[arg-type]
+    yield standin
+    gc.collect()
+    assert (standin.device, standin.host, standin.streams) == ({}, {}, set())
+    assert device._users == 0
+
+
+@pytest.fixture
+def library(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> OnnxRuntime:
+    standin = OnnxRuntime(cuda)
+    monkeypatch.setattr(onnxruntime_cuda, "onnxruntime", standin)
+    return standin
+
+
+def test_buffers_follow_the_largest_size_and_graphs_their_addresses(cuda: Cuda, library: OnnxRuntime) -> None:
+    with open_session(BUNDLE.path, UNET, "cuda") as session:
+        for sizes in (SIZES, LARGER, SIZES, LARGER, SIZES):
+            session.reserve(sizes)
+            session.buffer("sample", sizes)[:] = 1.5
+            session.run(sizes)
+            assert (session.buffer("noise_pred", sizes) == 3).all()
+        before = cuda.calls["cudaMalloc"] + cuda.calls["cudaMallocHost"]
+        for _ in range(10):
+            session.run(SIZES)
+        assert cuda.calls["cudaMalloc"] + cuda.calls["cudaMallocHost"] == before
+    assert [settings["enable_cuda_graph"] for settings in library.opened] == ["1"]
+    assert library.opened[0]["user_compute_stream"] == "7"
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_network_that_cannot_be_a_graph_is_opened_without(
+    library: OnnxRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    library.refuses_graphs = True
+    with open_session(BUNDLE.path, UNET, "cuda"):
+        assert [settings["enable_cuda_graph"] for settings in library.opened] == ["1", "0"]
+    assert "runs without a CUDA graph, and slower: not all nodes are on the GPU" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("cuDNN is gone", "ONNX Runtime failed at .*cuDNN is gone"),
+        ("Out of memory", "MiB are free: use a smaller size"),
+    ],
+)
+def test_a_failing_run(library: OnnxRuntime, reason: str, message: str) -> None:
+    with open_session(BUNDLE.path, UNET, "cuda") as session:
+        session.reserve(SIZES)
+        library.fails = reason
+        with pytest.raises(BackendError, match=message):
+            session.run(SIZES)
+        library.fails = None
+        session.run(SIZES)
+
+
+def test_an_onnxruntime_without_cuda_says_how_to_get_the_other(library: OnnxRuntime) -> None:
+    library.providers = ["CPUExecutionProvider"]
+    with pytest.raises(BackendError, match=r"pip uninstall onnxruntime, then pip install .* 'calotype\[cuda"):
+        open_session(BUNDLE.path, UNET, "cuda")
