@@ -8,6 +8,7 @@ The promise is 50 µs for ``step``.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -76,16 +77,26 @@ def main() -> None:
     )
 
 
-def _machine() -> dict[str, str]:
+def _machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = models[0] if models else platform.machine()
-    return {"processor": processor, "python": platform.python_version(), "numpy": np.__version__}
+    return {
+        "processor": models[0] if models else platform.machine(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
 
 
 def _commit() -> str:
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    """The last that changed a scheduler, marked where a file differs from it."""
+    last = _git("log", "-1", "--format=%h", "--", "runtime/schedulers")
+    return f"{last}-dirty" if _git("status", "--porcelain", "--", "runtime/schedulers") else last
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":
