@@ -23,15 +23,16 @@ class TextEncoder:
     """A tokenizer, a text encoder, and the last embeddings they gave.
 
     Embeddings are kept by all that they depend on, the ids and ``clip_skip``; another set of weights is another
-    ``TextEncoder``.
+    ``TextEncoder``. ``extra`` (n, D) are the embeddings of ids beyond the vocabulary.
     """
 
-    def __init__(self, tokenizer: ClipTokenizer, session: Session) -> None:
+    def __init__(self, tokenizer: ClipTokenizer, session: Session, extra: Array | None = None) -> None:
         self._tokenizer, self._session = tokenizer, session
         self._pooled = any(spec.name == "text_embeds" for spec in session.outputs)
-        self._extra = any(spec.name == "extra_embeddings" for spec in session.inputs)
+        self._takes_extra = any(spec.name == "extra_embeddings" for spec in session.inputs)
+        self._extra = np.zeros((1, 1), np.float32) if extra is None else extra
         self._cache: OrderedDict[tuple[bytes, int], tuple[Array, Array | None]] = OrderedDict()
-        self._sizes = {"batch": 1, "extra": 1}
+        self._sizes = {"batch": 1, "extra": len(self._extra)}
         session.reserve(self._sizes)
 
     def chunks(self, prompt: str) -> list[Chunk]:
@@ -53,8 +54,8 @@ class TextEncoder:
             # Always alone: what else is in a batch can change the last bits.
             self._session.buffer("input_ids", self._sizes)[:] = ids
             self._session.buffer("clip_skip", self._sizes)[:] = clip_skip
-            if self._extra:
-                self._session.buffer("extra_embeddings", self._sizes)[:] = 0
+            if self._takes_extra:
+                self._session.buffer("extra_embeddings", self._sizes)[:] = self._extra
             self._session.run(self._sizes)
             states = self._session.buffer("hidden_states", self._sizes)[0].copy()
             pooled = self._session.buffer("text_embeds", self._sizes)[0].copy() if self._pooled else None
@@ -90,7 +91,9 @@ class Conditioner:
         return conditional, rest[0]
 
     def _inputs(self, chunks: Sequence[Sequence[Chunk]], length: int, clip_skip: int) -> Inputs:
-        """``chunks`` of one prompt for each encoder; the last encoder that pools gives the pooled embedding."""
+        """``chunks`` of one prompt for each encoder; the pooled embedding is the last encoder's of its
+        first chunk, without weights.
+        """
         inputs, sides = {}, []
         for encoder, own in zip(self._encoders, chunks, strict=True):
             filled = [*own, *encoder.chunks("") * (length - len(own))]

@@ -22,13 +22,19 @@ from calotype.runtime.denoising import Denoiser, Job
 from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.guidance import Guidance, guidances, scale_embedding
 from calotype.runtime.inpainting import latent_mask
+from calotype.runtime.lora import Lora, merge
+from calotype.runtime.safetensors import SafetensorsFile
 from calotype.runtime.schedulers import Solver, create_solver
 from calotype.runtime.sessions import Session, check_backend, choose_backend, open_session
 from calotype.runtime.sessions.low_memory import Turn, TurnTakingSession
+from calotype.runtime.spec import ModelSpec
 from calotype.runtime.start import Posterior, Start
+from calotype.runtime.textual_inversion import Embedding, add_embeddings
 from calotype.runtime.tokenizer import ClipTokenizer
+from calotype.runtime.vae import Tiles, Vae
 
 Array = NDArray[np.float32]
+TOKEN_TABLE = "text_model.embeddings.token_embedding.weight"
 TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
@@ -67,7 +73,17 @@ class Output:
 class Pipeline:
     """A bundle, opened on a backend."""
 
-    def __init__(self, bundle: Bundle, backend: str, *, low_memory: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: str,
+        *,
+        low_memory: bool = False,
+        loras: Sequence[Lora] = (),
+        embeddings: Sequence[Embedding] = (),
+        vae: str | Path | None = None,
+        vae_tiles: Tiles | None = None,
+    ) -> None:
         manifest = bundle.manifest
         encoders = [name for name in TEXT_ENCODERS if name == "text_encoder" or manifest.family == "sdxl"]
         missing = sorted({*encoders, "unet", "vae_decoder"} - manifest.networks.keys())
@@ -77,14 +93,15 @@ class Pipeline:
         self.backend = choose_backend(backend, bundle.path)
         self._path = bundle.path
         self._turn = Turn() if low_memory else None
-        names = (*encoders, "unet", "vae_decoder")
+        self._encoders, self._embeddings = encoders, embeddings
+        self._sessions: dict[str, Session] = {}
+        self._changed: frozenset[str] = frozenset()
+        overrides = self._merged(loras)
         with ThreadPoolExecutor() as pool:
-            self._sessions = dict(zip(names, pool.map(self._open, names), strict=True))
-        self._conditioner = Conditioner(
-            [TextEncoder(self._tokenizer(TEXT_ENCODERS[name]), self._sessions[name]) for name in encoders],
-            force_zeros_for_empty_prompt=manifest.force_zeros_for_empty_prompt,
-        )
-        self._denoiser = Denoiser(self._sessions["unet"])
+            opened = pool.submit(lambda: Vae(bundle if vae is None else Bundle.open(vae), self._opened, vae_tiles))
+            self._open((*encoders, "unet"), overrides)
+            self._vae = opened.result()
+        self._vae.check_fits(manifest.vae)
         self._unet_inputs = {spec.name: spec for spec in manifest.networks["unet"].inputs}
         # How many channels of its sample are not the latents.
         self._context = int(self._unet_inputs["sample"].shape[1]) - manifest.vae.latent_channels
@@ -92,15 +109,55 @@ class Pipeline:
             raise BundleError(f"{bundle.path} has a UNet with {self._context} extra channels; inpainting models have 5")
 
     @classmethod
-    def load(cls, name_or_folder: str | Path = "talbot", backend: str = "auto", *, low_memory: bool = False) -> Self:
-        """Open a bundled model by name, or a bundle by folder; ``low_memory`` keeps the network that runs alone.
+    def load(
+        cls,
+        name_or_folder: str | Path = "talbot",
+        backend: str = "auto",
+        *,
+        low_memory: bool = False,
+        loras: Sequence[Lora] = (),
+        embeddings: Sequence[Embedding] = (),
+        vae: str | Path | None = None,
+        vae_tiles: Tiles | None = None,
+    ) -> Self:
+        """Open a bundled model by name, or a bundle by folder.
+
+        Args:
+            name_or_folder: the bundle.
+            backend: a name in ``BACKENDS``, or ``"auto"``.
+            low_memory: keep the network that runs alone in memory.
+            loras: see :meth:`set_loras`.
+            embeddings: words of textual inversion that prompts may use.
+            vae: a bundle whose autoencoder takes the place of the model's own, such as a tiny one.
+            vae_tiles: work on large pictures in tiles; None is whole.
 
         Raises:
             BundleError: it is missing, corrupt, or of a format or family this version does not run.
             BackendError: the backend is unknown or cannot run here.
+            InputError: a LoRA, an embedding or the other autoencoder does not fit the model.
         """
         check_backend(backend)
-        return cls(Bundle.open(name_or_folder), backend, low_memory=low_memory)
+        return cls(
+            Bundle.open(name_or_folder),
+            backend,
+            low_memory=low_memory,
+            loras=loras,
+            embeddings=embeddings,
+            vae=vae,
+            vae_tiles=vae_tiles,
+        )
+
+    def set_loras(self, loras: Sequence[Lora]) -> None:
+        """Open the networks that change again, with ``loras`` merged in place of those before; none restores the model.
+
+        Raises:
+            InputError: a file cannot be read, or does not fit the model; the pipeline is as it was.
+        """
+        overrides = self._merged(loras)
+        changing = [name for name in (*self._encoders, "unet") if name in self._changed | overrides.keys()]
+        for name in changing:
+            self._sessions.pop(name).close()
+        self._open(changing, overrides)
 
     def __call__(
         self,
@@ -234,6 +291,7 @@ class Pipeline:
         """Give all memory back; the pipeline cannot be used any more."""
         for session in self._sessions.values():
             session.close()
+        self._vae.close()
 
     def __enter__(self) -> Self:
         return self
@@ -243,13 +301,48 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _open(self, network: str) -> Session:
-        spec = self.manifest.networks[network]
+    def _open(self, networks: Sequence[str], overrides: Mapping[str, Mapping[str, Array]]) -> None:
+        """Open ``networks``, and what is built on them."""
 
+        def opened(name: str) -> Session:
+            return self._opened(self._path, self.manifest.networks[name], overrides.get(name))
+
+        with ThreadPoolExecutor() as pool:
+            self._sessions |= zip(networks, pool.map(opened, networks), strict=True)
+        self._changed = frozenset(overrides)
+        self._conditioner = Conditioner(
+            [self._text_encoder(name) for name in self._encoders],
+            force_zeros_for_empty_prompt=self.manifest.force_zeros_for_empty_prompt,
+        )
+        self._denoiser = Denoiser(self._sessions["unet"])
+
+    def _opened(self, folder: Path, spec: ModelSpec, overrides: Mapping[str, Array] | None = None) -> Session:
         def opener() -> Session:
-            return open_session(self._path, spec, self.backend)
+            return open_session(folder, spec, self.backend, overrides)
 
         return opener() if self._turn is None else TurnTakingSession(spec, opener, self._turn)
+
+    def _merged(self, loras: Sequence[Lora]) -> dict[str, dict[str, Array]]:
+        """The weights that ``loras`` change, by network and name."""
+        if not loras:
+            return {}
+        networks = (*self._encoders, "unet")
+        return merge(loras, {name: self._weights(name) for name in networks})
+
+    def _weights(self, network: str) -> SafetensorsFile:
+        return SafetensorsFile(self._path / self.manifest.networks[network].weights[0])
+
+    def _text_encoder(self, name: str) -> TextEncoder:
+        tokenizer, session = self._tokenizer(TEXT_ENCODERS[name]), self._sessions[name]
+        if not self._embeddings:
+            return TextEncoder(tokenizer, session)
+        spec = self.manifest.networks[name].input("extra_embeddings")
+        if spec is None:
+            raise BundleError(f"{self._path} has a {name} that takes no embeddings; export the bundle again")
+        vocabulary = self._weights(name).shape(TOKEN_TABLE)[0]
+        return TextEncoder(
+            tokenizer, session, add_embeddings(self._embeddings, name, tokenizer, vocabulary, int(spec.shape[1]))
+        )
 
     def _tokenizer(self, name: str) -> ClipTokenizer:
         spec = self.manifest.tokenizers.get(name)
@@ -323,11 +416,11 @@ class Pipeline:
     def _start(self, canvas: Canvas, solver: Solver, index: int) -> Start:
         vae = self.manifest.vae
         if canvas.picture is None:
-            return Start(solver=solver, vae=vae)
+            return Start(solver=solver, vae=self._vae.spec)
         inside = canvas.mask is not None and self._context == 0
         return Start(
             solver=solver,
-            vae=vae,
+            vae=self._vae.spec,
             index=index,
             picture=self._encode(canvas.pixels()) if index > 0 or inside else None,
             mask=None if canvas.mask is None else latent_mask(canvas.mask, vae.downscale),
@@ -352,29 +445,11 @@ class Pipeline:
 
     def _encode(self, pixels: Array) -> Posterior:
         """Pixels (3, H, W) in -1..1 to latents."""
-        if "vae_encoder" not in self.manifest.networks:
-            raise BundleError(f"{self._path} has no vae_encoder, which a picture needs; export the bundle again")
-        if "vae_encoder" not in self._sessions:
-            self._sessions["vae_encoder"] = self._open("vae_encoder")
-        session, factor = self._sessions["vae_encoder"], self.manifest.vae.downscale
-        sizes = {"batch": 1, "height": pixels.shape[1] // factor, "width": pixels.shape[2] // factor}
-        session.reserve(sizes)
-        session.buffer("image", sizes)[0] = pixels
-        session.run(sizes)
-        return Posterior(mean=session.buffer("mean", sizes)[0].copy(), logvar=session.buffer("logvar", sizes)[0].copy())
-
-    def _decode(self, latents: Array) -> Array:
-        """Latents (C, h, w) to pixels (H, W, 3) in 0..1, each alone: see :meth:`Denoiser.step`."""
-        session, vae = self._sessions["vae_decoder"], self.manifest.vae
-        sizes = {"batch": 1, "height": latents.shape[1], "width": latents.shape[2]}
-        session.reserve(sizes)
-        session.buffer("latents", sizes)[0] = latents / vae.scaling_factor + vae.shift_factor
-        session.run(sizes)
-        pixels: Array = session.buffer("image", sizes)[0].transpose(1, 2, 0)
-        return np.clip(pixels / 2 + 0.5, 0, 1)
+        mean, logvar = self._vae.encode(pixels)
+        return Posterior(mean=mean, logvar=logvar)
 
     def _draw(self, latents: Array, canvas: Canvas, output_type: str) -> Any:
-        unit = canvas.finish(self._decode(latents))
+        unit = canvas.finish(self._vae.decode(latents))
         return unit if output_type == "np" else Image.fromarray((unit * 255).round().astype(np.uint8))
 
     def _latent_shape(self, canvas: Canvas) -> tuple[int, int, int]:

@@ -33,6 +33,7 @@ class ClipTokenizer:
     def __init__(self, tokenizer: Tokenizer, spec: TokenizerSpec) -> None:
         self._tokenizer = tokenizer
         self.max_length = spec.max_length
+        self._words: dict[int, Sequence[int]] = {}
         ids = {}
         for token in (spec.bos_token, spec.eos_token, spec.pad_token):
             found = tokenizer.token_to_id(token)
@@ -82,13 +83,28 @@ class ClipTokenizer:
         Raises:
             InputError: it has lone surrogates, as an argument that is not UTF-8 gets from the operating system.
         """
-        ids: list[int] = self._encode(text).ids
-        return ids
+        return [own for token in self._encode(text).ids for own in self._words.get(token, (token,))]
 
     def position(self, text: str, token: int) -> int:
         """Where in ``text`` the token of that number begins."""
-        start: int = self._encode(text).offsets[token][0]
-        return start
+        encoding = self._encode(text)
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        starts = [start for found, (start, _) in pairs for _ in self._words.get(found, (found,))]
+        return starts[token]
+
+    def add_word(self, word: str, ids: Sequence[int]) -> None:
+        """Make ``word``, in any case, the tokens ``ids`` wherever it stands, if it is of letters alone for itself.
+
+        Raises:
+            InputError: the vocabulary has it already.
+        """
+        if self._tokenizer.token_to_id(word) is not None:
+            raise InputError(f"the word {word!r} is in the vocabulary already; give the embedding another: FILE:WORD")
+        alone = word[0].isalnum() and word[-1].isalnum()
+        self._tokenizer.add_tokens([AddedToken(word, single_word=alone, normalized=True)])
+        own = self._tokenizer.token_to_id(word)
+        assert own is not None
+        self._words[own] = ids
 
     def pack(self, ids: Sequence[int]) -> NDArray[np.int64]:
         """What an encoder is given, (max_length,): start, at most ``max_length - 2`` ids, end, padding."""

@@ -18,8 +18,11 @@ from calotype.runtime.bundle import Bundle
 from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.manifest import VaeSpec
 from calotype.runtime.sessions import Session, check_backend, choose_backend, open_session
+from calotype.runtime.spec import ModelSpec
 
 Array = NDArray[np.float32]
+# Opens a network of the bundle in a folder.
+Opener = Callable[[Path, ModelSpec], Session]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,11 +48,11 @@ class Tiles:
 class Vae:
     """The autoencoder of a bundle, or a bundle that is nothing else. Its encoder is opened when it is first used."""
 
-    def __init__(self, bundle: Bundle, backend: str, tiles: Tiles | None = None) -> None:
+    def __init__(self, bundle: Bundle, opener: Opener, tiles: Tiles | None = None) -> None:
         if "vae_decoder" not in bundle.manifest.networks:
             raise BundleError(f"{bundle.path} has no vae_decoder; export the bundle again")
         self.spec: VaeSpec = bundle.manifest.vae
-        self._bundle, self._backend, self._tiles = bundle, backend, tiles
+        self._bundle, self._opener, self._tiles = bundle, opener, tiles
         self._sessions = {"vae_decoder": self._open("vae_decoder")}
 
     @classmethod
@@ -62,7 +65,8 @@ class Vae:
         """
         check_backend(backend)
         bundle = Bundle.open(name_or_folder)
-        return cls(bundle, choose_backend(backend, bundle.path), tiles)
+        chosen = choose_backend(backend, bundle.path)
+        return cls(bundle, lambda folder, spec: open_session(folder, spec, chosen), tiles)
 
     def decode(self, latents: Array) -> Array:
         """Latents as the UNet knows them, (C, h, w), to pixels (f*h, f*w, 3) in 0..1."""
@@ -95,7 +99,7 @@ class Vae:
         self.close()
 
     def _open(self, network: str) -> Session:
-        return open_session(self._bundle.path, self._bundle.manifest.networks[network], self._backend)
+        return self._opener(self._bundle.path, self._bundle.manifest.networks[network])
 
     def _apply(self, network: str, source: Array) -> Array:
         """(C, height, width) through one half, one picture at a time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from calotype.runtime.errors import InputError
 from calotype.runtime.lora import Lora, merge
+from calotype.runtime.pipeline import Pipeline
 
 RANK = 3
 UNET = (
@@ -378,3 +380,44 @@ def test_other_bad_files_and_scales(tmp_path: Path) -> None:
     for scale in (float("nan"), float("inf")):
         with pytest.raises(InputError, match=r"has the scale (nan|inf); give a finite number"):
             Lora(path=path, scale=scale)
+
+
+def test_pictures_equal_diffusers_and_the_model_comes_back(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import diffusers
+
+        reference = diffusers.StableDiffusionPipeline.from_pretrained(tiny_checkpoint, torch_dtype=torch.float16)
+        reference.to(torch.float32).set_progress_bar_config(disable=True)
+    before = weights_of(reference)
+    first = saved(tmp_path / "a.safetensors", kohya(before, sd1_kohya_names()))
+    second = saved(tmp_path / "b.safetensors", dotted(before, ".lora_A.weight", ".lora_B.weight"))
+    a, b = Lora(path=first, scale=0.05), Lora(path=second, scale=0.1)
+    noise = np.random.default_rng(1).standard_normal((1, 4, 16, 16), np.float32)
+    settings: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "np"}
+
+    def draw() -> NDArray[Any]:
+        image: NDArray[Any] = pipeline("red apple", latents=noise, **settings).images[0]
+        return image
+
+    with Pipeline.load(tiny_bundle, "cpu") as pipeline:
+        plain = draw()
+        pipeline.set_loras([a])
+        with_a = draw()
+        pipeline.set_loras([b])
+        with_b = draw()
+        with pytest.raises(InputError, match="No such file"):
+            pipeline.set_loras([Lora(path=tmp_path / "nothing.safetensors")])
+        np.testing.assert_array_equal(draw(), with_b)
+        pipeline.set_loras([a])
+        np.testing.assert_array_equal(draw(), with_a)
+        pipeline.set_loras([])
+        np.testing.assert_array_equal(draw(), plain)
+    with Pipeline.load(tiny_bundle, "cpu", loras=[a]) as pipeline:
+        np.testing.assert_array_equal(draw(), with_a)
+    fused(reference, (first, 0.05))
+    expected = reference("red apple", height=32, width=32, latents=torch.from_numpy(noise.copy()), **settings).images[0]
+    assert -10 * math.log10(float(np.mean((with_a - expected) ** 2))) >= 50
+    assert -10 * math.log10(float(np.mean((plain - expected) ** 2))) < 40

@@ -16,6 +16,7 @@ from PIL import Image
 from calotype.export.bundle import export_checkpoint
 from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.manifest import VaeSpec
+from calotype.runtime.pipeline import Pipeline, StepEnd
 from calotype.runtime.vae import Tiles, Vae
 
 ROOT = Path(__file__).parent.parent.parent
@@ -160,3 +161,38 @@ def test_tiles_that_are_none(size: int, overlap: int) -> None:
 def test_a_bundle_without_an_autoencoder(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="there is no bundle"):
         Vae.load(tmp_path / "nothing")
+
+
+def test_a_pipeline_draws_with_another_autoencoder(tiny_bundle: Path, tiny_vae: tuple[Path, Any]) -> None:
+    folder, reference = tiny_vae
+    settings: dict[str, Any] = {"seed": 0, "num_inference_steps": 2}
+    previews = []
+    with Pipeline.load(tiny_bundle, "cpu", vae=folder) as pipeline, Vae.load(folder, "cpu") as preview:
+
+        def show(end: StepEnd) -> None:
+            previews.append(preview.decode(end.latents))
+
+        latent = pipeline("a", output_type="latent", callback_on_step_end=show, **settings).images[0]
+        got = pipeline("a", output_type="np", **settings).images[0]
+        again = pipeline("a", image=Image.new("RGB", (32, 32), "red"), strength=0, output_type="np", **settings)
+    with torch.no_grad():
+        expected = to_unit(reference.decode(torch.from_numpy(latent)[None]).sample)
+        red = reference.encode(torch.tensor([1.0, -1.0, -1.0])[None, :, None, None].expand(1, 3, 32, 32)).latents
+        np.testing.assert_allclose(again.images[0], to_unit(reference.decode(red).sample), atol=1e-4)
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+    np.testing.assert_array_equal(previews[-1], got)
+    assert previews[0].shape == (32, 32, 3)
+
+
+def test_a_pipeline_in_tiles(tiny_bundle: Path) -> None:
+    settings: dict[str, Any] = {"seed": 0, "num_inference_steps": 1, "height": 48, "width": 70, "output_type": "np"}
+    with Pipeline.load(tiny_bundle, "cpu", vae_tiles=TILES) as tiled, Vae.load(tiny_bundle, "cpu", TILES) as vae:
+        latent = tiled("a", **{**settings, "output_type": "latent"}).images[0]
+        np.testing.assert_array_equal(tiled("a", **settings).images[0], vae.decode(latent))
+
+
+def test_another_autoencoder_that_does_not_fit_is_refused(tiny_bundle: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"the autoencoder .*talbot has latents of .*; this model makes 4 channels, 2 pix"
+    ):
+        Pipeline.load(tiny_bundle, "cpu", vae="talbot")
