@@ -133,6 +133,13 @@ def test_a_callback_can_stop_the_run(pipeline: Pipeline) -> None:
     assert len(result.images) == 1
 
 
+@pytest.mark.parametrize("chosen", [{"timesteps": [900, 500, 100]}, {"sigmas": [9.0, 2.0, 0.5, 0.0]}])
+def test_timesteps_or_noise_levels_can_be_chosen(pipeline: Pipeline, chosen: dict[str, Any]) -> None:
+    seen: list[StepEnd] = []
+    result = pipeline("a", seed=0, scheduler="euler", callback_on_step_end=seen.append, **chosen)
+    assert (result.steps, len(seen)) == (3, 3)
+
+
 def test_output_types_and_timings(pipeline: Pipeline) -> None:
     latent = pipeline("a", seed=1, num_inference_steps=2, output_type="latent").images[0]
     assert latent.shape == (4, 16, 16)
@@ -154,6 +161,7 @@ def test_output_types_and_timings(pipeline: Pipeline) -> None:
         ({"guidance_scale": math.nan}, r"guidance_scale=nan is not a finite number"),
         ({"seed": -1}, r"seed=-1 is outside 0\.\.2\*\*64-1"),
         ({"seed": 2**64}, r"seed=18446744073709551616 is outside"),
+        ({"scheduler": "ddim", "sigmas": [9.0, 2.0, 0.0]}, "ddim takes no list of sigmas; those that do: "),
         ({"scheduler": "magic"}, r"no scheduler 'magic'; valid: ddim, ddpm, "),
         ({"output_type": "gif"}, r"valid: pil, np, latent"),
         ({"num_images_per_prompt": 0}, r"less than 1"),
