@@ -31,7 +31,7 @@ CLIP_VOCABULARY = 49408
 MODELSPEC_PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}
 
 
-def load_single_file(path: Path, *, ema: bool = False, prediction_type: str | None = None) -> Checkpoint:
+def load_from_standard_weights(path: Path, *, ema: bool = False, prediction_type: str | None = None) -> Checkpoint:
     """Load an original Stable Diffusion 1.x, 2.x or XL file.
 
     Args:

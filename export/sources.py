@@ -8,7 +8,7 @@ from pathlib import Path
 from calotype.export.checkpoint import Checkpoint
 from calotype.export.diffusers_folder import load_folder
 from calotype.export.hub import download, is_repository
-from calotype.export.single_file import SUFFIXES, load_single_file
+from calotype.export.single_file import SUFFIXES, load_from_standard_weights
 from calotype.runtime.errors import CheckpointError, InputError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -32,7 +32,7 @@ def load_checkpoint(source: str | Path, *, ema: bool = False, prediction_type: s
         raise InputError(f"prediction type {prediction_type!r} is not known; valid: {', '.join(PREDICTION_TYPES)}")
     path = Path(source)
     if path.is_file():
-        return load_single_file(path, ema=ema, prediction_type=prediction_type)
+        return load_from_standard_weights(path, ema=ema, prediction_type=prediction_type)
     if ema:
         raise InputError(f"{source} holds one set of weights; averaged ones are taken from original single files only")
     if path.is_dir():

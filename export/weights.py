@@ -88,7 +88,9 @@ def load_module(
     given = _modernised(state, expected)
     differences = _differences(expected, given)
     if differences:
-        raise CheckpointError(f"the {what}'s weights do not match its configuration: {differences}")
+        raise CheckpointError(
+            f"the {what}'s weights do not match its configuration: {differences}; fetch the checkpoint again"
+        )
     module.load_state_dict({name: given[key].float() for name, key in keys.items()}, assign=True)
     return module.eval()
 
