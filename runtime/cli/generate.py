@@ -50,7 +50,9 @@ def use_settings(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     for name, value in read_settings(path, known).items():
         parameter = known[name]
         assert parameter.name is not None
-        if isinstance(value, list) and parameter.nargs == 1:
+        if getattr(parameter, "multiple", False):
+            value = value if isinstance(value, list) else [value]
+        elif isinstance(value, list) and parameter.nargs == 1:
             if not isinstance(parameter.type, Numbers):
                 raise InputError(f"{path} has a list for {name}, which takes one value")
             value = ",".join(value)
@@ -103,6 +105,22 @@ FILE = click.Path(path_type=Path)
 @click.option("--width", type=int, help="Pixels.  [default: the picture's or the model's]")
 @click.option("--height", type=int, help="Pixels.  [default: the picture's or the model's]")
 @click.option("--images", type=int, default=1, show_default=True, help="How many, with consecutive seeds.")
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="FILE[:SCALE]",
+    help="A LoRA to merge into the weights, 0.8 of it, say; can be given several times.",
+)
+@click.option(
+    "--embedding",
+    "embeddings",
+    multiple=True,
+    metavar="FILE[:WORD]",
+    help="A textual inversion whose word the prompt may use; can be given several times.",
+)
+@click.option("--vae", help="A bundle whose autoencoder to use instead, such as a tiny one.")
+@click.option("--vae-tiling", is_flag=True, help="Read and draw large pictures in tiles, in less memory.")
 @click.option("--backend", default="auto", show_default=True, help="auto, tensorrt, tensorrt-rtx, cuda or cpu.")
 @click.option("--low-memory", is_flag=True, help="Keep one network in memory at a time; slower.")
 @click.option("--overwrite", is_flag=True, help="Replace a picture of that name.")
@@ -121,7 +139,7 @@ def command(prompt: str, model: str, output: Path, overwrite: bool, as_json: boo
     from calotype.runtime.pipeline import Pipeline
 
     check_target(output)  # before the work, not after it
-    with Pipeline.load(model, options["backend"], low_memory=options["low_memory"]) as pipeline:
+    with Pipeline.load(model, options["backend"], low_memory=options["low_memory"], **_additions(options)) as pipeline:
         result = _draw(pipeline, prompt, options)
     paths = numbered_paths(output, len(result.images), overwrite=overwrite)
     for number, (image, path) in enumerate(zip(result.images, paths, strict=True)):
@@ -132,6 +150,20 @@ def command(prompt: str, model: str, output: Path, overwrite: bool, as_json: boo
     else:
         for path in paths:
             click.echo(str(path))
+
+
+def _additions(options: dict[str, Any]) -> dict[str, Any]:
+    """What is added to the model when it is loaded."""
+    from calotype.runtime.lora import Lora
+    from calotype.runtime.textual_inversion import Embedding
+    from calotype.runtime.vae import Tiles
+
+    return {
+        "loras": [Lora.parse(text) for text in options["loras"]],
+        "embeddings": [Embedding.parse(text) for text in options["embeddings"]],
+        "vae": options["vae"],
+        "vae_tiles": Tiles() if options["vae_tiling"] else None,
+    }
 
 
 def _draw(pipeline: Pipeline, prompt: str, options: dict[str, Any]) -> Output:
@@ -189,6 +221,7 @@ def _parameters(pipeline: Pipeline, prompt: str, options: dict[str, Any], result
     from calotype.runtime.images import Parameters, file_hash
     from calotype.runtime.schedulers import scheduler_name
 
+    added = _additions(options)
     manifest, image, scales = pipeline.manifest, result.images[number], options["guidance_scale"]
     spacing, levels = _sigmas(options)
     strength = default_strength(options["mask"]) if options["strength"] is None else options["strength"]
@@ -210,6 +243,10 @@ def _parameters(pipeline: Pipeline, prompt: str, options: dict[str, Any], result
         "Mask": options["mask"] and options["mask"].name,
         "Mask hash": options["mask"] and file_hash(options["mask"]),
         "Feather": options["feather"] or None,
+        "Lora": [f"{lora.path.name}:{lora.scale:g} {file_hash(lora.path)}" for lora in added["loras"]] or None,
+        "TI": [f"{own.path.name}:{own.token} {file_hash(own.path)}" for own in added["embeddings"]] or None,
+        "VAE": options["vae"] and Path(options["vae"]).name,
+        "VAE tiles": options["vae_tiling"] or None,
     }
     return Parameters(
         prompt=prompt,
