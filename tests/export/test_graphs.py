@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from calotype.export.models.tiny_autoencoder import TinyAutoencoder, TinyAutoenc
 from calotype.export.models.unet import UNet, UNetConfig
 from calotype.export.parity import check, run_graph, run_module
 from calotype.export.precision import find_islands, measure, run_float16, write_float16
+from calotype.export.sources import load_checkpoint
 from calotype.export.tokenizer import Tokenizer
 from calotype.export.tracing import write_graph
 from calotype.export.weights import locate, write_weights
@@ -190,3 +192,28 @@ def transformers_outputs(ours: Any, inputs: dict[str, Any]) -> list[Any]:
             if ours.config.hidden_act == "gelu" and not pooled:
                 return [ours.text_model.final_layer_norm(out.hidden_states[-(skip + 1)]).numpy()]
             return [out.hidden_states[-(skip + 2)].numpy()] + ([out.text_embeds.numpy()] if pooled else [])
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_a_folder_and_a_single_file_of_the_same_weights_compute_the_same_bits(
+    family: str, folder: Callable[[str], Path], single_file: Callable[[str], Path], tmp_path: Path
+) -> None:
+    made = [load_checkpoint(folder(family)), load_checkpoint(single_file(family))]
+    ours, theirs = (plans(one) for one in made)
+    for plan, other in zip(ours, theirs, strict=True):
+        assert plan.spec(("float32",)) == other.spec(("float32",))
+    for name in {plan.component for plan in ours}:
+        weights = [tmp_path / f"{name}.{index}.safetensors" for index in range(2)]
+        for one, path in zip(made, weights, strict=True):
+            write_weights(getattr(one, name), path, torch.float16)
+        assert weights[0].read_bytes() == weights[1].read_bytes(), name
+    if family == "sd2":  # whose fused attention projections were split
+        states = []
+        for index, plan in enumerate((ours[0], theirs[0])):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                write_graph(plan, tmp_path / f"text_encoder.{index}.safetensors", tmp_path / f"{index}.onnx")
+            states.append(run_graph(tmp_path / f"{index}.onnx", plan.cases()))
+        assert [array.tobytes() for (array,) in states[0].values()] == [
+            array.tobytes() for (array,) in states[1].values()
+        ]
