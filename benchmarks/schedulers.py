@@ -72,9 +72,13 @@ def main() -> None:
         name: {f"{kind}_us": round(statistics.median(times) * 1e6, 1) for kind, times in kinds.items()}
         for name, kinds in seconds.items()
     }
-    print(
-        json.dumps({"date": date.today().isoformat(), "commit": _commit(), "machine": _machine(), **report}, indent=2)
-    )
+    origin = {
+        "command": "python -m benchmarks.schedulers",
+        "date": date.today().isoformat(),
+        "commit": _commit(),
+        "machine": _machine(),
+    }
+    print(json.dumps({**origin, **report}, indent=2))
 
 
 def _machine() -> dict[str, Any]:

@@ -54,7 +54,7 @@ def configurations(draw: st.DrawFn, names: list[str]) -> tuple[str, dict[str, An
     return name, config, draw(st.integers(1, 49))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(configurations(sorted(CLASSES)))
 def test_equals_diffusers_at_random_settings(case: tuple[str, dict[str, Any], int]) -> None:
     name, config, steps = case
