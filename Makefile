@@ -10,7 +10,7 @@ demo: .venv/demo
 	@.venv/bin/calotype generate "$(PROMPT)" --output "$(OUTPUT)" --seed 0 --overwrite
 
 test: lint types
-	.venv/bin/python -m pytest -m "not slow and not gpu"
+	.venv/bin/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 lint: .venv/dev
 	.venv/bin/ruff check .

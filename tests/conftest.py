@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from training.config import CONTEXT_LENGTH
 from training.tokenizer import END, START, write
 
 VOCABULARY_SIZE = 520
+
+# Started in the background, a shell has interrupts ignored, and processes that tests start and interrupt inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,7 @@ class TrainingConfig:
     unet_batch: int = 64
     unet_lr: float = 1e-3
     # None leaves the text encoder as its contrastive training left it; a rate trains it along with the UNet.
-    text_along_lr: float | None = None
+    text_along_lr: float | None = 1e-4
     ema_decay: float = 0.999
     prompt_dropout: float = 0.1
     min_snr_gamma: float = 5.0

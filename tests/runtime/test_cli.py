@@ -82,7 +82,7 @@ def test_several_pictures_and_json(tiny_bundle: Path, tmp_path: Path) -> None:
         (["--guidance-interval", "5", "1"], 2, "is no range of noise levels; use 0 <= low < high"),
         (["--guidance-scale", "3,x"], 2, "'3,x' is no number, and no numbers with commas between them"),
         (["--scheduler", "euler", "--sigmas", "magic"], 2, "'magic'"),
-        (["--scheduler", "ddim", "--karras"], 2, "ddim has no noise levels to choose"),
+        (["--scheduler", "ddim", "--karras"], 2, "ddim has no sigma_spacing; those that do: deis, "),
         (["--sigmas", "ays-sd1", "--karras"], 2, "--karras and --sigmas exclude each other"),
         (["--config", "no.toml"], 2, "no.toml does not exist"),
     ],
