@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import os
@@ -143,11 +144,13 @@ def save_image(image: Image.Image, path: Path, parameters: Parameters, *, overwr
         text = str(_shortened(parameters, path) if kind == "JPEG" else parameters)
         exif.get_ifd(EXIF_IFD)[USER_COMMENT] = UNICODE + text.encode("utf-16-be")
         options |= {"exif": exif, "quality": 95}
+    encoded = io.BytesIO()  # into a file Pillow's JPEG encoder writes itself, and passes over a disk that is full
+    image.save(encoded, **options)
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
-            image.save(file, **options)
+            file.write(encoded.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
@@ -174,7 +177,9 @@ def file_hash(path: Path) -> str:
 
 
 def check_target(path: Path) -> str:
-    """The format that the suffix of ``path`` names; raises OutputError where it names none or the folder is missing."""
+    """The format that the suffix of ``path`` names; raises OutputError where it names none or cannot be written."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a picture in it: {path / 'picture.png'}")
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise OutputError(f"{path} has no suffix that names a picture format; valid: {', '.join(FORMATS)}")

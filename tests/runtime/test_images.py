@@ -67,7 +67,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputError, match="No space left on device"):
         save_image(Image.new("RGB", (8, 8)), tmp_path / "a.png", PARAMETERS)
     assert list(tmp_path.iterdir()) == []
