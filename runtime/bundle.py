@@ -23,8 +23,8 @@ class Bundle:
         """Open the bundled model of that name, or the bundle in that folder, and check every file in it.
 
         Raises:
-            BundleError: when there is none, or a file is missing, of another size or sha256, or a graph reads data
-                that is not one of its weights files.
+            BundleError: when there is none, or a file is missing, of another size or sha256, or a link out of the
+                bundle, or a graph reads data that is not one of its weights files.
         """
         path = Path(name_or_folder)
         if not path.exists() and (BUNDLED / path).is_dir() and len(path.parts) == 1:
@@ -32,7 +32,8 @@ class Bundle:
         if not path.exists():
             bundled = ", ".join(sorted(entry.name for entry in BUNDLED.glob("*") if entry.is_dir())) or "none"
             raise BundleError(
-                f"there is no bundle {str(name_or_folder)!r}; bundled models: {bundled}; or give a folder"
+                f"there is no bundle {str(name_or_folder)!r}; bundled models: {bundled}; or give a bundle's folder, "
+                "which calotype export makes of a checkpoint"
             )
         bundle = cls(path, Manifest.read(path))
         bundle.check()
@@ -55,8 +56,15 @@ class Bundle:
         path, record = self.path / name, self.manifest.files[name]
         if not path.is_file():
             raise BundleError(f"{path} is missing from the bundle; copy or export the bundle again")
+        if not any(path.resolve().is_relative_to(home) for home in self._homes()):
+            raise BundleError(f"{path} is a link out of the bundle, to {path.resolve()}; do not use this bundle")
         size = path.stat().st_size
         if size != record.size:
             raise BundleError(f"{path} has {size} bytes, {record.size} expected; copy or export the bundle again")
         if FileRecord.of(path).sha256 != record.sha256:
             raise BundleError(f"{path} is corrupt: its sha256 is not the manifest's; copy or export the bundle again")
+
+    def _homes(self) -> list[Path]:
+        """Where its files may really lie: in its folder, or where a cache of the Hugging Face Hub links to."""
+        folder = self.path.resolve()
+        return [folder, *(parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots")]

@@ -165,10 +165,10 @@ class Manifest:
         path = bundle / MANIFEST_NAME
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            what = "has no calotype.json" if bundle.is_dir() else "does not exist"
+        except (FileNotFoundError, NotADirectoryError):
+            what = "is a file" if bundle.is_file() else "has no calotype.json" if bundle.is_dir() else "does not exist"
             raise BundleError(
-                f"{bundle} is not a bundle: it {what}; make one with: calotype export CHECKPOINT {bundle}"
+                f"{bundle} is not a bundle: it {what}; a checkpoint becomes one with: calotype export CHECKPOINT BUNDLE"
             ) from None
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise BundleError(f"{path} cannot be read: {error}; export the bundle again") from error

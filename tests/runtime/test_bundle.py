@@ -14,6 +14,7 @@ from calotype.runtime.bundle import Bundle
 from calotype.runtime.errors import BundleError
 from calotype.runtime.manifest import FileRecord
 from calotype.runtime.onnx_files import external_locations
+from calotype.runtime.pipeline import Pipeline
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_a_sound_one_opens(bundle: Path) -> None:
 
 def test_missing(tmp_path: Path) -> None:
     refused(tmp_path / "nothing", "there is no bundle")
-    refused(tmp_path, "has no calotype.json; make one with")
+    refused(tmp_path, "has no calotype.json; a checkpoint becomes one with: calotype export")
 
 
 def test_truncated_weights(bundle: Path) -> None:
@@ -96,6 +97,26 @@ def test_a_graph_that_reads_other_files(bundle: Path, location: str) -> None:
     record = FileRecord.of(path)
     edit(bundle, files=files | {path.name: {"size": record.size, "sha256": record.sha256}})
     refused(bundle, "is not one of its weights files")
+
+
+def test_a_link_out_of_the_bundle_is_not_followed(bundle: Path, tmp_path: Path) -> None:
+    weights = bundle / "unet.safetensors"
+    weights.rename(tmp_path / "elsewhere.safetensors")
+    weights.symlink_to(tmp_path / "elsewhere.safetensors")
+    refused(bundle, r"unet\.safetensors is a link out of the bundle, to .*elsewhere\.safetensors; do not use")
+
+
+def test_links_are_followed_inside_the_cache_of_the_hub_and_to_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "c0ffee", tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in bundle.rglob("*") if path.is_file())):
+        path.rename(blobs / str(number))
+        link = snapshot / path.relative_to(bundle)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blobs / str(number))
+    (tmp_path / "link").symlink_to(snapshot)
+    with Pipeline.load(tmp_path / "link") as pipeline:
+        assert len(pipeline("a", seed=0, num_inference_steps=1).images) == 1
 
 
 def test_locations_are_those_the_onnx_package_sees(tiny_bundle: Path) -> None:
