@@ -21,5 +21,6 @@ def command(as_json: bool) -> None:
     for name, value in machine().items():
         click.echo(f"{name + ':':<15}{value}")
     for item in findings:
-        state = f"ready ({item.version})" if item.usable else f"not ready: {item.advice}"
-        click.echo(f"{item.backend + ':':<15}{state}")
+        version = "" if item.version is None else f" ({item.version})"
+        state = "ready" if item.usable else "not ready"
+        click.echo(f"{item.backend + ':':<15}{state}{version}{item.advice and f': {item.advice}'}")

@@ -45,4 +45,14 @@ def test_the_command_prints_it() -> None:
     )
     lines = dict(line.split(":", 1) for line in result.stdout.splitlines())
     assert lines["cpu"].strip().startswith("ready (")
-    assert {"system", "gpu", "cuda", "tensorrt", "tensorrt-rtx"} <= lines.keys()
+    assert {
+        "system",
+        "processor",
+        "cores",
+        "memory",
+        "python",
+        "gpu",
+        "cuda",
+        "tensorrt",
+        "tensorrt-rtx",
+    } <= lines.keys()
