@@ -42,6 +42,8 @@ class SafetensorsFile(Mapping[str, Array]):
             if not unknown:
                 self._data: Array = np.memmap(path, np.uint8, "r")[start:]
                 _check(self._records, self._data.size)
+        except FileNotFoundError:
+            raise InputError(f"{path} does not exist") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"{path} is not a whole safetensors file: {why}; download it again") from None

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
-from calotype.runtime.cli.main import main
+import sys
+from collections.abc import Sequence
 
-__all__ = ["main"]
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exit codes: 0, 1 (failed), 2 (wrong usage), 130 (interrupted)."""
+    try:
+        from calotype.runtime.cli.main import run  # it takes a while, in which one can be interrupted too
+
+        code = run(arguments)
+    except KeyboardInterrupt:
+        print("calotype: interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -53,26 +54,37 @@ def calotype(verbose: bool) -> None:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exit codes: 0, 1 (failed), 2 (wrong usage), 130 (interrupted)."""
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code; what the user can mend is one line on stderr."""
     try:
         result = calotype.main(args=arguments, prog_name="calotype", standalone_mode=False)
-        code = result if isinstance(result, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        code = 2
+        return 2
     except click.UsageError as error:
-        error.show()
-        code = 2
+        where = error.ctx.command_path if error.ctx is not None else "calotype"
+        return _failed(f"{error.format_message().rstrip('.')}; see {where} --help", 2)
     except InputError as error:
-        click.echo(f"calotype: {error}", err=True)
-        code = 2
+        return _failed(error, 2)
     except CalotypeError as error:
-        click.echo(f"calotype: {error}", err=True)
-        code = 1
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("calotype: interrupted", err=True)
-        code = 130
-    except BrokenPipeError:
-        code = 1
-    sys.exit(code)
+        return _failed(error, 1)
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    except OSError as error:
+        if error.filename is not None:
+            return _failed(f"{error.filename}: {error.strerror}", 1)
+        _drop_results()
+        return (
+            1 if isinstance(error, BrokenPipeError) else _failed(f"the result cannot be printed: {error.strerror}", 1)
+        )
+    return result if isinstance(result, int) else 0
+
+
+def _failed(message: object, code: int) -> int:
+    click.echo(f"calotype: {message}", err=True)
+    return code
+
+
+def _drop_results() -> None:
+    """What stdout did not take would fail once more when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -22,13 +22,6 @@ def run(*arguments: str | Path, **options: object) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)  # type: ignore[call-overload,no-any-return]
 
 
-def one_line(result: subprocess.CompletedProcess[str], code: int, message: str) -> None:
-    assert result.returncode == code, result.stderr
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
-
-
 def test_a_prompt_becomes_a_picture_that_says_how_it_was_made(tiny_bundle: Path, tmp_path: Path) -> None:
     picture = tmp_path / "apple.png"
     result = run("generate", "red apple", "-m", tiny_bundle, "-o", picture, "--seed", "0", "--steps", "2")
@@ -61,36 +54,9 @@ def test_several_pictures_and_json(tiny_bundle: Path, tmp_path: Path) -> None:
     assert len(value["timings"]["steps"]) == 2
     assert (tmp_path / "a-0.png").read_bytes() == b"precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-0.png", "a-1.png", "a-2.png"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["--steps", "0"], 2, "num_inference_steps=0"),
-        (["--steps", "-3"], 2, "num_inference_steps=-3"),
-        (["--guidance-scale", "nan"], 2, "guidance_scale=nan"),
-        (["--seed", str(2**64)], 2, "seed=18446744073709551616"),
-        (["--scheduler", "magic"], 2, "valid: ddim, ddpm, "),
-        (["--backend", "vulkan"], 1, "valid: auto, tensorrt, tensorrt-rtx, cuda, cpu"),
-        (["--width", "33"], 2, "width=33"),
-        (["--steps", "many"], 2, "not a valid integer"),
-        (["--model", "nothing"], 1, "there is no bundle 'nothing'"),
-        (["--output", "x.gif"], 1, "valid: .png"),
-        (["--output", "no/x.png"], 1, "does not exist"),
-        (["--image", "no.png"], 2, "no.png does not exist"),
-        (["--strength", "0.5"], 2, "strength is about a picture, and there is none; give image too"),
-        (["--guidance-interval", "5", "1"], 2, "is no range of noise levels; use 0 <= low < high"),
-        (["--guidance-scale", "3,x"], 2, "'3,x' is no number, and no numbers with commas between them"),
-        (["--scheduler", "euler", "--sigmas", "magic"], 2, "'magic'"),
-        (["--scheduler", "ddim", "--karras"], 2, "ddim has no sigma_spacing; those that do: deis, "),
-        (["--sigmas", "ays-sd1", "--karras"], 2, "--karras and --sigmas exclude each other"),
-        (["--config", "no.toml"], 2, "no.toml does not exist"),
-    ],
-)
-def test_bad_input(tiny_bundle: Path, tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
-    result = run("generate", "a", "--model", tiny_bundle, *arguments, cwd=tmp_path)
-    one_line(result, code, message)
-    assert list(tmp_path.iterdir()) == []
+    # Another process, one picture alone: the same file, byte by byte.
+    run("generate", "a", "-m", tiny_bundle, "-o", tmp_path / "b.png", "--steps", "1", "--seed", "10")
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "a-2.png").read_bytes()
 
 
 @pytest.fixture
@@ -142,26 +108,6 @@ def test_a_file_of_settings_says_what_the_command_line_does_not(tiny_bundle: Pat
     assert ", Sigmas: 9 2 0, CFG interval: 0.5 5, " in text
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ("stepps = 3", "a.toml has unknown settings: stepps; valid: backend, clip-skip, "),
-        ("config = 'b.toml'", "a.toml has unknown settings: config; valid: "),
-        ("steps = 2.5", "'2.5' is not a valid integer"),
-        ("steps = [1, 2]", "a.toml has a list for steps, which takes one value"),
-        ("prompt = ['a', 'b']", "a.toml has a list for prompt, which takes one value"),
-        ("guidance-interval = 3.0", "guidance-interval"),
-        ("overwrite = 'maybe'", "'maybe' is not a valid boolean"),
-        ("steps =", "a.toml is not a file of settings in TOML"),
-    ],
-)
-def test_a_bad_file_of_settings(tiny_bundle: Path, tmp_path: Path, settings: str, message: str) -> None:
-    (tmp_path / "a.toml").write_text(settings)
-    result = run("generate", "a", "--model", tiny_bundle, "--config", "a.toml", cwd=tmp_path)
-    one_line(result, 2, message)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.toml"]
-
-
 def test_odd_prompts_are_legal(tiny_bundle: Path, tmp_path: Path) -> None:
     assert run("generate", "", "-m", tiny_bundle, "--steps", "1", cwd=tmp_path).returncode == 0
     long = run("generate", "apple " * 17_000, "-m", tiny_bundle, "--steps", "1", cwd=tmp_path)
@@ -190,10 +136,6 @@ def test_info_verify_and_doctor(tiny_bundle: Path) -> None:
     assert all(bool(item["advice"]) != item["usable"] for item in findings.values())
     text = run("doctor").stdout
     assert all(item["advice"] in text for item in findings.values())
-
-
-def test_an_unknown_command_is_a_usage_error() -> None:
-    one_line(run("paint"), 2, "No such command 'paint'")
 
 
 def test_help_imports_no_engine() -> None:

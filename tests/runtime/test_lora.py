@@ -366,7 +366,7 @@ def test_a_file_that_cannot_be_merged_is_one_line(tmp_path: Path, changes: dict[
 
 def test_other_bad_files_and_scales(tmp_path: Path) -> None:
     refused(saved(tmp_path / "a.safetensors", {}), "is empty; download it again")
-    refused(tmp_path / "nothing.safetensors", "No such file")
+    refused(tmp_path / "nothing.safetensors", "does not exist")
     refused(saved(tmp_path / "b.safetensors", {"lora_unet_norm.alpha": np.ones(1)}), "has half of lora_unet_norm")
     state = {
         f"{prefix}conv_in.lora_{part}.weight": np.ones((4, 4), np.float32)
@@ -408,7 +408,7 @@ def test_pictures_equal_diffusers_and_the_model_comes_back(
         with_a = draw()
         pipeline.set_loras([b])
         with_b = draw()
-        with pytest.raises(InputError, match="No such file"):
+        with pytest.raises(InputError, match="does not exist"):
             pipeline.set_loras([Lora(path=tmp_path / "nothing.safetensors")])
         np.testing.assert_array_equal(draw(), with_b)
         pipeline.set_loras([a])

@@ -91,7 +91,7 @@ def test_a_broken_header_is_one_line(tmp_path: Path, header: Any, message: str) 
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
-    refused(tmp_path / "nothing.safetensors", "No such file or directory")
+    refused(tmp_path / "nothing.safetensors", "nothing.safetensors does not exist")
     refused(tmp_path, "Is a directory")
     (tmp_path / "a.safetensors").write_bytes(b"PK\x03\x04 a pickle in a zip, as .pt files are")
     refused(tmp_path / "a.safetensors", "cut off, or of another format")
