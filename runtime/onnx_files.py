@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from calotype.runtime.errors import BundleError
+from calotype.runtime.protobuf import fields
 
 # Message -> field number -> message found there. Only the ways that lead to a tensor are followed.
 _FIELDS = {
@@ -62,32 +63,6 @@ def _locations(message: memoryview, kind: str) -> Iterator[str]:
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     """The length-delimited fields of a message."""
-    position = 0
-    while position < len(message):
-        tag, position = _varint(message, position)
-        wire = tag & 7
-        if wire == 2:
-            length, position = _varint(message, position)
-            if position + length > len(message):
-                raise IndexError
-            yield tag >> 3, message[position : position + length]
-            position += length
-        elif wire == 0:
-            _, position = _varint(message, position)
-        elif wire in (1, 5):
-            position += 8 if wire == 1 else 4
-        else:
-            raise IndexError
-
-
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[position]
-        value |= (byte & 0x7F) << shift
-        position += 1
-        if byte < 0x80:
-            return value, position
-        shift += 7
-        if shift > 63:
-            raise IndexError
+    for number, _, value in fields(message):
+        if isinstance(value, memoryview):
+            yield number, value

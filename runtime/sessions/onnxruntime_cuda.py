@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from calotype.runtime.errors import BackendError, MissingPackageError
 from calotype.runtime.onnx_files import initializer_names
+from calotype.runtime.sessions.cuda_operators import for_cuda
 from calotype.runtime.sessions.device import Staging, acquire, release
 from calotype.runtime.sessions.session import Sizes
 from calotype.runtime.spec import ModelSpec
@@ -24,6 +25,7 @@ except ModuleNotFoundError as error:
     raise MissingPackageError("onnxruntime-gpu", "cuda") from error
 
 PROVIDER = "CUDAExecutionProvider"
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 logger = logging.getLogger(__name__)
 
 
@@ -114,23 +116,25 @@ class OnnxRuntimeCudaSession:
         """With CUDA graphs, or where a node runs on the CPU, without: such a session refuses to be opened."""
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip put them
-        names = sorted(initializer_names(graph) & overrides.keys())
+        names, model = sorted(initializer_names(graph) & overrides.keys()), for_cuda(graph)
         for captured in ("1", "0"):
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
             if names:
                 values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(overrides[n])) for n in names]
                 options.add_external_initializers(names, values)
-            # NHWC is what tensor cores take; an exhaustive search would fall into the first step of every shape.
+            options.add_session_config_entry(WEIGHTS_FOLDER, str(graph.parent))  # a graph in memory lies nowhere
             settings = {
                 "enable_cuda_graph": captured,
                 "user_compute_stream": str(self._device.stream),
-                "prefer_nhwc": "1",
+                # An exhaustive search would fall into the first step of every shape.
                 "cudnn_conv_algo_search": "HEURISTIC",
+                # The other strategy takes the next power of two, and so up to twice the memory.
+                "arena_extend_strategy": "kSameAsRequested",
             }
             try:
                 providers = [(PROVIDER, settings), "CPUExecutionProvider"]
-                session = onnxruntime.InferenceSession(graph, options, providers=providers)
+                session = onnxruntime.InferenceSession(model, options, providers=providers)
             except Exception as error:
                 if captured == "0":
                     raise BackendError(self._explain(f"cannot open {graph.name}", error)) from error

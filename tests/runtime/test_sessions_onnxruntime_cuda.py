@@ -35,6 +35,11 @@ class Binding:
         self.outputs[name] = where
 
 
+class SessionOptions:
+    def add_session_config_entry(self, name: str, value: str) -> None:
+        assert (name, Path(value)) == ("session.model_external_initializers_file_folder_path", BUNDLE.path)
+
+
 class RunOptions:
     def __init__(self) -> None:
         self.entries: dict[str, str] = {}
@@ -46,7 +51,7 @@ class RunOptions:
 class OnnxRuntime:
     """Doubles ``sample``. A graph's number stands for the addresses it was first run with, as in ONNX Runtime."""
 
-    SessionOptions, RunOptions = type("SessionOptions", (), {}), RunOptions
+    SessionOptions, RunOptions = SessionOptions, RunOptions
 
     def __init__(self, cuda: Cuda) -> None:
         self.cuda, self.opened = cuda, list[dict[str, str]]()
@@ -61,7 +66,7 @@ class OnnxRuntime:
     def get_providers(self) -> list[str]:
         return self.providers
 
-    def InferenceSession(self, graph: Path, options: Any, providers: Any) -> OnnxRuntime:  # noqa: N802
+    def InferenceSession(self, graph: bytes, options: Any, providers: Any) -> OnnxRuntime:  # noqa: N802
         settings = providers[0][1]
         self.opened.append(settings)
         if self.refuses_graphs and settings["enable_cuda_graph"] == "1":
