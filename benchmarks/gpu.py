@@ -79,7 +79,7 @@ def _bundle(model: str) -> Iterator[Bundle]:
         return
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "checkpoint", Path(folder) / "bundle"
-        make = f"import benchmarks.export as e; e.make({model!r}, {str(source)!r})"
+        make = f"import benchmarks.checkpoints as c; c.make({model!r}, {str(source)!r})"
         subprocess.run([sys.executable, "-c", make], check=True)
         subprocess.run([sys.executable, "-m", "calotype.runtime", "export", source, target], check=True)
         yield Bundle.open(target)
@@ -182,7 +182,7 @@ def _pytorch(model: str, bundle: Bundle) -> dict[str, Any]:
 
     if not torch.cuda.is_available():
         return {"not_run": "this PyTorch has no CUDA"}
-    build, config = importlib.import_module("benchmarks.export").SIZES[model]["unet"]
+    build, config = importlib.import_module("benchmarks.checkpoints").SIZES[model]["unet"]
     unet = build(config).to("cuda", torch.float16).eval()
     sizes = _sizes(bundle)
     inputs = [

@@ -1,0 +1,47 @@
+"""Where figures come from: machine, versions, commit, command."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+
+
+def origin(command: str, *sources: str) -> dict[str, Any]:
+    """What every file of results says of itself; ``sources`` are the paths whose last commit counts, by default all."""
+    return {"command": command, "date": dt.datetime.now(dt.UTC).date().isoformat(), "commit": commit(*sources)}
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory and what else was running."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+    }
+
+
+def commit(*sources: str) -> str:
+    """The last that changed ``sources``, marked where a file differs from it."""
+    last = _git("log", "-1", "--format=%h", "--", *sources)
+    return f"{last}-dirty" if _git("status", "--porcelain", "--", *sources) else last
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    wide = any(line.startswith("flags") and "avx512f" in line for line in lines)
+    return (models[0] if models else platform.machine()) + (", AVX-512" if wide else "")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
