@@ -107,7 +107,7 @@ def compare(
     cut = config.get("use_exponential_sigmas") or config.get("use_beta_sigmas")
     assert np.sum(apart > places) <= (1 if cut else 0) and apart.max() <= (1 if cut else places)
     assert solver.init_noise_sigma == pytest.approx(float(reference.init_noise_sigma), rel=1e-6)
-    for table in ("sigmas", "sigmas_interpol", "sigmas_up", "sigmas_down"):
+    for table in ("alphas_cumprod", "sigmas", "sigmas_interpol", "sigmas_up", "sigmas_down"):
         if exact and hasattr(reference, table):
             setattr(reference, table, getattr(reference, table).double())
     drawn = Noise()
