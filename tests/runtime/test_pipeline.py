@@ -80,6 +80,38 @@ def test_an_image_depends_on_its_seed_alone(pipeline: Pipeline, tiny_bundle: Pat
         assert again("red apple", seed=7, **settings).images[0].tobytes() == alone
 
 
+def test_a_repeated_prompt_costs_no_text_encoder(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"num_inference_steps": 1, "seed": 0, "output_type": "latent"}
+    with Pipeline.load(tiny_bundle) as pipeline:
+        encoder, runs = pipeline._sessions["text_encoder"], []
+        original = encoder.run
+
+        def count(sizes: Any) -> None:
+            runs.append(sizes)
+            original(sizes)
+
+        monkeypatch.setattr(encoder, "run", count)
+        first = pipeline("red apple", **settings).images[0]
+        assert len(runs) == 2  # the prompt, and the empty one
+        again = pipeline("red apple", num_images_per_prompt=3, **settings).images[0]
+        pipeline(["red apple", ""], guidance_scale=1, scheduler="euler", **settings)
+        assert len(runs) == 2
+        assert again.tobytes() == first.tobytes()
+        pipeline("le apple", **settings)
+        assert len(runs) == 3
+
+
+def test_prompts_have_one_negative_prompt_or_each_its_own(pipeline: Pipeline) -> None:
+    settings: dict[str, Any] = {"num_inference_steps": 2}
+    prompts = ["red", "apple"]
+    each = pipeline(prompts, negative_prompt=["le", "a"], num_images_per_prompt=2, seed=0, **settings).images
+    shared = pipeline(prompts, negative_prompt="le", num_images_per_prompt=2, seed=0, **settings).images
+    for index, (prompt, negative) in enumerate([("red", "le"), ("red", "le"), ("apple", "a"), ("apple", "a")]):
+        alone = pipeline(prompt, negative_prompt=negative, seed=index, **settings).images[0]
+        assert alone.tobytes() == each[index].tobytes()
+        assert (alone.tobytes() == shared[index].tobytes()) == (negative == "le")
+
+
 def test_seed_zero_and_the_largest_are_legal(pipeline: Pipeline) -> None:
     zero = pipeline("a", seed=0, num_inference_steps=1).images[0]
     assert zero.tobytes() == pipeline("a", seed=0, num_inference_steps=1).images[0].tobytes()
