@@ -1,10 +1,10 @@
 """Everything that a GPU run shows: ``python -m benchmarks.gpu [talbot] [sd1] [sdxl]``, by default all, in one go.
 
 Models of real size are made on the spot with random weights and exported in float16. Each backend that is there is
-compared, stage by stage, with ONNX Runtime on the CPU in float32; then timed by stage, by step and by picture, 20 steps
-with guidance at the model's own size, batch 1. PyTorch in float16, eager and compiled, runs the same UNet call in the
-same process. The host's share is a step's time less what the session takes for its run. Written to
-``benchmarks/results/<gpu>-<date>.json``. Without a GPU it says so and stops.
+compared, stage by stage, with ONNX Runtime on the CPU in float32; then timed by stage, by step and by picture, with
+guidance at the model's own size, batch 1: 20 steps for talbot, 50 for sd1, 30 for sdxl. PyTorch in float16, eager and
+compiled, runs the same UNet call in the same process. The host's share is a step's time less what the session takes for
+its run. Written to ``benchmarks/results/<gpu>-<date>.json``. Without a GPU it says so and stops.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from calotype.runtime.verification import verify_graphs
 BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda")
 MODELS = ("talbot", "sd1", "sdxl")
 PACKAGES = ("onnxruntime-gpu", "tensorrt-cu13", "tensorrt-rtx", "torch", "cuda-bindings", "numpy")
-ROUNDS, WARM_UP, STEPS, SEED = 20, 3, 20, 0
+ROUNDS, WARM_UP, SEED = 20, 3, 0
+STEPS = {"talbot": 20, "sd1": 50, "sdxl": 30}
 
 
 def main() -> None:
@@ -66,7 +67,7 @@ def main() -> None:
     path = Path(__file__).parent / "results" / f"{name}-{dt.datetime.now(dt.UTC):%Y-%m-%d}.json"
     for model in models:
         with _bundle(model) as bundle:
-            report["models"][model] = {backend: _measured(bundle, backend, cuda) for backend in BACKENDS}
+            report["models"][model] = {backend: _measured(bundle, model, backend, cuda) for backend in BACKENDS}
             report["models"][model]["pytorch"] = _pytorch(model, bundle)
         path.write_text(json.dumps(report, indent=2) + "\n")  # after each, so that a crash keeps what was measured
     print(path)
@@ -85,7 +86,7 @@ def _bundle(model: str) -> Iterator[Bundle]:
         yield Bundle.open(target)
 
 
-def _measured(bundle: Bundle, backend: str, cuda: Cuda) -> dict[str, Any]:
+def _measured(bundle: Bundle, model: str, backend: str, cuda: Cuda) -> dict[str, Any]:
     """One backend's figures, or why there are none; what fails is part of the report."""
     if backend != "cuda" and not installed(backend):
         return {"not_run": "not installed"}
@@ -106,7 +107,7 @@ def _measured(bundle: Bundle, backend: str, cuda: Cuda) -> dict[str, Any]:
             "build_seconds": round(built, 1),
             "parity": parity,
             "stages_ms": _stages(bundle, backend),
-            **_pictures(bundle, backend, cuda),
+            **_pictures(bundle, backend, cuda, STEPS[model]),
         }
     except CalotypeError as error:
         return {"failed": str(error)}
@@ -142,10 +143,10 @@ def _timed(call: Callable[[], Any]) -> dict[str, float]:
     return {"median": round(statistics.median(times), 3), "min": round(min(times), 3), "max": round(max(times), 3)}
 
 
-def _pictures(bundle: Bundle, backend: str, cuda: Cuda) -> dict[str, Any]:
+def _pictures(bundle: Bundle, backend: str, cuda: Cuda, steps: int) -> dict[str, Any]:
     """Whole pictures, their memory, and how far the first is from the CPU's (for talbot; others take hours there)."""
     before = cuda.free_memory()
-    settings: dict[str, Any] = {"seed": SEED, "num_inference_steps": STEPS, "output_type": "np"}
+    settings: dict[str, Any] = {"seed": SEED, "num_inference_steps": steps, "output_type": "np"}
     with Pipeline.load(bundle.path, backend) as pipeline:
         run = pipeline._denoiser._unet.run
         inside: list[float] = []
@@ -158,12 +159,12 @@ def _pictures(bundle: Bundle, backend: str, cuda: Cuda) -> dict[str, Any]:
         picture = _timed(lambda: pipeline("a lighthouse at dusk", **settings))
         pipeline._denoiser._unet.run = counted  # type: ignore[method-assign]
         result = pipeline("a lighthouse at dusk", **settings)
-        steps = result.timings["steps"]
+        times = result.timings["steps"]
         memory = before - cuda.free_memory()
     figures = {
         "picture_ms": picture,
-        "step_ms": round(statistics.median(steps) * 1e3, 3),
-        "host_us_per_step": round(statistics.median(a - b for a, b in zip(steps, inside, strict=True)) * 1e6, 1),
+        "step_ms": round(statistics.median(times) * 1e3, 3),
+        "host_us_per_step": round(statistics.median(a - b for a, b in zip(times, inside, strict=True)) * 1e6, 1),
         "gpu_memory_mib": round(memory / 2**20),
     }
     if bundle.manifest.name == "talbot":
@@ -203,8 +204,12 @@ def _pytorch(model: str, bundle: Bundle) -> dict[str, Any]:
     return found
 
 
-def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+def _output(*command: str) -> str | None:
+    """None where there is no such program, or it fails: a copy has no history, a container perhaps no nvidia-smi."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _version(distribution: str) -> str | None:

@@ -157,7 +157,7 @@ def state_needs(bundle: Bundle, backend: str, jobs: Sequence[_Job], gpu: Gpu | N
     Raises:
         BuildError: the disk, or the GPU they are built on, clearly lacks it.
     """
-    files, weights, largest = bundle.manifest.files, 0, 0
+    files, weights, largest, alone = bundle.manifest.files, 0, 0, 0
     for job in jobs:
         # A graph that computes in float32 may hold its fp16 weights so.
         size = sum(files[path].size for path in job.weights) * (2 if job.precision == "float32" else 1)
@@ -169,19 +169,22 @@ def state_needs(bundle: Bundle, backend: str, jobs: Sequence[_Job], gpu: Gpu | N
             f"{job.network}: {job.precision}, weights at most {_mib(size)}, "
             f"activations about {_mib(most)} at the largest shape"
         )
-        weights, largest = weights + size, max(largest, most)
+        weights, largest, alone = weights + size, max(largest, most), max(alone, size + most)
     disk = weights + KERNELS * len(jobs)
     free = shutil.disk_usage(cache_folder()).free
-    say(f"disk: about {_mib(disk)}, {_mib(free)} are free; GPU memory to run: about {_mib(weights + largest)}")
+    say(
+        f"disk: about {_mib(disk)}, {_mib(free)} are free; GPU memory to run: about {_mib(weights + largest)}, "
+        f"with --low-memory {_mib(alone)}"
+    )
     say(_expected_time(backend, weights))
     if disk > free:
         raise BuildError(
             f"{cache_folder()} has {_mib(free)} free and the plans need about {_mib(disk)}; "
             "free some space with calotype build --clean, or set CALOTYPE_CACHE"
         )
-    if gpu is not None and weights + largest > gpu.memory:
+    if gpu is not None and alone > gpu.memory:
         raise BuildError(
-            f"{gpu.name} has {_mib(gpu.memory)} of memory and the plans need about {_mib(weights + largest)}; "
+            f"{gpu.name} has {_mib(gpu.memory)} of memory and the largest plan alone needs about {_mib(alone)}; "
             "use smaller profiles: --batch, --height, --width or --static"
         )
 
@@ -278,7 +281,10 @@ def _timing_cache(library: Library, config: Any, gpu: Gpu | None) -> Iterator[No
         return
     name = f"{library.name}-{library.version}-{gpu.identity.replace(' ', '_')}.timing"
     with kept_file(cache_folder() / name) as (data, replace):
-        config.set_timing_cache(config.create_timing_cache(data), ignore_mismatch=False)
+        # A file that is refused, as another library's would be, is made anew.
+        known = config.create_timing_cache(data)
+        if known is None or not config.set_timing_cache(known, ignore_mismatch=False):
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         yield
         replace(config.get_timing_cache().serialize())
 

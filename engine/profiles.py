@@ -138,7 +138,7 @@ def network_shapes(profile: Profile, spec: ModelSpec, manifest: Manifest) -> Sha
         InputError: a size is no multiple of the model's downscale, or the graph has a symbol no profile speaks of.
     """
     length = max((tokenizer.max_length for tokenizer in manifest.tokenizers.values()), default=1)
-    one_shape = len({profile.batch.min, profile.batch.max}) == 1 and profile.height.min == profile.height.max
+    one_shape = all(item.min == item.max for item in (profile.batch, profile.height, profile.width))
     ranges = {
         "rows": profile.batch,
         # A prompt is encoded alone and a picture decoded alone, so that neither depends on what is beside it; and

@@ -20,6 +20,7 @@ from calotype.runtime.bundle import Bundle
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
 from calotype.runtime.plans import cache_folder, describe_plan, list_plans
 from calotype.runtime.sessions import libraries
+from calotype.runtime.sessions.cuda import Gpu
 from calotype.runtime.sessions.libraries import Library, load_library
 
 
@@ -44,10 +45,10 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
         load_library("tensorrt")
 
 
-def test_every_network_of_a_bundle_builds(library: Library, tiny_bundle: Path) -> None:
-    bundle, lines, phases = Bundle.open(tiny_bundle), [], []
+def test_every_network_of_talbot_builds(library: Library) -> None:
+    bundle, lines, phases = Bundle.open("talbot"), [], []
     plans = build_bundle(bundle, backend="tensorrt-rtx", say=lines.append, progress=lambda _, part: phases.append(part))
-    assert set(plans) == set(bundle.manifest.networks)
+    assert set(plans) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
     assert phases
     assert all(0 < part <= 1 for part in phases)
     for name, path in plans.items():
@@ -83,6 +84,15 @@ def test_what_the_bundle_lacks_is_named(tiny_bundle: Path) -> None:
 def test_a_full_disk_is_refused_before_the_build(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("calotype.engine.build.KERNELS", 1 << 60)
     with pytest.raises(BuildError, match="free some space"):
+        build_bundle(Bundle.open(tiny_bundle), backend="tensorrt-rtx")
+    assert list_plans() == []
+
+
+@pytest.mark.usefixtures("library")
+def test_a_gpu_too_small_for_the_largest_network_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(name="Small", capability="sm80", driver="13000", memory=1 << 20)
+    monkeypatch.setattr("calotype.engine.build._gpu", lambda *_: gpu)
+    with pytest.raises(BuildError, match="Small has 1 MiB of memory and the largest plan alone needs"):
         build_bundle(Bundle.open(tiny_bundle), backend="tensorrt-rtx")
     assert list_plans() == []
 

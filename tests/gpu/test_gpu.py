@@ -40,7 +40,10 @@ def test_a_picture_equals_the_cpus(backend: str) -> None:
         got = pipeline("a red apple, noto style", **settings).images[0]  # type: ignore[arg-type]
         again = pipeline("a red apple, noto style", **settings).images[0]  # type: ignore[arg-type]
     assert psnr(wanted, got) >= 35
-    np.testing.assert_array_equal(got, again)
+    if backend == "cuda":  # its GroupNorm adds in any order
+        assert psnr(got, again) >= 50
+    else:
+        np.testing.assert_array_equal(got, again)
 
 
 def test_low_memory_draws_the_same(backend: str) -> None:
