@@ -89,11 +89,11 @@ def test_a_full_disk_is_refused_before_the_build(tiny_bundle: Path, monkeypatch:
 
 
 @pytest.mark.usefixtures("library")
-def test_a_gpu_too_small_for_the_largest_network_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_too_small_for_the_largest_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu(name="Small", capability="sm80", driver="13000", memory=1 << 20)
     monkeypatch.setattr("calotype.engine.build._gpu", lambda *_: gpu)
     with pytest.raises(BuildError, match="Small has 1 MiB of memory and the largest plan alone needs"):
-        build_bundle(Bundle.open(tiny_bundle), backend="tensorrt-rtx")
+        build_bundle(Bundle.open("talbot"), backend="tensorrt-rtx")
     assert list_plans() == []
 
 
