@@ -75,7 +75,9 @@ FILE = click.Path(path_type=Path)
 @click.option("--mask", type=FILE, help="A picture of its size, white where to draw; the rest comes back exactly.")
 @click.option("--feather", type=int, default=0, help="Pixels inside the mask over which the two fade.")
 @click.option("--steps", type=int, help="Denoising steps.  [default: the model's]")
-@click.option("--scheduler", help="Its name; an unknown one lists them.  [default: the model's]")
+@click.option(
+    "--scheduler", help="ddim, euler, euler-a, dpmpp-2m, unipc, …; an unknown one lists all.  [default: the model's]"
+)
 @click.option(
     "--sigmas",
     type=Numbers(names=True),

@@ -68,6 +68,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _failed(error, 2)
     except CalotypeError as error:
         return _failed(error, 1)
+    except MemoryError:
+        return _failed("there is not enough memory; use a smaller size, fewer images, --vae-tiling or --low-memory", 1)
     except click.Abort:
         raise KeyboardInterrupt from None
     except OSError as error:
@@ -81,7 +83,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(message: object, code: int) -> int:
-    click.echo(f"calotype: {message}", err=True)
+    one_line = " ".join(str(message).split())  # what libraries say, and it quotes, can be several
+    click.echo(f"calotype: {one_line}", err=True)
     return code
 
 

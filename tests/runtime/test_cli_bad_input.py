@@ -19,7 +19,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from calotype.runtime.cli.main import run
+from calotype.runtime.errors import BackendError
 from calotype.runtime.manifest import FileRecord
+from calotype.runtime.pipeline import Pipeline
 
 # One line for a command: its exit code, and what it has to say on stderr.
 Refused = Callable[..., None]
@@ -227,6 +229,27 @@ def test_additions(tiny_bundle: Path, tmp_path: Path, refused: Refused) -> None:
 def test_files_of_settings(tiny_bundle: Path, tmp_path: Path, refused: Refused, settings: str, message: str) -> None:
     (tmp_path / "a.toml").write_text(settings)
     refused(2, message, "generate", "a", "--model", tiny_bundle, "--config", "a.toml")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            BackendError("ONNX Runtime failed:\n\tFailed to allocate memory\n"),
+            "ONNX Runtime failed: Failed to allocate",
+        ),
+        (MemoryError(), "there is not enough memory; use a smaller size, fewer images, --vae-tiling or --low-memory"),
+        (PermissionError(13, "Permission denied", "unet.safetensors"), "unet.safetensors: Permission denied"),
+    ],
+)
+def test_what_goes_wrong_underneath(
+    monkeypatch: pytest.MonkeyPatch, refused: Refused, error: Exception, message: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Pipeline, "load", fail)
+    refused(1, message, "generate", "a")
 
 
 def test_targets(tiny_bundle: Path, tmp_path: Path, refused: Refused) -> None:
