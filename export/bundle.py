@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from calotype.export.checkpoint import Checkpoint
-from calotype.export.graphs import GraphPlan, max_clip_skip, plans, tokenizer_spec
+from calotype.export.graphs import GraphPlan, by_component, max_clip_skip, plans, tokenizer_spec
 from calotype.export.parity import check, run_graph, run_module
 from calotype.export.partial import PartialBundle
 from calotype.export.precision import find_islands, measure, run_float16, write_float16
 from calotype.export.sources import load_checkpoint
 from calotype.export.tracing import OPSET, write_graph
-from calotype.export.weights import write_weights
+from calotype.export.weights import to_float32, write_weights
 from calotype.runtime.errors import CheckpointError, ExportError, InputError
 from calotype.runtime.manifest import MANIFEST_NAME, Defaults, Manifest, TokenizerSpec, VaeSpec
 from calotype.runtime.parity import Outputs
@@ -97,12 +97,9 @@ def _write_components(
     checkpoint: Checkpoint, partial: PartialBundle, precision: str, progress: Progress
 ) -> tuple[dict[str, ModelSpec], dict[str, Any]]:
     """The networks of all components and their parity reports; what a former run finished is not made again."""
-    components: dict[str, list[GraphPlan]] = {}
-    for plan in plans(checkpoint):
-        components.setdefault(plan.component, []).append(plan)
     networks: dict[str, ModelSpec] = {}
     parity: dict[str, Any] = {}
-    for component, own in components.items():
+    for component, own in by_component(plans(checkpoint)).items():
         module = getattr(checkpoint, component)
         key = _key(module, own, precision)
         report = partial.take_up(component, key)
@@ -110,6 +107,7 @@ def _write_components(
             plan.network: plan.spec(("float32", "float16") if precision == "fp16" else ("float32",)) for plan in own
         }
         if report is None:
+            to_float32(module)
             report = _write_component(module, own, specs, partial.folder, precision, progress)
             files = {path for spec in specs.values() for path in (*spec.graphs.values(), *spec.weights)}
             partial.finish(component, key, sorted(files), report)

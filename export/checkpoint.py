@@ -16,7 +16,7 @@ from calotype.runtime.errors import CheckpointError, UnsupportedArchitectureErro
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Components in float32, and what the manifest needs to know of them.
+    """Components as they are stored, and what the manifest needs to know of them.
 
     ``family`` is sd1, sd2 or sdxl, or vae for an autoencoder alone, which has no other component, no tokenizer and an
     empty ``scheduler``. ``sample_size`` is the latents' height and width that the UNet was trained with. ``source``

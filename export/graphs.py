@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +132,14 @@ def plans(checkpoint: Checkpoint) -> list[GraphPlan]:
     if checkpoint.unet is not None:
         found.append(_unet(checkpoint.unet))
     return found + _vae(checkpoint.vae)
+
+
+def by_component(plans: Iterable[GraphPlan]) -> dict[str, list[GraphPlan]]:
+    """The graphs that read the weights of each component."""
+    components: dict[str, list[GraphPlan]] = {}
+    for plan in plans:
+        components.setdefault(plan.component, []).append(plan)
+    return components
 
 
 def tokenizer_spec(name: str, tokenizer: Tokenizer, max_length: int) -> TokenizerSpec:

@@ -59,7 +59,7 @@ def measure(graph: Path, cases: Cases) -> dict[str, Gauge]:
     worst = np.zeros((len(names), 2))
     with tempfile.NamedTemporaryFile(dir=graph.parent, prefix=".gauges.", suffix=".onnx") as file:
         ir.save(model, file.name)
-        outputs = run_graph(Path(file.name), cases, optimized=False)
+        outputs = run_graph(Path(file.name), cases)
     for (readings,) in outputs.values():
         into, out, moved = readings.reshape(-1, 3).astype(np.float64).T
         errors = moved / np.maximum(out, np.finfo(np.float32).tiny)
@@ -139,7 +139,7 @@ def run_float16(graph: Path, islands: Collection[str], cases: Cases) -> Outputs:
     """What :func:`write_rounded` gives for ``cases``."""
     with tempfile.NamedTemporaryFile(dir=graph.parent, prefix=".rounded.", suffix=".onnx") as file:
         write_rounded(graph, islands, Path(file.name))
-        return run_graph(Path(file.name), cases, optimized=False)
+        return run_graph(Path(file.name), cases)
 
 
 class _Casts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,13 +15,14 @@ from calotype.export.checkpoint import Checkpoint
 from calotype.export.models.autoencoder import Autoencoder
 from calotype.export.models.clip import TextEncoder
 from calotype.export.models.unet import UNet
+from calotype.export.pickles import read_pickle
 from calotype.export.prediction_type import PREDICTS_NOISE, likeness_to_noise
 from calotype.export.single_file_configs import Part, clip_config, openclip_config, unet_config, vae_config
 from calotype.export.single_file_families import FAMILIES, OTHERS, STRAYS, UNET, VAE, Family
 from calotype.export.single_file_keys import openclip_table, unet_table, vae_table
 from calotype.export.tokenizer import Tokenizer
-from calotype.export.weights import listed, load_module, read_safetensors
-from calotype.runtime.errors import CheckpointError, UnsupportedArchitectureError
+from calotype.export.weights import listed, load_module, read_safetensors, to_float32
+from calotype.runtime.errors import CheckpointError, InputError, UnsupportedArchitectureError
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ MODELSPEC_PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}
 
 
 def load_from_standard_weights(path: Path, *, ema: bool = False, prediction_type: str | None = None) -> Checkpoint:
-    """Load an original Stable Diffusion 1.x, 2.x or XL file.
+    """Load an original Stable Diffusion 1.x, 2.x or XL file, or an autoencoder of theirs alone.
 
     Args:
         path: the file.
@@ -44,15 +44,26 @@ def load_from_standard_weights(path: Path, *, ema: bool = False, prediction_type
     Raises:
         CheckpointError: it cannot be read, holds more than tensors, or its tensors are not exactly the family's.
         UnsupportedArchitectureError: it is of another family.
+        InputError: averaged weights of an autoencoder alone.
     """
     everything, metadata = _read(path)
+    card = {"license": metadata["modelspec.license"]} if "modelspec.license" in metadata else {}
+    source = {"layout": "single-file", "name": path.stem}
+    alone = _autoencoder_alone(everything)
+    if alone is not None:
+        if ema:
+            raise InputError(
+                f"{path} is an autoencoder alone, whose averaged weights are not read; export without --ema"
+            )
+        return Checkpoint(family="vae", vae=_vae_of_unknown_scale(everything, alone, path), card=card, source=source)
     family = _recognised(everything, path)
-    state = _without_strays(everything, family)
+    state = _without_strays(everything, (UNET, VAE, *family.text_encoders))
     towers = [_text_encoder(Part(prefix, state), family) for prefix in family.text_encoders]
     tokenizers = [Tokenizer.clip(pad_token) for pad_token in family.pad_tokens]
     unet = _unet(Part(UNET, _averaged(everything, path) if ema else state), family, towers[-1])
     vae_part = Part(VAE, state)
-    vae = vae_config(vae_part, scaling_factor=family.scaling_factor)
+    if not vae_part:
+        raise CheckpointError(f"{path} has no autoencoder; fetch this model with its autoencoder (VAE) baked in")
     prediction = prediction_type or _prediction_type(everything, metadata)
     if prediction is None:
         prediction = _measured_prediction_type(towers[0], unet, path) if family.name == "sd2" else "epsilon"
@@ -61,7 +72,7 @@ def load_from_standard_weights(path: Path, *, ema: bool = False, prediction_type
         text_encoder=towers[0],
         text_encoder_2=towers[1] if len(towers) > 1 else None,
         unet=unet,
-        vae=load_module(Autoencoder, vae, vae_part, "autoencoder", vae_table(vae)),
+        vae=_vae(vae_part, family.scaling_factor),
         tokenizer=tokenizers[0],
         tokenizer_2=tokenizers[1] if len(tokenizers) > 1 else None,
         scheduler={
@@ -69,38 +80,22 @@ def load_from_standard_weights(path: Path, *, ema: bool = False, prediction_type
             "prediction_type": prediction,
             "rescale_betas_zero_snr": "ztsnr" in everything,
         },
-        card={"license": metadata["modelspec.license"]} if "modelspec.license" in metadata else {},
+        card=card,
         sample_size=96 if family.name == "sd2" and prediction == "v_prediction" else family.sample_size,
         force_zeros_for_empty_prompt=family.name == "sdxl",
-        source={"layout": "single-file", "name": path.stem},
+        source=source,
     )
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     """The tensors and the metadata of a file."""
     if path.suffix == ".ckpt":
-        return _read_pickle(path), {}
+        return read_pickle(path), {}
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path} is of an unknown kind; valid: a folder, {', '.join(SUFFIXES)}")
     state = read_safetensors(path)
     with safe_open(path, framework="pt") as file:
         return state, file.metadata() or {}
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """Unpickle tensors and plain values; whatever else a pickle asks for is never called."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # what is no pickle, or half of one, can raise anything
-        needed = re.search(r"GLOBAL (\S+)", str(error))
-        if needed is None:
-            raise CheckpointError(f"{path} cannot be read ({type(error).__name__}); download it again") from error
-        raise CheckpointError(
-            f"{path} holds more than tensors, {needed[1]}, which could run code; "
-            "fetch this model as .safetensors, or convert it where you can trust it"
-        ) from error
-    state = saved.get("state_dict", saved) if isinstance(saved, dict) else {}
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _recognised(state: Mapping[str, Tensor], path: Path) -> Family:
@@ -117,11 +112,18 @@ def _recognised(state: Mapping[str, Tensor], path: Path) -> Family:
     )
 
 
-def _without_strays(state: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
-    """The components' tensors; one that belongs to none, and is no known stray, is an error."""
+def _autoencoder_alone(state: Mapping[str, Tensor]) -> str | None:
+    """What the names of an autoencoder begin with in a file that has no UNet; None for any other file."""
+    if any(name.startswith(UNET) for name in state):
+        return None
+    return next((prefix for prefix in ("", VAE) if f"{prefix}decoder.mid.block_1.conv1.weight" in state), None)
+
+
+def _without_strays(state: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors of components under ``prefixes``; one of none, that is no known stray, is an error."""
     strays = re.compile("|".join(STRAYS))
     kept = {name: tensor for name, tensor in state.items() if not strays.fullmatch(name)}
-    strangers = sorted(name for name in kept if not name.startswith((UNET, VAE, *family.text_encoders)))
+    strangers = sorted(name for name in kept if not name.startswith(prefixes))
     if strangers:
         raise CheckpointError(f"the file has {len(strangers)} unexpected tensors: {listed(strangers)}")
     return kept
@@ -146,6 +148,24 @@ def _unet(part: Part, family: Family, last_tower: TextEncoder) -> UNet:
     pooled_width = last_tower.config.projection_dim if last_tower.config.with_projection else None
     config = unet_config(part, heads=family.heads, pooled_width=pooled_width)
     return load_module(UNet, config, part, "UNet", unet_table(config))
+
+
+def _vae(part: Part, scaling_factor: float) -> Autoencoder:
+    config = vae_config(part, scaling_factor=scaling_factor)
+    return load_module(Autoencoder, config, part, "autoencoder", vae_table(config))
+
+
+def _vae_of_unknown_scale(state: Mapping[str, Tensor], prefix: str, path: Path) -> Autoencoder:
+    """Autoencoders of SD 1.x, 2.x and XL are of one shape, and their latents of two scales."""
+    usual, xl = FAMILIES[0].scaling_factor, FAMILIES[-1].scaling_factor
+    logger.warning(
+        "%s does not say the scale of its latents, which is taken for %s, that of Stable Diffusion 1.x and 2.x; "
+        "SDXL's is %s: export such an autoencoder from its folder in diffusers' layout, which says it",
+        path.name,
+        usual,
+        xl,
+    )
+    return _vae(Part(prefix, _without_strays(state, (prefix,))), usual)
 
 
 def _text_encoder(part: Part, family: Family) -> TextEncoder:
@@ -191,6 +211,8 @@ def _measured_prediction_type(tower: TextEncoder, unet: UNet, path: Path) -> str
     """SD 2.x models of 768 pixels predict velocity, the others noise, and their tensors are alike."""
     ids = torch.zeros(1, tower.config.max_position_embeddings, dtype=torch.int64)  # padded with "!", which is 0
     ids[:, :2] = torch.tensor([CLIP_VOCABULARY - 2, CLIP_VOCABULARY - 1])
+    to_float32(tower)
+    to_float32(unet)
     with torch.no_grad():
         context, _, _ = tower(ids)
     likeness = likeness_to_noise(unet, context)

@@ -80,7 +80,9 @@ OTHERS = {
     "control_model.": "a ControlNet",
     "lora_unet_": "a LoRA, which is given to calotype generate beside a model",
     "lora_te": "a LoRA, which is given to calotype generate beside a model",
-    "decoder.": "an autoencoder alone, which is read from a folder in diffusers' layout",
+    "encoder.layers.": "a tiny autoencoder in diffusers' layout, which is read from the folder with its config.json",
+    "3.conv.": "half of a tiny autoencoder (TAESD), which is read whole, from a folder in diffusers' layout",
+    "decoder.": "an autoencoder alone in diffusers' layout, which is read from the folder with its config.json",
     "down_blocks.": "one component in diffusers' layout, which is read from the folder with the model_index.json",
     UNET: "a UNet without its text encoders",
 }
@@ -94,7 +96,7 @@ STRAYS = (
     # Averaged weights, taken on request.
     r"(first_stage_model\.)?model_ema\..*",
     # The discriminator that the autoencoder was trained against.
-    r"first_stage_model\.loss\..*",
+    r"(first_stage_model\.)?loss\..*",
     # The image half of CLIP, what ties the two halves, and buffers of old versions.
     r"(cond_stage_model|conditioner\.embedders\.\d)\.((transformer|model)\.)?"
     r"(logit_scale|attn_mask|text_model\.embeddings\.position_ids|embeddings\.position_ids)",

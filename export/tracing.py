@@ -6,6 +6,7 @@ for. Nothing that reads a weight is folded, since the folded constant would be a
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from pathlib import Path
@@ -62,6 +63,8 @@ def write_graph(plan: GraphPlan, weights: Path, path: Path) -> None:
         if value.name in specs:
             value.shape = ir.Shape(list(specs[value.name].shape))
     ir.save(model, path)
+    del program
+    gc.collect()  # the exporter leaves cycles behind that hold the module's weights
 
 
 def _dynamic(spec: TensorSpec) -> dict[int, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from calotype.export.bundle import PRECISIONS
-from calotype.export.graphs import plans
+from calotype.export.graphs import by_component, plans
 from calotype.export.parity import check, run_graph, run_module
 from calotype.export.precision import run_float16
 from calotype.export.sources import load_checkpoint
@@ -25,20 +25,24 @@ def verify_against(bundle: Bundle, source: str) -> Iterator[tuple[str, Figures]]
         CheckpointError: ``source`` cannot be read.
     """
     manifest = bundle.manifest
-    made = {plan.network: plan for plan in plans(load_checkpoint(source))}
+    checkpoint = load_checkpoint(source)
+    made = {plan.network: plan for plan in plans(checkpoint)}
     networks = manifest.networks
     specs = {name: plan.spec(tuple(networks[name].graphs)) for name, plan in made.items() if name in networks}
     if made.keys() != networks.keys() or specs != networks:
         raise ExportError(f"{source} has not the networks of {bundle.path}; give the checkpoint it was exported from")
-    for network, plan in made.items():
-        # As the bundle stores the weights.
-        plan.module.to(PRECISIONS[manifest.precision]).float()
-        tried = plan.cases()
-        reference = run_module(plan, tried)
-        graphs = {precision: bundle.path / path for precision, path in specs[network].graphs.items()}
-        outputs = {"float32": run_graph(graphs["float32"], tried)}
-        if "float16" in graphs:
-            islands = manifest.parity[network]["float16"]["float32_islands"]
-            outputs["float16"] = run_float16(graphs["float32"], islands, tried)
-        for precision, got in outputs.items():
-            yield f"{network}, {precision} against PyTorch", check(plan, precision, graphs[precision], got, reference)
+    for component, own in by_component(made.values()).items():
+        module = getattr(checkpoint, component)
+        module.to(PRECISIONS[manifest.precision]).float()  # as the bundle stores the weights
+        references = {plan.network: run_module(plan, plan.cases()) for plan in own}
+        module.to("meta")  # its memory is ONNX Runtime's now
+        for plan in own:
+            network, tried = plan.network, plan.cases()
+            graphs = {precision: bundle.path / path for precision, path in specs[network].graphs.items()}
+            outputs = {"float32": run_graph(graphs["float32"], tried)}
+            if "float16" in graphs:
+                islands = manifest.parity[network]["float16"]["float32_islands"]
+                outputs["float16"] = run_float16(graphs["float32"], islands, tried)
+            for precision, got in outputs.items():
+                figures = check(plan, precision, graphs[precision], got, references[network])
+                yield f"{network}, {precision} against PyTorch", figures

@@ -74,15 +74,16 @@ def load_module(
     what: str,
     table: Mapping[str, str] | None = None,
 ) -> Module:
-    """``build(config)`` in float32, ready for inference, with the weights in ``state``, which must be exactly its own.
+    """``build(config)``, ready for inference, with the weights in ``state``, which must be exactly its own.
 
-    ``table`` maps the beginnings of the module's names to those of another layout, which ``state`` is in.
+    They are those very tensors, as they are stored and mapped from their file; :func:`to_float32` makes them numbers to
+    compute with. ``table`` maps the beginnings of the module's names to those of another layout, which ``state`` is in.
 
     Raises:
         CheckpointError: listing what is missing, unexpected or mis-shaped, under the names of ``state``.
     """
     with torch.device("meta"):
-        module = build(config)
+        module = build(config).requires_grad_(False)
     keys = {name: renamed(name, table or {}) for name in module.state_dict()}
     expected = {keys[name]: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     given = _modernised(state, expected)
@@ -91,8 +92,14 @@ def load_module(
         raise CheckpointError(
             f"the {what}'s weights do not match its configuration: {differences}; fetch the checkpoint again"
         )
-    module.load_state_dict({name: given[key].float() for name, key in keys.items()}, assign=True)
+    module.load_state_dict({name: given[key] for name, key in keys.items()}, assign=True)
     return module.eval()
+
+
+def to_float32(module: nn.Module) -> None:
+    """Give ``module`` float32 weights of its own: contiguous, shared with nothing, one after another."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 def _modernised(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -134,16 +141,19 @@ def renamed(name: str, table: Mapping[str, str]) -> str:
 
 
 def write_weights(module: nn.Module, path: Path, dtype: torch.dtype) -> None:
-    """Write the module's state dict in ``dtype``, and round the module's own weights to it."""
-    state = {name: tensor.to(dtype).contiguous() for name, tensor in module.state_dict().items()}
-    for name, tensor in state.items():
-        if not torch.isfinite(tensor).all():
+    """Write the state dict of a float32 module in ``dtype``, and round the module's own weights to it."""
+    for name, tensor in module.state_dict().items():
+        extremes = torch.stack(torch.aminmax(tensor))
+        if not extremes.isfinite().all():
+            raise CheckpointError(f"{name} has values that are not finite; the checkpoint is broken, fetch it again")
+        if not extremes.to(dtype).isfinite().all():
             raise CheckpointError(f"{name} has values that {dtype} cannot hold; export with --precision fp32")
-    module.load_state_dict(state)
+    module.to(dtype)
     try:
-        save_file(state, path, {"format": "pt"})
+        save_file(module.state_dict(), path, {"format": "pt"})
     except (SafetensorError, OSError) as error:
         raise ExportError(f"{path.name} cannot be written: {error}; make room or choose another folder") from error
+    module.float()
 
 
 def locate(path: Path) -> dict[str, Location]:

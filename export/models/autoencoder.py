@@ -33,10 +33,12 @@ class AutoencoderConfig(ModelConfig):
     use_post_quant_conv: bool = True
     scaling_factor: float = 0.18215
     shift_factor: float | None = None
-    latents_mean: tuple[float, ...] | None = None
-    latents_std: tuple[float, ...] | None = None
 
-    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {"act_fn": ("silu", "swish")}
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "act_fn": ("silu", "swish"),
+        "latents_mean": (None,),
+        "latents_std": (None,),
+    }
     # force_upcast says that fp16 overflows in this VAE. Exports measure that instead of believing it.
     ignored: ClassVar[frozenset[str]] = frozenset({"sample_size", "force_upcast", "down_block_types", "up_block_types"})
 

@@ -140,7 +140,13 @@ def test_whole_precision_is_taken_where_both_variants_are(copied: Maker) -> None
     (source / f"{WEIGHTS}.safetensors").unlink()
     unet = load_checkpoint(source.parent).unet
     assert unet is not None
-    assert torch.equal(unet.conv_in.weight, state["conv_in.weight"].half().float())
+    assert torch.equal(unet.conv_in.weight, state["conv_in.weight"].half())
+
+
+def test_what_transformers_4_wrote_into_every_configuration_is_passed_over(copied: Maker) -> None:
+    source = copied("sd1")
+    edit(source / "text_encoder" / "config.json", temperature=1.0, pruned_heads={}, use_bfloat16=False, top_k=50)
+    assert load_checkpoint(source).family == "sd1"
 
 
 @pytest.mark.parametrize("component", ["unet", "text_encoder"])
@@ -232,6 +238,7 @@ def test_clips_own_tokenizer_is_the_recorded_one(tmp_path: Path) -> None:
             "UNet3DConditionModel.*supported: UNet2DCondition",
         ),
         ("unet/config.json", {"norm_num_groups": 7}, "norm_num_groups=7 does not divide the channels"),
+        ("vae/config.json", {"latents_mean": [0.1] * 4}, r"latents_mean=\[0\.1, .* is not supported; supported: None"),
         ("vae/config.json", {"_class_name": "VQModel"}, "VQModel.*supported: AutoencoderKL, AutoencoderTiny"),
         ("text_encoder/config.json", {"architectures": ["T5EncoderModel"]}, "T5EncoderModel.*supported: CLIPTextModel"),
         ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act='relu'"),

@@ -114,14 +114,16 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_every_graph_equals_its_module_in_both_precisions(written: tuple[list[GraphPlan], Path]) -> None:
     made, folder = written
+    errors = []
     for plan in made:
         graph, cases = folder / f"{plan.network}.onnx", plan.cases()
         expected = run_module(plan, cases)
-        assert check(plan, "float32", graph, run_graph(graph, cases), expected).max_relative > 0
+        errors.append(check(plan, "float32", graph, run_graph(graph, cases), expected).max_relative)
         islands = find_islands(graph, measure(graph, cases))
         write_float16(graph, islands, folder / f"{plan.network}.fp16.onnx")
         run_graph(folder / f"{plan.network}.fp16.onnx", cases)
         assert 1e-5 < check(plan, "float16", graph, run_float16(graph, islands, cases), expected).max_relative < 0.02
+    assert max(errors) > 0  # a convolution alone can be the same in both
 
 
 def test_names_and_shapes_are_the_plan_s(written: tuple[list[GraphPlan], Path]) -> None:

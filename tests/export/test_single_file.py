@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ from calotype.export.models.unet import UNet, UNetConfig
 from calotype.export.prediction_type import likeness_to_noise
 from calotype.export.single_file_configs import Part, openclip_config, unet_config, vae_config
 from calotype.export.sources import load_checkpoint
+from calotype.export.weights import to_float32
 from calotype.runtime.errors import CheckpointError, InputError, UnsupportedArchitectureError
 from tests.export.original_layout import original_openclip, original_unet, original_vae
 
@@ -298,6 +301,8 @@ def test_an_unknown_prediction_type_names_the_valid_ones(single_file: Maker) -> 
         (["decoder.conv_in.weight"], "an autoencoder alone"),
         (["model.diffusion_model.out.0.bias"], "a UNet without its text encoders"),
         (["down_blocks.0.resnets.0.norm1.bias"], "one component in diffusers' layout"),
+        (["encoder.layers.0.weight", "decoder.layers.0.weight"], "a tiny autoencoder in diffusers' layout"),
+        (["1.weight", "3.conv.0.weight"], r"half of a tiny autoencoder \(TAESD\)"),
     ],
 )
 def test_another_kind_of_file_is_refused_by_name(tmp_path: Path, names: list[str], what: str) -> None:
@@ -318,6 +323,39 @@ def test_a_vocabulary_smaller_than_clips_is_refused(changed: Callable[..., Path]
     name = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
     with pytest.raises(UnsupportedArchitectureError, match="knows 50 tokens; a single file carries no tokenizer"):
         load_checkpoint(changed("sd1", {name: torch.ones(50, 64)}))
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_an_autoencoder_alone(
+    folder: Maker, single_file: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture, prefix: str
+) -> None:
+    """As ``vae-ft-mse-840000-ema-pruned`` is spelt, and as it lies in a whole checkpoint."""
+    state = {
+        prefix + name.removeprefix("first_stage_model."): tensor
+        for name, tensor in load_file(single_file("sd1")).items()
+        if name.startswith("first_stage_model.")
+    }
+    state[f"{prefix}loss.logvar"] = torch.zeros(())
+    torch.save({"state_dict": state}, tmp_path / "vae.ckpt")
+    with caplog.at_level(logging.WARNING, "calotype"):
+        checkpoint = load_checkpoint(tmp_path / "vae.ckpt")
+    assert "taken for 0.18215, that of Stable Diffusion 1.x and 2.x; SDXL's is 0.13025" in caplog.text
+    assert (checkpoint.family, checkpoint.unet, checkpoint.source["name"]) == ("vae", None, "vae")
+    expected = load_checkpoint(folder("sd1")).vae
+    assert checkpoint.vae.config == expected.config
+    assert all(torch.equal(tensor, checkpoint.vae.state_dict()[name]) for name, tensor in expected.state_dict().items())
+    with pytest.raises(InputError, match="is an autoencoder alone, whose averaged weights are not read"):
+        load_checkpoint(tmp_path / "vae.ckpt", ema=True)
+    torch.save({"state_dict": state | {f"{prefix}decoder.more": torch.ones(1)}}, tmp_path / "vae.ckpt")
+    with pytest.raises(CheckpointError, match=r"1 unexpected: decoder\.more"):
+        load_checkpoint(tmp_path / "vae.ckpt")
+
+
+def test_a_file_without_its_autoencoder(single_file: Maker, tmp_path: Path) -> None:
+    state = {name: value for name, value in load_file(single_file("sd1")).items() if "first_stage" not in name}
+    save_file(state, tmp_path / "pruned.safetensors")
+    with pytest.raises(CheckpointError, match=r"pruned\.safetensors has no autoencoder; fetch this model with its"):
+        load_checkpoint(tmp_path / "pruned.safetensors")
 
 
 def test_a_truncated_file(single_file: Maker, tmp_path: Path) -> None:
@@ -360,6 +398,24 @@ def test_a_pickle_with_code_in_it_is_refused_and_nothing_runs(tmp_path: Path, zi
     assert canary.exists()  # so the canary would have sung
 
 
+def test_what_trainers_left_beside_the_weights_is_passed_over(
+    single_file: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The originals were saved by PyTorch Lightning with its callbacks and numpy's numbers; neither is called."""
+    module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
+    checkpoint = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    module.ModelCheckpoint = checkpoint  # type: ignore[attr-defined]
+    state = load_file(single_file("sd1"))
+    beside = {"callbacks": {checkpoint: {"best_model_score": np.float64(1.5)}}, "instance": checkpoint()}
+    with monkeypatch.context() as patched:
+        for name in ("pytorch_lightning", "pytorch_lightning.callbacks", module.__name__):
+            patched.setitem(sys.modules, name, module)
+        torch.save({"state_dict": state, **beside, "epoch": 3}, tmp_path / "small.ckpt")
+    unet = load_checkpoint(tmp_path / "small.ckpt").unet
+    assert unet is not None
+    assert torch.equal(unet.conv_in.weight, state["model.diffusion_model.input_blocks.0.0.weight"])
+
+
 def test_a_broken_pickle_is_one_line(tmp_path: Path) -> None:
     whole = tmp_path / "whole.ckpt"
     torch.save({"a": torch.ones(1000)}, whole)
@@ -389,8 +445,8 @@ def test_half_precision_weights_are_the_same_numbers(single_file: Maker, tmp_pat
     save_file(state, tmp_path / "half.safetensors")
     unet = load_checkpoint(tmp_path / "half.safetensors").unet
     assert unet is not None
+    to_float32(unet)
     got = unet.conv_in.weight
-    assert got.dtype == torch.float32
     np.testing.assert_array_equal(
         got.detach().numpy(), state["model.diffusion_model.input_blocks.0.0.weight"].float().numpy()
     )

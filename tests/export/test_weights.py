@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from calotype.export.weight_files import shards, weight_names
-from calotype.export.weights import load_module, locate, read_component, renamed, write_weights
+from calotype.export.weights import load_module, locate, read_component, renamed, to_float32, write_weights
 from calotype.runtime.errors import CheckpointError, ExportError
 
 
@@ -63,6 +63,8 @@ def test_another_layout_is_read_through_its_table() -> None:
 def test_weights_of_any_precision_are_computed_in_float32(dtype: torch.dtype) -> None:
     module = load_module(Two, 3, {name: tensor.to(dtype) for name, tensor in STATE.items()}, "toy")
     assert not module.training
+    assert {tensor.dtype for tensor in module.state_dict().values()} == {dtype}  # nothing is copied before its turn
+    to_float32(module)
     for name, tensor in module.state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, STATE[name])
@@ -89,6 +91,28 @@ def test_what_float16_cannot_hold_is_named(tmp_path: Path) -> None:
     module = load_module(Two, 3, STATE | {"first.bias": torch.full((3,), 1e5)}, "toy")
     with pytest.raises(CheckpointError, match=r"first\.bias has values that torch\.float16 cannot hold; .*fp32"):
         write_weights(module, tmp_path / "toy.safetensors", torch.float16)
+
+
+def test_what_is_not_finite_is_not_blamed_on_the_precision(tmp_path: Path) -> None:
+    for value in (float("nan"), float("inf")):
+        module = load_module(Two, 3, STATE | {"first.bias": torch.full((3,), value)}, "toy")
+        with pytest.raises(
+            CheckpointError, match=r"first\.bias has values that are not finite; the checkpoint is broken"
+        ):
+            write_weights(module, tmp_path / "toy.safetensors", torch.float32)
+
+
+def test_tensors_of_any_make_become_the_module_s_own(tmp_path: Path) -> None:
+    """Files hold tensors of mixed precision, turned, repeated, and several over the same numbers."""
+    shared = torch.arange(9.0).reshape(3, 3)
+    state = {"first.weight": shared.T, "first.bias": shared[0].bfloat16(), "second.0.weight": shared[:1]}
+    module = load_module(Two, 3, state, "toy")
+    to_float32(module)
+    write_weights(module, tmp_path / "toy.safetensors", torch.float32)
+    written = load_file(tmp_path / "toy.safetensors")
+    assert all(torch.equal(written[name], tensor.float()) for name, tensor in state.items())
+    module.first.weight.zero_()
+    assert torch.equal(module.second[0].weight, torch.tensor([[0.0, 1, 2]])) and float(shared.sum()) == 36
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
