@@ -20,8 +20,9 @@ def to_tensor(pictures: np.ndarray) -> Tensor:
 def train(config: TrainingConfig) -> None:
     """Train until the budget is spent; the checkpoint is ``autoencoder.pt``."""
     torch.manual_seed(config.seed)
-    dataset = data.load(config)
-    seen, unseen = dataset.split()
+    dataset = data.load(config, config.autoencoder_groups)
+    seen, _ = dataset.split()
+    drawn = data.load(config)
     model = Autoencoder(config.autoencoder)
     begin(model, config, "vae")
     model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -37,7 +38,7 @@ def train(config: TrainingConfig) -> None:
             update(loss_of(model, crops(pictures, seen, run.rng, config), config.kl_weight))
         ema.update(run.step)
     model.load_state_dict(ema.shadow)
-    print(f"autoencoder: {run.step} steps, {psnr(model, dataset.pictures[unseen]):.2f} dB on held-out pictures")
+    print(f"autoencoder: {run.step} steps, {psnr(model, drawn.pictures[drawn.split()[1]]):.2f} dB on held-out pictures")
 
 
 def crops(pictures: Tensor, seen: np.ndarray, rng: np.random.Generator, config: TrainingConfig) -> Tensor:

@@ -67,6 +67,8 @@ class TrainingConfig:
     start: Path | None = None
     image_size: int = 64
     groups: tuple[int, ...] = (0, 3, 4)  # emojibase: smileys, animals and nature, food and drink
+    # The autoencoder learns from more pictures than the UNet draws: objects, people, places and symbols too.
+    autoencoder_groups: tuple[int, ...] = (0, 1, 3, 4, 5, 6, 7, 8)
     autoencoder_budget: Budget = Budget(steps=8000)
     autoencoder_batch: int = 32
     autoencoder_crop: int = 32
@@ -107,7 +109,13 @@ class TrainingConfig:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16)
 
 
-CPU = TrainingConfig(work=Path(".work/cpu"), bfloat16=True)
+CPU = TrainingConfig(
+    work=Path(".work/cpu"),
+    bfloat16=True,
+    autoencoder_budget=Budget(steps=12_000, minutes=50.0),
+    unet_budget=Budget(steps=6000, minutes=50.0),
+    unet_lr=6e-4,
+)
 GPU = dataclasses.replace(
     CPU,
     work=Path(".work/gpu"),

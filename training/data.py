@@ -73,11 +73,12 @@ def render(body: str, view_box: str, size: int) -> NDArray[np.uint8]:
 
 
 def make(config: TrainingConfig) -> None:
-    """Write ``data.npz`` in the work folder."""
+    """Write ``data.npz`` in the work folder: the pictures of every group that a network learns from."""
     npm = config.work.parent / "npm"  # shared by all configurations
     sets = {style: read_package(PACKAGES[style], "icons.json", npm) for style in STYLES}
     names = read_package(PACKAGES["names"], "en/data.json", npm)
-    chosen = concepts(names, config.groups, [set(value["icons"]) for value in sets.values()])
+    groups = tuple({*config.groups, *config.autoencoder_groups})
+    chosen = concepts(names, groups, [set(value["icons"]) for value in sets.values()])
     pictures, drawn, styles = [], [], []
     for concept in chosen:
         for style, value in sets.items():
@@ -97,13 +98,17 @@ def data_path(config: TrainingConfig) -> Path:
     return config.work / "data.npz"
 
 
-def load(config: TrainingConfig) -> Dataset:
-    """Read what :func:`make` wrote."""
+def load(config: TrainingConfig, groups: tuple[int, ...] | None = None) -> Dataset:
+    """Read what :func:`make` wrote, only the concepts of ``groups``; by default those that the UNet draws."""
+    groups = config.groups if groups is None else groups
     with np.load(data_path(config)) as file:
+        concepts = [
+            Concept(**(item | {"keywords": tuple(item["keywords"])})) for item in json.loads(str(file["concepts"]))
+        ]
+        chosen = [n for n, concept in enumerate(concepts) if concept.group in groups]
+        styles = json.loads(str(file["styles"]))
         return Dataset(
-            pictures=file["pictures"],
-            concepts=tuple(
-                Concept(**(item | {"keywords": tuple(item["keywords"])})) for item in json.loads(str(file["concepts"]))
-            ),
-            styles=tuple(json.loads(str(file["styles"]))),
+            pictures=file["pictures"][chosen],
+            concepts=tuple(concepts[n] for n in chosen),
+            styles=tuple(styles[n] for n in chosen),
         )

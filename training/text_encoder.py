@@ -100,7 +100,11 @@ def _caption(dataset: data.Dataset, index: int, kind: str) -> str:
 
 
 def load(config: TrainingConfig) -> TextEncoder:
-    """The trained text tower."""
+    """The trained text tower; where that stage was left out, the one of the bundle that the run starts from."""
     model = TextEncoder(config.text_encoder)
-    model.load_state_dict(torch.load(config.work / "text-encoder.pt", weights_only=True)["model"])
+    path = config.work / "text-encoder.pt"
+    if path.exists() or config.start is None:
+        model.load_state_dict(torch.load(path, weights_only=True)["model"])
+    else:
+        begin(model, config, "text_encoder")
     return model.to(config.device).eval()

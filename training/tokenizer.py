@@ -24,7 +24,19 @@ def corpus(dataset: data.Dataset) -> list[str]:
 
 
 def make(config: TrainingConfig) -> None:
-    """Write ``tokenizer/`` in the work folder: vocab.json, merges.txt and tokenizer_config.json."""
+    """Write ``tokenizer/`` in the work folder: vocab.json, merges.txt and tokenizer_config.json.
+
+    A run that starts from a bundle takes the bundle's, which the text encoder's embeddings belong to.
+    """
+    folder = config.work / "tokenizer"
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.start is not None:
+        given = config.start / "tokenizer"
+        merges = (given / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+        pairs = [(left, right) for left, _, right in (line.partition(" ") for line in merges)]
+        write(folder, json.loads((given / "vocab.json").read_text(encoding="utf-8")), pairs)
+        print(f"{folder}: {len(pairs)} merges from {config.start}")
+        return
     texts = corpus(data.load(config))
     tokenizer = Tokenizer(BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence(
@@ -53,8 +65,6 @@ def make(config: TrainingConfig) -> None:
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
     tokens += [left + right for left, right in kept]
     tokens += [f"<|unused{index}|>" for index in range(VOCAB_SIZE - 2 - len(tokens))] + [START, END]
-    folder = config.work / "tokenizer"
-    folder.mkdir(exist_ok=True)
     write(folder, {token: index for index, token in enumerate(tokens)}, kept)
     print(f"{folder}: {len(kept)} merges from {len(texts)} captions")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from training import autoencoder, checkpoint, data, text_encoder, tokenizer, unet
 from training.captions import Concept
@@ -39,7 +40,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainingConfig:
         f"{color}-disc": {"body": f'<circle cx="8" cy="8" r="7" fill="{color}"/>', "width": 16, "height": 16}
         for color in COLORS
     }
+    icons["tall-box"] = {"body": '<rect x="4" y="1" width="8" height="14"/>', "width": 16, "height": 16}
     names = [{"label": f"{color} disc", "tags": [color, "round"], "group": 4} for color in COLORS]
+    names.append({"label": "tall box", "group": 7})
     hidden = [{"label": "flag: red disc", "group": 4}, {"label": "not drawn", "group": 4}, {"label": "red disc"}]
     for style in STYLES:
         pack(root / "npm", PACKAGES[style], "icons.json", {"icons": icons})
@@ -72,6 +75,13 @@ def test_pictures_are_rendered_and_named(trained: TrainingConfig) -> None:
     middle, corner = dataset.pictures[0, 8, 8], dataset.pictures[0, 0, 0]
     np.testing.assert_array_equal(middle, (255, 0, 0))
     np.testing.assert_array_equal(corner, (255, 255, 255))
+
+
+def test_the_autoencoder_learns_from_more_pictures_than_the_unet(trained: TrainingConfig) -> None:
+    drawn, more = data.load(trained), data.load(trained, trained.autoencoder_groups)
+    assert "tall-box" not in {concept.slug for concept in drawn.concepts}
+    assert [concept.slug for concept in more.concepts[-3:]] == ["tall-box"] * 3
+    np.testing.assert_array_equal(more.pictures[:18], drawn.pictures)
 
 
 def test_the_tokenizer_learns_nothing_from_held_out_pairs() -> None:
@@ -117,3 +127,14 @@ def test_a_run_can_start_from_a_bundle() -> None:
     before = model.encoder.conv_in.weight.detach().clone()
     autoencoder.begin(model, config, "vae")
     assert not torch.equal(model.encoder.conv_in.weight, before)
+
+
+def test_a_run_that_starts_from_a_bundle_reads_texts_as_it_does(tmp_path: Path) -> None:
+    bundle = Path(__file__).parents[2] / "runtime/models/talbot"
+    config = dataclasses.replace(CPU, start=bundle, work=tmp_path)
+    tokenizer.make(config)
+    for name in ("vocab.json", "merges.txt"):
+        assert (tmp_path / "tokenizer" / name).read_bytes() == (bundle / "tokenizer" / name).read_bytes()
+    ours = text_encoder.load(config).state_dict()
+    for name, tensor in load_file(bundle / "text_encoder.safetensors").items():
+        assert torch.equal(ours[name], tensor.float()), name
