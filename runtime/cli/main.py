@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "turn a checkpoint into a bundle",
     "build": "turn a bundle into plans for a GPU",
     "verify": "check a bundle's files",
+    "bench": "measure a bundle on this machine",
 }
 
 

@@ -1,0 +1,179 @@
+"""What a bundle takes on this machine: time, cold start, memory, and the host's share of a step."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calotype.runtime.bundle import Bundle
+from calotype.runtime.denoising import Denoiser, Job
+from calotype.runtime.guidance import Guidance
+from calotype.runtime.pipeline import Pipeline
+from calotype.runtime.schedulers import create_solver
+from calotype.runtime.sessions.session import Sizes
+from calotype.runtime.spec import TensorSpec
+
+PROMPT = "a lighthouse at dusk"
+HOST_STEPS = 100
+
+
+def latency(
+    pipeline: Pipeline, *, images: int = 1, height: int | None = None, steps: int | None = None, rounds: int = 3
+) -> dict[str, Any]:
+    """Median seconds per picture, step and stage of square pictures, after a first call that is not counted."""
+    settings: dict[str, Any] = {"height": height, "width": height, "num_images_per_prompt": images, "seed": 0}
+    pipeline(PROMPT, **settings, num_inference_steps=1)
+    timings = [pipeline(PROMPT, **settings, num_inference_steps=steps).timings for _ in range(rounds)]
+    return {
+        "images": images,
+        "picture_s": statistics.median(item["total"] for item in timings) / images,
+        "step_s": statistics.median(second for item in timings for second in item["steps"]),
+        **{f"{stage}_s": statistics.median(item[stage] for item in timings) for stage in ("denoising", "vae_decoder")},
+    }
+
+
+def cold_start(bundle: Bundle, backend: str, *, cached: bool, steps: int | None = None) -> dict[str, float]:
+    """Seconds from the start of a process to a picture on disk, and its largest resident size in MB.
+
+    Without ``cached``, the bundle's files are first dropped from the system's cache, where the system can.
+    """
+    if not cached:
+        drop_cache(bundle.path / name for name in bundle.manifest.files)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "calotype.runtime", "generate", PROMPT, "-m", str(bundle.path)]
+        command += ["-o", str(Path(folder) / "picture.png"), "--seed", "0", "--backend", backend]
+        command += [] if steps is None else ["--steps", str(steps)]
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return {"seconds": seconds, "peak_resident_mb": usage.ru_maxrss * unit / 1e6}
+
+
+def drop_cache(paths: Iterable[Path]) -> None:
+    """Ask the system to forget what it has read of these files."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for path in paths:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(file)
+
+
+class InstantSession:
+    """A UNet that answers at once: what is left of a step is the host's. See :class:`Session`."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        self.inputs: tuple[TensorSpec, ...] = (
+            TensorSpec(name="sample", dtype="float32", shape=("rows", channels, "height", "width")),
+            TensorSpec(name="timestep", dtype="float32", shape=("rows",)),
+            TensorSpec(name="encoder_hidden_states", dtype="float32", shape=("rows", "tokens", width)),
+        )
+        self.outputs: tuple[TensorSpec, ...] = (
+            TensorSpec(name="noise_pred", dtype="float32", shape=("rows", channels, "height", "width")),
+        )
+        self._buffers: dict[tuple[str, tuple[tuple[str, int], ...]], NDArray[Any]] = {}
+
+    def reserve(self, sizes: Sizes) -> None:
+        """See :meth:`Session.reserve`."""
+        for spec in (*self.inputs, *self.outputs):
+            self._buffers[spec.name, tuple(sizes.items())] = np.zeros(spec.resolve(sizes), spec.dtype)
+
+    def buffer(self, name: str, sizes: Sizes) -> NDArray[Any]:
+        """See :meth:`Session.buffer`."""
+        return self._buffers[name, tuple(sizes.items())]
+
+    def run(self, sizes: Sizes) -> None:
+        """See :meth:`Session.run`."""
+
+    def close(self) -> None:
+        """See :meth:`Session.close`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """See :class:`Session`."""
+
+
+def host_overhead(side: int, *, jobs: int = 1, scheduler: str = "euler") -> dict[str, float]:
+    """Microseconds of the host in a guided step of one picture among ``jobs``, of ``side`` x ``side`` x 4 latents.
+
+    ``allocated_bytes`` is the most that was allocated at once during the steps, above what stood before.
+    """
+    denoiser = Denoiser(InstantSession(4, 768))
+    solver = create_solver(scheduler, {}, HOST_STEPS)
+    shape = (4, side, side)
+
+    def new() -> Job:
+        row = np.zeros((77, 768), np.float32)
+        return Job(
+            latents=np.zeros(shape, np.float32),
+            conditional={"encoder_hidden_states": row},
+            unconditional={"encoder_hidden_states": row},
+            guidance=Guidance(scale=7.5),
+            solver=solver,
+            state=solver.new_state(shape),
+            rng=np.random.Generator(np.random.Philox(0)),
+        )
+
+    work = [new() for _ in range(jobs)]
+    denoiser.reserve(work)
+    times = []
+    for _ in range(HOST_STEPS - 10):
+        for job in work:
+            start = time.perf_counter()
+            denoiser.step(job)
+            times.append(time.perf_counter() - start)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        for _ in range(5):
+            for job in work:
+                denoiser.step(job)
+        allocated = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    return {"step_us": statistics.median(times) * 1e6, "allocated_bytes": float(allocated)}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of equal keys as text in columns."""
+    cells = [list(rows[0])] + [[_text(value) for value in row.values()] for row in rows]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
+
+
+def _text(value: Any) -> str:
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float) and abs(value) < 1000
+        else f"{value:.0f}"
+        if isinstance(value, float)
+        else json.dumps(value).strip('"')
+    )
