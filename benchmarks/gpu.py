@@ -148,7 +148,7 @@ def _pictures(bundle: Bundle, backend: str, cuda: Cuda, steps: int) -> dict[str,
     before = cuda.free_memory()
     settings: dict[str, Any] = {"seed": SEED, "num_inference_steps": steps, "output_type": "np"}
     with Pipeline.load(bundle.path, backend) as pipeline:
-        run = pipeline._denoiser._unet.run
+        run = pipeline._sessions["unet"].run
         inside: list[float] = []
 
         def counted(sizes: Any) -> None:
@@ -157,7 +157,7 @@ def _pictures(bundle: Bundle, backend: str, cuda: Cuda, steps: int) -> dict[str,
             inside.append(time.perf_counter() - start)
 
         picture = _timed(lambda: pipeline("a lighthouse at dusk", **settings))
-        pipeline._denoiser._unet.run = counted  # type: ignore[method-assign]
+        pipeline._sessions["unet"].run = counted  # type: ignore[method-assign]
         result = pipeline("a lighthouse at dusk", **settings)
         times = result.timings["steps"]
         memory = before - cuda.free_memory()

@@ -17,6 +17,7 @@ from calotype.engine.memory import estimate_activations
 from calotype.engine.profiles import Profile, Shapes, check_profiles, default_profile, network_shapes
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
+from calotype.runtime.manifest import CACHING
 from calotype.runtime.plans import PORTABLE, cache_folder, list_plans, read_record
 from calotype.runtime.sessions.cuda import Gpu, load_cuda
 from calotype.runtime.sessions.libraries import Library, load_library
@@ -72,7 +73,7 @@ def build_bundle(
         backend: ``tensorrt`` or ``tensorrt-rtx``.
         profiles: the default one of the bundle where None.
         options: see :class:`Options`.
-        networks: these alone.
+        networks: these alone; None is all but those of deep-feature caching, a second UNet that few will use.
         say: is told in one line what happens.
         progress: is told the builder's phase and how much of it is done, 0 to 1.
 
@@ -84,7 +85,7 @@ def build_bundle(
     options = options or Options()
     profiles = [default_profile(bundle.manifest)] if profiles is None else profiles
     check_profiles(profiles)
-    names = bundle.manifest.networks if networks is None else networks
+    names = [name for name in bundle.manifest.networks if name not in CACHING] if networks is None else networks
     jobs = [_job(bundle, name, profiles, options.precision) for name in names]
     library = load_library(backend)
     if not library.builds:

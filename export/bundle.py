@@ -15,9 +15,9 @@ from calotype.export.checkpoint import Checkpoint
 from calotype.export.graphs import GraphPlan, by_component, max_clip_skip, plans, tokenizer_spec
 from calotype.export.parity import check, run_graph, run_module
 from calotype.export.partial import PartialBundle
-from calotype.export.precision import find_islands, measure, run_float16, write_float16
+from calotype.export.precision import Gauge, find_islands, measure, part_of, run_float16, write_float16
 from calotype.export.sources import load_checkpoint
-from calotype.export.tracing import OPSET, write_graph
+from calotype.export.tracing import OPSET, write_graph, write_part
 from calotype.export.weights import to_float32, write_weights
 from calotype.runtime.errors import CheckpointError, ExportError, InputError
 from calotype.runtime.manifest import MANIFEST_NAME, Defaults, Manifest, TokenizerSpec, VaeSpec
@@ -140,10 +140,15 @@ def _write_component(
     references: dict[str, Outputs] = {}
     for plan in own:
         begin(f"tracing {plan.network}")
-        write_graph(plan, weights, folder / specs[plan.network].graphs["float32"])
+        path = folder / specs[plan.network].graphs["float32"]
+        if plan.whole is None:
+            write_graph(plan, weights, path)
+        else:
+            write_part(folder / specs[plan.whole].graphs["float32"], plan, path)
         references[plan.network] = run_module(plan, plan.cases())
     module.to("meta")  # its memory is ONNX Runtime's now
     report: dict[str, Any] = {}
+    measured: dict[str, dict[str, Gauge]] = {}
     for plan in own:
         graph, reference = folder / specs[plan.network].graphs["float32"], references[plan.network]
         begin(f"checking {plan.network}")
@@ -152,7 +157,9 @@ def _write_component(
         if half:
             begin(f"measuring {plan.network}")
             path = folder / specs[plan.network].graphs["float16"]
-            gauges = measure(graph, plan.cases())
+            if plan.whole is None:
+                measured[plan.network] = measure(graph, plan.cases())
+            gauges = part_of(measured[plan.whole or plan.network], graph)
             islands = find_islands(graph, gauges)
             write_float16(graph, islands, path)
             begin(f"checking {plan.network} in float16")

@@ -71,6 +71,47 @@ class UNetGraph(nn.Module):
         return out
 
 
+class DeepUNetGraph(nn.Module):
+    """The UNet, and the feature that :class:`ShallowUNetGraph` takes in place of most of it."""
+
+    def __init__(self, model: UNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return self.model.deep(sample, timestep, encoder_hidden_states, text_embeds, time_ids, timestep_cond)
+
+
+class ShallowUNetGraph(nn.Module):
+    """The outermost part of the UNet."""
+
+    def __init__(self, model: UNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        deep_feature: Tensor,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+    ) -> Tensor:
+        return self.model.shallow(
+            sample, timestep, encoder_hidden_states, deep_feature, text_embeds, time_ids, timestep_cond
+        )
+
+
 class VaeDecoderGraph(nn.Module):
     """The half of the autoencoder that draws."""
 
@@ -95,7 +136,10 @@ class VaeEncoderGraph(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphPlan:
-    """One graph to be made: the module, its inputs and outputs, and the component whose weights it reads."""
+    """One graph to be made: the module, its inputs and outputs, and the component whose weights it reads.
+
+    ``whole`` is the network whose graph this one is a part of, by the names of its inputs and outputs; None is traced.
+    """
 
     network: str
     component: str
@@ -104,6 +148,7 @@ class GraphPlan:
     outputs: tuple[TensorSpec, ...]
     tokens: Tokens | None = None
     max_clip_skip: int = 0
+    whole: str | None = None
 
     def cases(self) -> dict[str, Inputs]:
         """The inputs it is tried on."""
@@ -130,7 +175,7 @@ def plans(checkpoint: Checkpoint) -> list[GraphPlan]:
         if tower is not None and tokenizer is not None
     ]
     if checkpoint.unet is not None:
-        found.append(_unet(checkpoint.unet))
+        found += unet_plans(checkpoint.unet)
     return found + _vae(checkpoint.vae)
 
 
@@ -181,7 +226,8 @@ def _text_encoder(name: str, family: str, encoder: TextEncoder, tokenizer: Token
     )
 
 
-def _unet(unet: UNet) -> GraphPlan:
+def unet_plans(unet: UNet) -> list[GraphPlan]:
+    """Of one trace, which takes longest: with the deep feature as one more output, without, and as an input."""
     config = unet.config
     inputs = [
         _float("sample", "rows", config.in_channels, "height", "width"),
@@ -193,13 +239,25 @@ def _unet(unet: UNet) -> GraphPlan:
         inputs += [_float("text_embeds", "rows", pooled), _float("time_ids", "rows", SIZE_IDS)]
     if config.time_cond_proj_dim is not None:
         inputs.append(_float("timestep_cond", "rows", config.time_cond_proj_dim))
-    return GraphPlan(
-        network="unet",
-        component="unet",
-        module=UNetGraph(unet),
-        inputs=tuple(inputs),
-        outputs=(_float("noise_pred", "rows", config.out_channels, "height", "width"),),
-    )
+    given = tuple(inputs)
+    noise_pred = _float("noise_pred", "rows", config.out_channels, "height", "width")
+    feature = _float("deep_feature", "rows", config.block_out_channels[0], "height", "width")
+    kinds = {
+        "unet_deep": (DeepUNetGraph(unet), given, (noise_pred, feature)),
+        "unet": (UNetGraph(unet), given, (noise_pred,)),
+        "unet_shallow": (ShallowUNetGraph(unet), (*given, feature), (noise_pred,)),
+    }
+    return [
+        GraphPlan(
+            network=network,
+            component="unet",
+            module=module,
+            inputs=taken,
+            outputs=made,
+            whole=None if network == "unet_deep" else "unet_deep",
+        )
+        for network, (module, taken, made) in kinds.items()
+    ]
 
 
 def _vae(vae: Autoencoder | TinyAutoencoder) -> list[GraphPlan]:

@@ -69,6 +69,12 @@ def measure(graph: Path, cases: Cases) -> dict[str, Gauge]:
     }
 
 
+def part_of(gauges: Mapping[str, Gauge], graph: Path) -> dict[str, Gauge]:
+    """The gauges of the nodes that ``graph`` has."""
+    names = {node.name for node in ir.load(graph).graph}
+    return {name: gauge for name, gauge in gauges.items() if name in names}
+
+
 def find_islands(graph: Path, gauges: Mapping[str, Gauge]) -> dict[str, Gauge]:
     """The nodes of ``graph`` that stay in float32, each with its gauge."""
     model = ir.load(graph)

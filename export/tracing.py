@@ -67,6 +67,24 @@ def write_graph(plan: GraphPlan, weights: Path, path: Path) -> None:
     gc.collect()  # the exporter leaves cycles behind that hold the module's weights
 
 
+def write_part(whole: Path, plan: GraphPlan, path: Path) -> None:
+    """Write the part of the graph ``whole`` that makes the plan's outputs of its inputs; outputs may become inputs."""
+    model = ir.load(whole)
+    graph = model.graph
+    graph.name = plan.network
+    made = {value.name: value for value in graph.outputs}
+    graph.outputs[:] = [made[spec.name] for spec in plan.outputs]
+    for spec in plan.inputs:
+        value = made.get(spec.name)
+        if value is not None:
+            given = ir.Value(type=value.type, shape=value.shape)
+            value.replace_all_uses_with(given)
+            value.name, given.name = f"{spec.name}.unused", spec.name
+            graph.inputs.append(given)
+    RemoveUnusedNodesPass()(model)
+    ir.save(model, path)
+
+
 def _dynamic(spec: TensorSpec) -> dict[int, Any]:
     return {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if not isinstance(size, int)}
 

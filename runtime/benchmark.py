@@ -123,7 +123,7 @@ def host_overhead(side: int, *, jobs: int = 1, scheduler: str = "euler") -> dict
 
     ``allocated_bytes`` is the most that was allocated at once during the steps, above what stood before.
     """
-    denoiser = Denoiser(InstantSession(4, 768))
+    denoiser = Denoiser({"unet": InstantSession(4, 768)})
     solver = create_solver(scheduler, {}, HOST_STEPS)
     shape = (4, side, side)
 

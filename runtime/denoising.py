@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.runtime.acceleration import FeatureCache
 from calotype.runtime.conditioning import Inputs
 from calotype.runtime.guidance import Guidance
 from calotype.runtime.inpainting import Known
+from calotype.runtime.manifest import CACHING
 from calotype.runtime.schedulers import Solver, State
 from calotype.runtime.sessions import Session
 
@@ -27,6 +29,7 @@ class Job:
         unconditional: for the negative prompt; None turns guidance off.
         context: (K, h, w), more channels of the UNet's sample, the same at every step; None is none.
         known: what of the latents is given.
+        cache: of the deep feature; None evaluates the whole UNet at every step.
         index: the next model evaluation.
     """
 
@@ -39,6 +42,7 @@ class Job:
     rng: np.random.Generator
     context: Array | None = None
     known: Known | None = None
+    cache: FeatureCache | None = None
     index: int = 0
 
     @property
@@ -53,45 +57,67 @@ class Job:
         return self.index >= len(self.solver)
 
 
-class Denoiser:
-    """Moves jobs one step at a time through a UNet session; allocates nothing after a shape's first step."""
+def unet_networks(*, caching: bool) -> tuple[str, ...]:
+    """The networks that the jobs of a call need, with or without a cache."""
+    return CACHING if caching else ("unet",)
 
-    def __init__(self, unet: Session) -> None:
-        self._unet = unet
+
+class Denoiser:
+    """Moves jobs one step at a time through a UNet; allocates nothing after a shape's first step.
+
+    Args:
+        sessions: by network: ``unet``, or for jobs with a cache ``unet_deep`` and ``unet_shallow``. Others may lie
+            there too, and what a job needs may be added as late as when the job is.
+    """
+
+    def __init__(self, sessions: Mapping[str, Session]) -> None:
+        self._sessions = sessions
         self._sizes: dict[tuple[int, ...], dict[str, int]] = {}
 
     def reserve(self, jobs: Sequence[Job]) -> None:
         """Allocate for any one of ``jobs``."""
         for job in jobs:
-            self._unet.reserve(self._sizes_of(job, 1 if job.unconditional is None else 2))
+            for network in unet_networks(caching=job.cache is not None):
+                self._sessions[network].reserve(self._sizes_of(job, 1 if job.unconditional is None else 2))
 
     def step(self, job: Job) -> None:
-        """Evaluate the UNet for ``job`` and move its latents one step.
+        """Evaluate the UNet, or of it what the job's cache does not stand for, and move the latents one step.
 
         One job is one run: a batch of several would let a matrix product's blocking, and so the last bits of an
         image, depend on what else is in it, and a CPU is not faster for it.
         """
         sizes = self._sizes_of(job, job.rows)
-        channels = job.latents.shape[0]
-        sample = self._unet.buffer("sample", sizes)  # (rows, C + K, h, w)
-        job.solver.scale_model_input(job.latents, job.index, sample[0, :channels])
-        if job.context is not None:
-            sample[0, channels:] = job.context
-        for name, row in job.conditional.items():
-            self._unet.buffer(name, sizes)[0] = row
-        if sizes["rows"] == 2 and job.unconditional is not None:
-            sample[1] = sample[0]
-            for name, row in job.unconditional.items():
-                self._unet.buffer(name, sizes)[1] = row
-        self._unet.buffer("timestep", sizes)[:] = job.solver.timesteps[job.index]
-        self._unet.run(sizes)
-        noise_pred = self._unet.buffer("noise_pred", sizes)  # (rows, C, h, w)
+        shallow = job.cache is not None and job.cache.serves(sizes["rows"])
+        whole = "unet" if job.cache is None else "unet_deep"
+        unet = self._sessions["unet_shallow" if shallow else whole]
+        self._fill(unet, job, sizes)
+        if job.cache is not None and shallow:
+            job.cache.give(unet.buffer("deep_feature", sizes))
+        unet.run(sizes)
+        if job.cache is not None and not shallow:
+            job.cache.keep(unet.buffer("deep_feature", sizes))
+        noise_pred = unet.buffer("noise_pred", sizes)  # (rows, C, h, w)
         if sizes["rows"] == 2:
             job.guidance.apply(noise_pred[0], noise_pred[1])
         job.solver.step(job.state, job.index, noise_pred[0], job.latents, job.rng)
         job.index += 1
         if job.known is not None:
             job.known.restore(job.latents, job.solver, job.index)
+
+    def _fill(self, unet: Session, job: Job, sizes: Mapping[str, int]) -> None:
+        """Write a step's inputs into the buffers."""
+        channels = job.latents.shape[0]
+        sample = unet.buffer("sample", sizes)  # (rows, C + K, h, w)
+        job.solver.scale_model_input(job.latents, job.index, sample[0, :channels])
+        if job.context is not None:
+            sample[0, channels:] = job.context
+        for name, row in job.conditional.items():
+            unet.buffer(name, sizes)[0] = row
+        if sizes["rows"] == 2 and job.unconditional is not None:
+            sample[1] = sample[0]
+            for name, row in job.unconditional.items():
+                unet.buffer(name, sizes)[1] = row
+        unet.buffer("timestep", sizes)[:] = job.solver.timesteps[job.index]
 
     def _sizes_of(self, job: Job, rows: int) -> dict[str, int]:
         _, height, width = job.latents.shape

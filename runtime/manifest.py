@@ -16,7 +16,9 @@ from calotype.runtime.spec import ModelSpec
 MANIFEST_NAME = "calotype.json"
 FORMAT_VERSION = 1
 FAMILIES = ("sd1", "sd2", "sdxl", "vae")
-NETWORKS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
+# What deep-feature caching takes in place of the UNet; bundles exported before there was any have not got them.
+CACHING = ("unet_deep", "unet_shallow")
+NETWORKS = ("text_encoder", "text_encoder_2", "unet", *CACHING, "vae_decoder", "vae_encoder")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

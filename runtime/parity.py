@@ -122,7 +122,7 @@ def cases(
         extra = ids.copy()
         extra[:, 1:3] = tokens.count, tokens.count + 1
         found["textual inversion"] = {**random, "input_ids": extra}
-    if network == "unet":
+    if network.startswith("unet"):
         found["large"] = {**random, "sample": random["sample"] * 10}
         for timestep in (0, 999):
             found[f"timestep {timestep}"] = {**random, "timestep": np.full_like(random["timestep"], timestep)}

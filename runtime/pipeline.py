@@ -14,15 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from calotype.runtime.acceleration import Acceleration, FeatureCache, chosen
 from calotype.runtime.arguments import at_least, pair, prompts, seeds, whole
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.canvas import Canvas, Picture
 from calotype.runtime.conditioning import Conditioner, Inputs, TextEncoder
-from calotype.runtime.denoising import Denoiser, Job
+from calotype.runtime.denoising import Denoiser, Job, unet_networks
 from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.guidance import Guidance, guidances, scale_embedding
 from calotype.runtime.inpainting import latent_mask
 from calotype.runtime.lora import Lora, merge
+from calotype.runtime.manifest import CACHING
 from calotype.runtime.safetensors import SafetensorsFile
 from calotype.runtime.schedulers import Solver, create_solver
 from calotype.runtime.sessions import Session, check_backend, choose_backend, open_session
@@ -83,6 +85,7 @@ class Pipeline:
         embeddings: Sequence[Embedding] = (),
         vae: str | Path | None = None,
         vae_tiles: Tiles | None = None,
+        fast: bool | Acceleration = False,
     ) -> None:
         manifest = bundle.manifest
         encoders = [name for name in TEXT_ENCODERS if name == "text_encoder" or manifest.family == "sdxl"]
@@ -95,11 +98,14 @@ class Pipeline:
         self._turn = Turn() if low_memory else None
         self._encoders, self._embeddings = encoders, embeddings
         self._sessions: dict[str, Session] = {}
+        self._denoiser = Denoiser(self._sessions)
         self._changed: frozenset[str] = frozenset()
+        self._loras, self._fast = loras, chosen(fast)
+        self._check_caching(self._fast)
         overrides = self._merged(loras)
         with ThreadPoolExecutor() as pool:
             opened = pool.submit(lambda: Vae(bundle if vae is None else Bundle.open(vae), self._opened, vae_tiles))
-            self._open((*encoders, "unet"), overrides)
+            self._open((*encoders, *unet_networks(caching=self._fast.caches)), overrides)
             self._vae = opened.result()
         self._vae.check_fits(manifest.vae)
         self._unet_inputs = {spec.name: spec for spec in manifest.networks["unet"].inputs}
@@ -119,6 +125,7 @@ class Pipeline:
         embeddings: Sequence[Embedding] = (),
         vae: str | Path | None = None,
         vae_tiles: Tiles | None = None,
+        fast: bool | Acceleration = False,
     ) -> Self:
         """Open a bundled model by name, or a bundle by folder.
 
@@ -130,6 +137,9 @@ class Pipeline:
             embeddings: words of textual inversion that prompts may use.
             vae: a bundle whose autoencoder takes the place of the model's own, such as a tiny one.
             vae_tiles: work on large pictures in tiles; None is whole.
+            fast: what calls do that say nothing of it, and which of the UNet's graphs are opened here. Exact, or
+                True for the preset ``FAST``, or settings of one's own; see
+                :class:`calotype.runtime.acceleration.Acceleration`.
 
         Raises:
             BundleError: it is missing, corrupt, or of a format or family this version does not run.
@@ -145,6 +155,7 @@ class Pipeline:
             embeddings=embeddings,
             vae=vae,
             vae_tiles=vae_tiles,
+            fast=fast,
         )
 
     def set_loras(self, loras: Sequence[Lora]) -> None:
@@ -154,9 +165,10 @@ class Pipeline:
             InputError: a file cannot be read, or does not fit the model; the pipeline is as it was.
         """
         overrides = self._merged(loras)
-        changing = [name for name in (*self._encoders, "unet") if name in self._changed | overrides.keys()]
+        changing = [name for name in self._sessions if _weights_of(name) in self._changed | overrides.keys()]
         for name in changing:
             self._sessions.pop(name).close()
+        self._loras = loras
         self._open(changing, overrides)
 
     def __call__(
@@ -178,6 +190,7 @@ class Pipeline:
         guidance_scale: float | Sequence[float] | None = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
+        fast: bool | Acceleration | None = None,
         clip_skip: int = 0,
         original_size: tuple[int, int] | None = None,
         crops_coords_top_left: tuple[int, int] | None = None,
@@ -210,6 +223,8 @@ class Pipeline:
                 takes the scale as an input (LCM) is given it, and runs one row.
             guidance_rescale: 0..1, likewise.
             guidance_interval: two noise levels, likewise.
+            fast: draw accelerated; None is as the pipeline was loaded. A call that needs other graphs of the UNet than
+                were opened then opens them, beside the ones that are.
             clip_skip: how many of the text encoder's last layers are left out. AUTOMATIC1111 counts from 1.
             original_size: SDXL's (height, width) before scaling; None is the picture's own.
             crops_coords_top_left: SDXL's (top, left); None is (0, 0).
@@ -237,8 +252,10 @@ class Pipeline:
             strength=strength,
             feather=feather,
         )
+        acceleration = self._fast if fast is None else chosen(fast)
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-        guided = guidances(scale, guidance_rescale, guidance_interval, len(texts))
+        interval = acceleration.guidance_interval if guidance_interval is None else guidance_interval
+        guided = guidances(scale, guidance_rescale, interval, len(texts))
         solver = self._solver(scheduler, scheduler_config, num_inference_steps, timesteps, sigmas)
         given = seeds(seed, len(texts))
         shape = self._latent_shape(canvas)
@@ -246,6 +263,7 @@ class Pipeline:
             raise InputError(f"latents have the shape {latents.shape}; {(len(texts), *shape)} is needed")
         common = self._size_conditioning(canvas, original_size, crops_coords_top_left, target_size)
         index = self._first_evaluation(canvas, solver)
+        self._open_for(acceleration)
 
         inputs = [
             self._inputs(text, negative, self._layers_to_skip(clip_skip), guidance, common)
@@ -265,6 +283,7 @@ class Pipeline:
                     guidance=guided[number],
                     solver=solver,
                     state=solver.new_state(shape),
+                    cache=self._cache(acceleration, shape, rows=1 if unconditional is None else 2),
                     **begin.job(noise, rng),
                 )
             )
@@ -305,22 +324,53 @@ class Pipeline:
         """Open ``networks``, and what is built on them."""
 
         def opened(name: str) -> Session:
-            return self._opened(self._path, self.manifest.networks[name], overrides.get(name))
+            turns = name != "unet_shallow"  # small, and every second step would send the rest away
+            return self._opened(self._path, self.manifest.networks[name], overrides.get(_weights_of(name)), turns=turns)
 
         with ThreadPoolExecutor() as pool:
             self._sessions |= zip(networks, pool.map(opened, networks), strict=True)
         self._changed = frozenset(overrides)
-        self._conditioner = Conditioner(
-            [self._text_encoder(name) for name in self._encoders],
-            force_zeros_for_empty_prompt=self.manifest.force_zeros_for_empty_prompt,
-        )
-        self._denoiser = Denoiser(self._sessions["unet"])
+        if set(networks) & set(self._encoders):  # else what they have encoded is still true
+            self._conditioner = Conditioner(
+                [self._text_encoder(name) for name in self._encoders],
+                force_zeros_for_empty_prompt=self.manifest.force_zeros_for_empty_prompt,
+            )
 
-    def _opened(self, folder: Path, spec: ModelSpec, overrides: Mapping[str, Array] | None = None) -> Session:
+    def _open_for(self, acceleration: Acceleration) -> None:
+        """Open the graphs of the UNet that a call needs and that are not open."""
+        self._check_caching(acceleration)
+        missing = [name for name in unet_networks(caching=acceleration.caches) if name not in self._sessions]
+        if missing:
+            self._open(missing, self._merged(self._loras))
+
+    def _check_caching(self, acceleration: Acceleration) -> None:
+        missing = sorted(set(unet_networks(caching=acceleration.caches)) - self.manifest.networks.keys())
+        if missing:
+            raise BundleError(
+                f"{self._path} has no {', '.join(missing)}, which deep-feature caching takes; export the bundle again"
+            )
+
+    def _cache(self, acceleration: Acceleration, shape: tuple[int, ...], rows: int) -> FeatureCache | None:
+        """A job's, for latents of ``shape``."""
+        if not acceleration.caches:
+            return None
+        spec = self.manifest.networks["unet_shallow"].input("deep_feature")
+        assert spec is not None
+        sizes = {"rows": rows, "height": shape[1], "width": shape[2]}
+        return FeatureCache(acceleration.cache_interval, spec.resolve(sizes))
+
+    def _opened(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        overrides: Mapping[str, Array] | None = None,
+        *,
+        turns: bool = True,
+    ) -> Session:
         def opener() -> Session:
             return open_session(folder, spec, self.backend, overrides)
 
-        return opener() if self._turn is None else TurnTakingSession(spec, opener, self._turn)
+        return opener() if self._turn is None or not turns else TurnTakingSession(spec, opener, self._turn)
 
     def _merged(self, loras: Sequence[Lora]) -> dict[str, dict[str, Array]]:
         """The weights that ``loras`` change, by network and name."""
@@ -455,3 +505,8 @@ class Pipeline:
     def _latent_shape(self, canvas: Canvas) -> tuple[int, int, int]:
         vae = self.manifest.vae
         return vae.latent_channels, canvas.height // vae.downscale, canvas.width // vae.downscale
+
+
+def _weights_of(network: str) -> str:
+    """The network whose weights ``network`` reads."""
+    return "unet" if network in CACHING else network

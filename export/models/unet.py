@@ -287,14 +287,18 @@ class UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList([Upsample(out_channels)] if upsample else [])
 
     def forward(self, x: Tensor, skips: list[Tensor], time_embedding: Tensor, context: Tensor) -> Tensor:
-        for index, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, skips.pop()], dim=1), time_embedding)
-            if len(self.attentions) > 0:
-                x = self.attentions[index](x, context)
+        for index in range(len(self.resnets)):
+            x = self.layer(index, x, skips, time_embedding, context)
         for upsampler in self.upsamplers:
             # The next skip knows the size: an odd number of rows or columns does not survive halving and doubling.
             x = upsampler(x, (skips[-1].shape[-2], skips[-1].shape[-1]))
         return x
+
+    def layer(self, index: int, x: Tensor, skips: list[Tensor], time_embedding: Tensor, context: Tensor) -> Tensor:
+        """The block up to its upsampler is its layers one after the other; each takes the last of ``skips``."""
+        x = self.resnets[index](torch.cat([x, skips.pop()], dim=1), time_embedding)
+        out: Tensor = self.attentions[index](x, context) if len(self.attentions) > 0 else x
+        return out
 
 
 class UNet(nn.Module):
@@ -370,25 +374,78 @@ class UNet(nn.Module):
         Returns:
             (B, out_channels, H, W), in the dtype of ``sample``.
         """
-        config = self.config
-        time_embedding = self.time_embedding(
-            self._sinusoids(timestep, config.block_out_channels[0]).to(sample.dtype), timestep_cond
-        )  # (B, T)
-        if self.add_embedding is not None:
-            if text_embeds is None or time_ids is None or config.addition_time_embed_dim is None:
-                raise ValueError("this UNet needs text_embeds and time_ids")
-            size_embedding = self._sinusoids(time_ids.flatten(), config.addition_time_embed_dim)
-            size_embedding = size_embedding.reshape(time_ids.shape[0], -1).to(sample.dtype)
-            time_embedding = time_embedding + self.add_embedding(torch.cat([text_embeds, size_embedding], dim=-1))
+        return self.deep(sample, timestep, encoder_hidden_states, text_embeds, time_ids, timestep_cond)[0]
 
+    def deep(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Predict, and give the deep feature for :meth:`shallow` too, (B, block_out_channels[0], H, W).
+
+        It is what the last layer is given beside its skip connection: the first skip branch of Ma et al. 2023,
+        "DeepCache" (arXiv 2312.00858).
+        """
+        time_embedding = self._embed(sample, timestep, text_embeds, time_ids, timestep_cond)
         x = self.conv_in(sample)
         skips = [x]
         for block in self.down_blocks:
             x, block_skips = block(x, time_embedding, encoder_hidden_states)
             skips += block_skips
         x = self.mid_block(x, time_embedding, encoder_hidden_states)
-        for block in self.up_blocks:
+        for block in list(self.up_blocks)[:-1]:
             x = block(x, skips, time_embedding, encoder_hidden_states)
+        for index in range(len(self._outermost.resnets) - 1):
+            x = self._outermost.layer(index, x, skips, time_embedding, encoder_hidden_states)
+        return self._last_layer(x, skips, time_embedding, encoder_hidden_states), x
+
+    def shallow(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        deep_feature: Tensor,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+    ) -> Tensor:
+        """Predict with the first convolution and the last layer alone, on the ``deep_feature`` of another step."""
+        time_embedding = self._embed(sample, timestep, text_embeds, time_ids, timestep_cond)
+        return self._last_layer(deep_feature, [self.conv_in(sample)], time_embedding, encoder_hidden_states)
+
+    def _embed(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        text_embeds: Tensor | None,
+        time_ids: Tensor | None,
+        timestep_cond: Tensor | None,
+    ) -> Tensor:
+        """The timestep, and what else holds for a whole picture, (B, 4 * block_out_channels[0])."""
+        config = self.config
+        time_embedding: Tensor = self.time_embedding(
+            self._sinusoids(timestep, config.block_out_channels[0]).to(sample.dtype), timestep_cond
+        )
+        if self.add_embedding is not None:
+            if text_embeds is None or time_ids is None or config.addition_time_embed_dim is None:
+                raise ValueError("this UNet needs text_embeds and time_ids")
+            size_embedding = self._sinusoids(time_ids.flatten(), config.addition_time_embed_dim)
+            size_embedding = size_embedding.reshape(time_ids.shape[0], -1).to(sample.dtype)
+            time_embedding = time_embedding + self.add_embedding(torch.cat([text_embeds, size_embedding], dim=-1))
+        return time_embedding
+
+    @property
+    def _outermost(self) -> UpBlock:
+        block = self.up_blocks[-1]
+        assert isinstance(block, UpBlock)
+        return block
+
+    def _last_layer(self, x: Tensor, skips: list[Tensor], time_embedding: Tensor, context: Tensor) -> Tensor:
+        x = self._outermost.layer(len(self._outermost.resnets) - 1, x, skips, time_embedding, context)
         out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
         return out
 

@@ -20,7 +20,12 @@ import click
     type=click.Choice(["float16", "float32"]),
     help="What it computes in.  [default: float16 where the bundle has it]",
 )
-@click.option("--network", "networks", multiple=True, help="This one alone; may be repeated.")
+@click.option(
+    "--network",
+    "networks",
+    multiple=True,
+    help="This one alone; may be repeated. unet_deep and unet_shallow are built so: generate --fast takes them.",
+)
 @click.option("--version-compatible", is_flag=True, help="Later versions and the lean runtime run the plans too.")
 @click.option("--hardware-compatible", is_flag=True, help="GPUs of the same compute capability run them too.")
 @click.option("--strip-weights", is_flag=True, help="Leave weights out: models of one architecture share plans.")

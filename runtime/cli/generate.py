@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from calotype.runtime.acceleration import Acceleration
     from calotype.runtime.images import Parameters
     from calotype.runtime.pipeline import Output, Pipeline, StepEnd
 
@@ -99,6 +101,12 @@ FILE = click.Path(path_type=Path)
     metavar="LOW HIGH",
     help="Noise levels between which guidance is on.  [default: all]",
 )
+@click.option("--fast", is_flag=True, help="Draw nearly the same picture in less time; see --cache-interval.")
+@click.option(
+    "--cache-interval",
+    type=int,
+    help="Evaluate the whole UNet every so many times, and its last layer in between; exact at 1.",
+)
 @click.option("--clip-skip", type=int, default=0, help="Last layers of the text encoder to leave out.")
 @click.option("--original-size", type=int, nargs=2, metavar="HEIGHT WIDTH", help="SDXL's, before scaling.")
 @click.option("--crops-coords-top-left", type=int, nargs=2, metavar="TOP LEFT", help="SDXL's crop.")
@@ -165,7 +173,16 @@ def _additions(options: dict[str, Any]) -> dict[str, Any]:
         "embeddings": [Embedding.parse(text) for text in options["embeddings"]],
         "vae": options["vae"],
         "vae_tiles": Tiles() if options["vae_tiling"] else None,
+        "fast": _acceleration(options),
     }
+
+
+def _acceleration(options: dict[str, Any]) -> Acceleration:
+    from calotype.runtime.acceleration import EXACT, FAST
+
+    preset = FAST if options["fast"] else EXACT
+    interval = options["cache_interval"]
+    return preset if interval is None else dataclasses.replace(preset, cache_interval=interval)
 
 
 def _draw(pipeline: Pipeline, prompt: str, options: dict[str, Any]) -> Output:
@@ -226,6 +243,7 @@ def _parameters(pipeline: Pipeline, prompt: str, options: dict[str, Any], result
     added = _additions(options)
     manifest, image, scales = pipeline.manifest, result.images[number], options["guidance_scale"]
     spacing, levels = _sigmas(options)
+    acceleration = _acceleration(options)
     strength = default_strength(options["mask"]) if options["strength"] is None else options["strength"]
     scheduler = options["scheduler"] or manifest.defaults.scheduler or str(manifest.scheduler.get("_class_name"))
     further = {
@@ -234,7 +252,8 @@ def _parameters(pipeline: Pipeline, prompt: str, options: dict[str, Any], result
         "Timesteps": options["timesteps"],
         "Eta": options["eta"],
         "CFG rescale": options["guidance_rescale"] or None,
-        "CFG interval": options["guidance_interval"],
+        "CFG interval": options["guidance_interval"] or acceleration.guidance_interval,
+        "Cache interval": acceleration.cache_interval if acceleration.caches else None,
         "Clip skip": options["clip_skip"] + 1 if options["clip_skip"] else None,
         "Original size": options["original_size"],
         "Crop": options["crops_coords_top_left"],

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.runtime.errors import BackendError, CalotypeError
-from calotype.runtime.manifest import Manifest
+from calotype.runtime.manifest import CACHING, Manifest
 from calotype.runtime.sessions.session import Session, Sizes
 from calotype.runtime.spec import ModelSpec
 
@@ -88,7 +88,9 @@ def _obstacle_to_plans(backend: str, folder: Path) -> str | None:
 
     gpu = load_cuda(backend).gpu()
     version = load_library(backend).version
-    for spec in Manifest.read(folder).networks.values():
+    for name, spec in Manifest.read(folder).networks.items():
+        if name in CACHING:
+            continue
         serving_plans(folder, spec, backend, version, gpu.identity, gpu.driver)
     return None
 

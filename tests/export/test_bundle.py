@@ -60,7 +60,7 @@ class Killed(BaseException):
 
 def test_every_graph_equals_its_module_to_1e4(tiny_bundle: Path) -> None:
     parity = Bundle.open(tiny_bundle).manifest.parity
-    assert set(parity) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
+    assert set(parity) == {"text_encoder", "unet", "unet_deep", "unet_shallow", "vae_decoder", "vae_encoder"}
     assert all(0 < report["float32"]["max_relative"] <= 1e-4 for report in parity.values())
     assert all(0.9995 <= report["float16"]["min_cosine"] < 1 for report in parity.values())
     assert all(report["float16"]["largest_in_float16"] < 65504 / 8 for report in parity.values())
@@ -68,6 +68,8 @@ def test_every_graph_equals_its_module_to_1e4(tiny_bundle: Path) -> None:
     assert {network: len(report["float16"]["float32_islands"]) for network, report in parity.items()} == {
         "text_encoder": 0,
         "unet": 5,
+        "unet_deep": 5,
+        "unet_shallow": 5,
         "vae_decoder": 0,
         "vae_encoder": 0,
     }
@@ -122,7 +124,7 @@ def test_an_interrupted_export_goes_on_after_what_it_finished(tiny_checkpoint: P
     def run(seen: list[str]) -> None:
         def progress(component: str, what: str, _: float) -> None:
             seen.append(f"{component} {what}")
-            if seen[-1] == "unet tracing unet":
+            if seen[-1] == "unet tracing unet_deep":
                 raise Killed
 
         with pytest.raises(Killed):
@@ -136,7 +138,7 @@ def test_an_interrupted_export_goes_on_after_what_it_finished(tiny_checkpoint: P
         Bundle.open(tmp_path / ".bundle.partial")
     second: list[str] = []
     run(second)
-    assert second == ["text_encoder done", "unet writing weights", "unet tracing unet"]
+    assert second == ["text_encoder done", "unet writing weights", "unet tracing unet_deep"]
     # A file that is not what it was, as after a power cut, is made again.
     graph = tmp_path / ".bundle.partial" / "text_encoder.fp32.onnx"
     graph.write_bytes(graph.read_bytes()[:-1])

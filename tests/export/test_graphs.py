@@ -23,7 +23,7 @@ from calotype.export.parity import check, run_graph, run_module
 from calotype.export.precision import find_islands, measure, run_float16, write_float16
 from calotype.export.sources import load_checkpoint
 from calotype.export.tokenizer import Tokenizer
-from calotype.export.tracing import write_graph
+from calotype.export.tracing import write_graph, write_part
 from calotype.export.weights import locate, write_weights
 
 VOCABULARY = ["a", "b", "c", "<|startoftext|>", "<|endoftext|>"]
@@ -108,7 +108,10 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             write_weights(plan.module.get_submodule("model"), weights, torch.float16)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            write_graph(plan, weights, folder / f"{plan.network}.onnx")
+            if plan.whole is None:
+                write_graph(plan, weights, folder / f"{plan.network}.onnx")
+            else:
+                write_part(folder / f"{plan.whole}.onnx", plan, folder / f"{plan.network}.onnx")
     return made, folder
 
 
@@ -124,6 +127,21 @@ def test_every_graph_equals_its_module_in_both_precisions(written: tuple[list[Gr
         run_graph(folder / f"{plan.network}.fp16.onnx", cases)
         assert 1e-5 < check(plan, "float16", graph, run_float16(graph, islands, cases), expected).max_relative < 0.02
     assert max(errors) > 0  # a convolution alone can be the same in both
+
+
+@pytest.mark.parametrize("written", ["sd2", "sdxl"], indirect=True)
+def test_the_parts_of_the_unet_compute_the_same_bits_as_the_whole(written: tuple[list[GraphPlan], Path]) -> None:
+    made, folder = written
+    inputs = next(plan for plan in made if plan.network == "unet").cases()
+    whole, deep = (run_graph(folder / f"{name}.onnx", inputs) for name in ("unet", "unet_deep"))
+    shallow = {case: given | {"deep_feature": deep[case][1]} for case, given in inputs.items()}
+    for case, (noise_pred,) in run_graph(folder / "unet_shallow.onnx", shallow).items():
+        assert noise_pred.tobytes() == whole[case][0].tobytes() == deep[case][0].tobytes()
+    sizes = {
+        plan.network: len(onnx.load(folder / f"{plan.network}.onnx", load_external_data=False).graph.node)
+        for plan in made
+    }
+    assert sizes["unet_shallow"] < sizes["unet"] == sizes["unet_deep"]
 
 
 def test_names_and_shapes_are_the_plan_s(written: tuple[list[GraphPlan], Path]) -> None:

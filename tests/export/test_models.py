@@ -118,6 +118,26 @@ def test_timestep_embedding_of_real_width() -> None:
 
 
 @pytest.mark.parametrize("name", UNETS)
+def test_the_shallow_unet_on_its_own_deep_feature_is_the_whole_one(name: str) -> None:
+    torch.manual_seed(0)
+    config = UNetConfig.from_json({"norm_num_groups": 5, "layers_per_block": 1} | UNETS[name])
+    model = UNet(config).eval()
+    sample, timestep = torch.randn(2, config.in_channels, 8, 12), torch.tensor([999.0, 3.0])
+    context = torch.randn(2, 7, config.cross_attention_dim)
+    rest: list[Tensor | None] = [None, None, None]
+    if config.addition_embed_type is not None:
+        rest[:2] = torch.randn(2, 12), torch.randint(0, 1024, (2, 6)).float()
+    if config.time_cond_proj_dim is not None:
+        rest[2] = torch.randn(2, config.time_cond_proj_dim)
+    with torch.no_grad():
+        noise_pred, feature = model.deep(sample, timestep, context, *rest)
+        assert feature.shape == (2, config.block_out_channels[0], 8, 12)
+        assert torch.equal(noise_pred, model(sample, timestep, context, *rest))
+        assert torch.equal(noise_pred, model.shallow(sample, timestep, context, feature, *rest))
+        assert not torch.equal(noise_pred, model.shallow(sample, timestep, context, feature * 0.9, *rest))
+
+
+@pytest.mark.parametrize("name", UNETS)
 def test_unet(name: str) -> None:
     check_unet({"norm_num_groups": 5, "layers_per_block": 1} | UNETS[name], 8, 12)
 
