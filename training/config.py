@@ -109,13 +109,7 @@ class TrainingConfig:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16)
 
 
-CPU = TrainingConfig(
-    work=Path(".work/cpu"),
-    bfloat16=True,
-    autoencoder_budget=Budget(steps=12_000, minutes=50.0),
-    unet_budget=Budget(steps=6000, minutes=50.0),
-    unet_lr=6e-4,
-)
+CPU = TrainingConfig(work=Path(".work/cpu"), bfloat16=True)
 GPU = dataclasses.replace(
     CPU,
     work=Path(".work/gpu"),
