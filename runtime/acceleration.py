@@ -35,7 +35,7 @@ class Acceleration:
 
 
 EXACT = Acceleration()
-# Chosen by the curves in benchmarks/fast.md.
+# A first choice; its speed and quality are not measured yet. python -m benchmarks.fast draws the curves.
 FAST = Acceleration(cache_interval=3, guidance_interval=(0.0, 10.0))
 
 
