@@ -216,7 +216,7 @@ def test_additions(tiny_bundle: Path, tmp_path: Path, refused: Refused) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("stepps = 3", "a.toml has unknown settings: stepps; valid: backend, clip-skip, "),
+        ("stepps = 3", "a.toml has unknown settings: stepps; valid: backend, cache-interval, "),
         ("config = 'b.toml'", "a.toml has unknown settings: config; valid: "),
         ("steps = 2.5", "'2.5' is not a valid integer"),
         ("steps = [1, 2]", "a.toml has a list for steps, which takes one value"),
