@@ -1,0 +1,178 @@
+"""``python -m benchmarks.report``: all files in ``results/`` as one page with plots; the same files, the same bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+from benchmarks.machine import RESULTS
+from benchmarks.peers import PEERS
+
+HEAD = """# Measured
+
+Made by `python -m benchmarks.report` from the files in [results](results), each of which says command, commit and
+machine. Ratios are of two programs that took turns within minutes on the same weights, prompt, noise and schedule;
+"times" above 1 means that Calotype is faster. PSNR compares the last picture with Calotype's.
+"""
+
+
+def main() -> None:
+    """Write."""
+    write(RESULTS, RESULTS.parent)
+
+
+def write(results: Path, folder: Path) -> None:
+    """Turn the files in ``results`` into ``README.md`` and ``plots/`` in ``folder``."""
+    files = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+    parts = [HEAD]
+    for name, report in files.items():
+        for kind, section in SECTIONS.items():
+            if name.startswith(kind):
+                parts.append(section(name, report, folder))
+                break
+        else:
+            raise SystemExit(f"{name}.json is of no kind that is known here; known: {', '.join(SECTIONS)}")
+    (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def speed(name: str, report: Mapping[str, Any], folder: Path) -> str:
+    """Peers beside Calotype."""
+    measured = {peer: pair for peer, pair in report["pairs"].items() if "ratio" in pair}
+    rows = [
+        [
+            PEERS[peer].title + ("" if PEERS[peer].exact else " (not float32)"),
+            f"{_range(pair['ratio'])} times",
+            f"{pair['peer']['picture_s']['median']:.3g} s / {pair['calotype']['picture_s']['median']:.3g} s",
+            f"{pair['peer']['step_s']['median']:.3g} s / {pair['calotype']['step_s']['median']:.3g} s",
+            f"{pair['peer']['peak_mb']['resident']} MB / {pair['calotype']['peak_mb']['resident']} MB",
+            f"{sum(pair['peer']['load_s'].values()):.1f} s / {sum(pair['calotype']['load_s'].values()):.1f} s",
+            "the same picture" if pair["psnr_db"] is None else f"{pair['psnr_db']} dB",
+        ]
+        for peer, pair in measured.items()
+    ]
+    heads = ["peer", "its time over Calotype's", "a picture", "a step", "most memory", "import and load", "pictures"]
+    missing = [
+        f"- {PEERS[peer].title}: {pair['not_run']}" for peer, pair in report["pairs"].items() if "ratio" not in pair
+    ]
+    _plot(folder / "plots" / f"{name}.svg", measured)
+    first = next(iter(report["pairs"].values()))
+    commits = ", ".join(sorted({pair["commit"] for pair in report["pairs"].values()}))
+    about = (
+        f"{report['size']}x{report['size']} pixels, {report['images']} picture(s), {report['steps']} steps with "
+        f"guidance, {first['rounds']} rounds; {first['machine']['processor']}, {first['machine']['cores']} cores, "
+        f"{first['date']}, commit {commits}. Pairs are peer / Calotype; a range is the least and the most of the "
+        "rounds. Memory counts pages of mapped files."
+    )
+    lines = [
+        f"## {report['model']}, beside peers",
+        "",
+        about,
+        "",
+        f"![{name}](plots/{name}.svg)",
+        "",
+        _table(heads, rows),
+    ]
+    return "\n".join([*lines, *(["", "Not run:", "", *missing] if missing else []), ""])
+
+
+def schedulers(name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """Microseconds of a step."""
+    rows = [
+        [solver, f"{item['step_us']} µs", f"{item['drawn_us']} µs"]
+        for solver, item in report.items()
+        if isinstance(item, dict) and "step_us" in item
+    ]
+    return f"## A scheduler's step\n\n{_origin(name, report)}\n\n{_table(['', 'step', 'with drawn noise'], rows)}\n"
+
+
+def startup(name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """Seconds of fresh processes."""
+    rows = [[what, _seconds(item)] for what, item in report.items() if isinstance(item, dict) and "median_s" in item]
+    rows.append(["installed", f"{report['site_packages_mb']} MB"])
+    return f"## A fresh process\n\n{_origin(name, report)}\n\n{_table(['', 'median (least to most)'], rows)}\n"
+
+
+def attention(name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """One node or its parts."""
+    rows = [
+        [row["attention"], *(f"{row['median_processor_ms'][form]} ms" for form in ("Attention", "parts"))]
+        for row in report["rows"]
+    ]
+    return (
+        f"## Attention as one node or in parts\n\n{_origin(name, report)} More in [a note](attention.md).\n\n"
+        f"{_table(['', 'one node', 'parts'], rows)}\n"
+    )
+
+
+def export(name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """What an export takes."""
+    rows = [[key.replace("_", " "), f"{report[key]}"] for key in ("seconds", "cpu_seconds", "peak_resident_gb")]
+    return f"## An export\n\n{_origin(name, report)}\n\n{_table(['', ''], rows)}\n"
+
+
+def quality(name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """How good talbot is."""
+    judged = {key: item for key, item in report.items() if key == "ceiling" or key.startswith("guidance")}
+    keys = list(dict.fromkeys(key for item in judged.values() for key in item))
+    rows = [[key.replace("_", " "), *(f"{item.get(key, '')}" for item in judged.values())] for key in keys]
+    about = (
+        f"{_origin(name, report)} Autoencoder {report['autoencoder_psnr_db']} dB, {report['steps']} steps; per cent."
+    )
+    return f"## Quality of talbot\n\n{about}\n\n{_table(['', *judged], rows)}\n"
+
+
+SECTIONS = {
+    "speed-": speed,
+    "startup-": startup,
+    "schedulers-": schedulers,
+    "attention-": attention,
+    "export-": export,
+    "quality-": quality,
+}
+
+
+def _plot(path: Path, measured: Mapping[str, Any]) -> None:
+    """A bar for each peer: its time over Calotype's, with the range of the rounds."""
+    mpl.rcParams["svg.hashsalt"] = path.stem
+    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.45 * len(measured)), layout="constrained")
+    ordered = sorted(measured.items(), key=lambda item: -item[1]["ratio"]["median"])
+    for row, (peer, pair) in enumerate(ordered):
+        ratio = pair["ratio"]
+        error = [[ratio["median"] - ratio["min"]], [ratio["max"] - ratio["median"]]]
+        colour = "tab:blue" if PEERS[peer].exact else "0.65"
+        axes.barh(row, ratio["median"], xerr=error, color=colour, error_kw={"linewidth": 0.8})
+    axes.set_yticks(range(len(ordered)), [PEERS[peer].title for peer, _ in ordered])
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("time over Calotype's (grey: not float32)")
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _origin(name: str, report: Mapping[str, Any]) -> str:
+    machine = report["machine"]
+    return f"`{report['command']}`, commit {report['commit']}, {machine['processor']}; [figures](results/{name}.json)."
+
+
+def _range(value: Mapping[str, float]) -> str:
+    return f"{value['median']:.2f} ({value['min']:.2f} to {value['max']:.2f})"
+
+
+def _seconds(value: Mapping[str, float]) -> str:
+    return f"{value['median_s']} s ({value['min_s']} to {value['max_s']})"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
