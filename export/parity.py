@@ -32,7 +32,7 @@ def run_graph(graph: Path, cases: Cases) -> Outputs:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # What a run frees is given back: an SD 1.5-sized UNet kept 2 GB from run to run otherwise, 0.8 without.
+    # What a run frees is given back; the arena and its patterns would grow from case to case.
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
