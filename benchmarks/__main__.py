@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from benchmarks import speed
 from benchmarks.checkpoints import MODELS, model
+from benchmarks.environments import WORK
 from benchmarks.machine import RESULTS
 from benchmarks.peers import CALOTYPE, PEERS
-
-WORK = Path(".work").resolve()
 
 
 def main() -> None:

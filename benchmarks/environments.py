@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+WORK = Path(".work").resolve()
 REQUIREMENTS = Path(__file__).parent / "peers" / "requirements"
 # What a source distribution is compiled with, where its own defaults leave the processor's instructions unused.
 BUILD = {"stable-diffusion-cpp": {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count())}}

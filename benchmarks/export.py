@@ -6,6 +6,7 @@ command line in a process of its own, whose largest resident size the kernel cou
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -22,12 +23,15 @@ import onnxruntime
 import onnxscript
 import torch
 
+from benchmarks.checkpoints import SIZES
 from calotype.runtime.manifest import Manifest
 
 
 def main() -> None:
     """Make, export, print."""
-    family = sys.argv[1] if len(sys.argv) > 1 else "sd1"
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.export", description=__doc__)
+    parser.add_argument("family", nargs="?", choices=SIZES, default="sd1")
+    family = parser.parse_args().family
     with tempfile.TemporaryDirectory() as folder:
         source, bundle = Path(folder) / "checkpoint", Path(folder) / "bundle"
         # In a process of its own, so that its memory is not counted as the export's.

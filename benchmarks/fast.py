@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.operations import counted, operations
 from benchmarks.quality.__main__ import PAIRS, judge, load_gallery
 from benchmarks.quality.features import features
 from calotype.export.graphs import GraphPlan, unet_plans
@@ -65,9 +65,17 @@ MODES = {
         f"guidance {low:g} to {high:g}": Mode(acceleration=Acceleration(guidance_interval=(low, high)))
         for low, high in ((0, 20), (0, 10), (0, 5), (0.3, NEVER), (1, NEVER))
     },
-    "cache 2, guidance 0 to 20": Mode(acceleration=Acceleration(cache_interval=2, guidance_interval=(0, 20))),
-    "fast": Mode(acceleration=FAST),
     **{f"{share:.0%} of the steps": Mode(share=share) for share in (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)},
+    "cache 2, guidance 0 to 20": Mode(acceleration=Acceleration(cache_interval=2, guidance_interval=(0, 20))),
+    **{
+        f"{share:.0%} of the steps, guidance 0 to {high}": Mode(
+            acceleration=Acceleration(guidance_interval=(0, high)), share=share
+        )
+        for share in (0.4, 0.5, 0.6)
+        for high in (20, 10)
+    },
+    "60% of the steps, cache 2": Mode(acceleration=Acceleration(cache_interval=2), share=0.6),
+    "fast": Mode(acceleration=FAST),
 }
 
 
@@ -128,7 +136,7 @@ def talbot(steps: int, every: int) -> dict[str, Any]:
                 prompt = f"{pair['name']}, {pair['style']} style"
                 for name, mode in MODES.items():
                     before = Counted.total
-                    count = round(steps * mode.share)
+                    count = max(1, round(steps * mode.share))
                     drawn[name].append(pipeline(prompt, seed=0, num_inference_steps=count, fast=mode.acceleration))
                     operations[name].append(Counted.total - before)
                 drawn["float16"].append(half(prompt, seed=0, num_inference_steps=steps))
@@ -184,17 +192,9 @@ def rounded(folder: Path) -> Bundle:
 def unet_operations(config: UNetConfig, side: int, tokens: int) -> dict[str, float]:
     """Operations of one row, by network; latents are ``side`` wide and high."""
     return {
-        plan.network: counted(plan, {"rows": 1, "tokens": tokens, "height": side, "width": side}).get_total_flops()
+        plan.network: operations(plan, {"rows": 1, "tokens": tokens, "height": side, "width": side})
         for plan in _plans(config)
     }
-
-
-def counted(plan: GraphPlan, sizes: dict[str, int]) -> FlopCounterMode:
-    """The operations of a plan, module by module."""
-    inputs = {spec.name: torch.zeros(spec.resolve(sizes), device="meta") for spec in plan.inputs}
-    with FlopCounterMode(display=False, depth=12) as counter, torch.no_grad():
-        plan.module(**inputs)
-    return counter
 
 
 def sd1() -> dict[str, Any]:

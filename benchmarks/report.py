@@ -62,13 +62,10 @@ def speed(name: str, report: Mapping[str, Any], folder: Path) -> str:
         f"- {PEERS[peer].title}: {pair['not_run']}" for peer, pair in report["pairs"].items() if "ratio" not in pair
     ]
     _plot(folder / "plots" / f"{name}.svg", measured)
-    first = next(iter(report["pairs"].values()))
-    commits = ", ".join(sorted({pair["commit"] for pair in report["pairs"].values()}))
     about = (
         f"{report['size']}x{report['size']} pixels, {report['images']} picture(s), {report['steps']} steps with "
-        f"guidance, {first['rounds']} rounds; {first['machine']['processor']}, {first['machine']['cores']} cores, "
-        f"{first['date']}, commit {commits}. Pairs are peer / Calotype; a range is the least and the most of the "
-        "rounds. Memory counts pages of mapped files."
+        f"guidance, {_about(report)} Pairs are peer / Calotype; a range is the least and the most of the rounds. "
+        "Memory counts pages of mapped files."
     )
     lines = [
         f"## {report['model']}, beside peers",
@@ -80,6 +77,70 @@ def speed(name: str, report: Mapping[str, Any], folder: Path) -> str:
         _table(heads, rows),
     ]
     return "\n".join([*lines, *(["", "Not run:", "", *missing] if missing else []), ""])
+
+
+def cold(_name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """From the start of a process to a picture, beside peers."""
+    rows = []
+    for peer, pair in report["pairs"].items():
+        if "not_run" in pair:
+            continue
+        sides = (pair["peer"], pair["calotype"])
+        rows.append(
+            [
+                PEERS[peer].title,
+                *(
+                    text
+                    for kind in ("warm", "cold")
+                    for text in (
+                        f"{_range(pair[f'ratio_{kind}'])} times",
+                        " / ".join(f"{side[kind]['total']['median']:.2f} s" for side in sides),
+                    )
+                ),
+                " / ".join(f"{side['installed_mb']} MB" for side in sides),
+            ]
+        )
+    heads = ["peer", "its start over Calotype's", "seconds", "nothing cached", "seconds", "installed"]
+    about = (
+        f"From the start of a process to its first picture, {report['size']}x{report['size']}, {report['steps']} "
+        f"steps; {_about(report)} Pairs are peer / Calotype. "
+        "With nothing cached, model and packages were dropped from the system's cache before each start."
+    )
+    return f"## {report['model']}, cold start beside peers\n\n{about}\n\n{_table(heads, rows)}\n"
+
+
+def limit(name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """Operations a second beside those of a matrix product."""
+    rows = [
+        [
+            key.replace(" ", ", ") + " pixels",
+            f"{item['giga_operations']}",
+            f"{item['giga_per_second']['median']} / {item['limit_giga_per_second']['median']}",
+            _range(item["fraction"]),
+        ]
+        for key, item in report.items()
+        if isinstance(item, dict) and "fraction" in item
+    ]
+    heads = ["", "operations, 10⁹", "10⁹ a second: network / matrix product", "fraction"]
+    return f"## {name.partition('-')[2]}, of the machine's limit\n\n{_origin(name, report)}\n\n{_table(heads, rows)}\n"
+
+
+def growth(name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """Time over pixels, steps and batch."""
+    rows = [
+        [f"{row['size']}", f"{row['steps']}", f"{row['images']}", f"{row['call_s']['median']} s", _range(row["ratio"])]
+        for row in report["rows"]
+    ]
+    host = [
+        [row["latents"], f"{row['jobs']}", f"{row['step_us']:.0f} µs", f"{row['allocated_bytes']}"]
+        for row in report["host"]
+    ]
+    return (
+        f"## {name.partition('-')[2]}, by pixels, steps and pictures\n\n{_origin(name, report)}\n\n"
+        f"{_table(['pixels of a side', 'steps', 'pictures', 'a call', 'over the first row'], rows)}\n\n"
+        "The host's own share of a guided step, with an engine that answers at once:\n\n"
+        f"{_table(['latents', 'jobs', 'a step', 'bytes allocated'], host)}\n"
+    )
 
 
 def schedulers(name: str, report: Mapping[str, Any], _folder: Path) -> str:
@@ -130,6 +191,9 @@ def quality(name: str, report: Mapping[str, Any], _folder: Path) -> str:
 
 SECTIONS = {
     "speed-": speed,
+    "cold-": cold,
+    "limit-": limit,
+    "growth-": growth,
     "startup-": startup,
     "schedulers-": schedulers,
     "attention-": attention,
@@ -154,6 +218,17 @@ def _plot(path: Path, measured: Mapping[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+
+
+def _about(report: Mapping[str, Any]) -> str:
+    """Where pairs were measured."""
+    first = next(iter(report["pairs"].values()))
+    commits = ", ".join(sorted({pair["commit"] for pair in report["pairs"].values()}))
+    machine = first["machine"]
+    return (
+        f"{first['rounds']} rounds; {machine['processor']}, {machine['cores']} cores, {first['date']}, "
+        f"commit {commits}."
+    )
 
 
 def _origin(name: str, report: Mapping[str, Any]) -> str:

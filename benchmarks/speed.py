@@ -50,9 +50,9 @@ def compare(plan: Plan, peer: str, work: Path) -> dict[str, Any]:
     """Figures of Calotype and ``peer`` from runs that took turns; or ``not_run`` and why."""
     report: dict[str, Any] = {**origin("python -m benchmarks"), "machine": machine(), "rounds": plan.rounds}
     with tempfile.TemporaryDirectory() as folder:
-        task = _task(plan, Path(folder))
+        task = new_task(plan, Path(folder))
         try:
-            with _worker(CALOTYPE, work) as ours, _worker(peer, work) as theirs:
+            with new_worker(CALOTYPE, work) as ours, new_worker(peer, work) as theirs:
                 workers = {CALOTYPE: ours, peer: theirs}
                 opened = {
                     name: worker.load(source(name, plan.model, work), PEERS[name].mode)
@@ -142,14 +142,16 @@ def line(path: Path, peer: str) -> str:
     )
 
 
-def _worker(name: str, work: Path) -> Worker:
+def new_worker(name: str, work: Path) -> Worker:
+    """The process of the peer ``name``, started."""
     interpreter = environments.python(PEERS[name].environment, work / "peers")
     return Worker(
         interpreter, f"benchmarks.peers.{PEERS[name].module}", {"TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")}
     )
 
 
-def _task(plan: Plan, folder: Path) -> Task:
+def new_task(plan: Plan, folder: Path) -> Task:
+    """What every peer is asked to draw; its files are in ``folder``."""
     vae = Manifest.read(plan.model.bundle).vae
     shape = (vae.latent_channels, plan.size // vae.downscale, plan.size // vae.downscale)
     np.save(folder / "latents.npy", np.stack([normal(seed, shape) for seed in range(plan.images)]))

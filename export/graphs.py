@@ -176,7 +176,7 @@ def plans(checkpoint: Checkpoint) -> list[GraphPlan]:
     ]
     if checkpoint.unet is not None:
         found += unet_plans(checkpoint.unet)
-    return found + _vae(checkpoint.vae)
+    return found + vae_plans(checkpoint.vae)
 
 
 def by_component(plans: Iterable[GraphPlan]) -> dict[str, list[GraphPlan]]:
@@ -260,7 +260,8 @@ def unet_plans(unet: UNet) -> list[GraphPlan]:
     ]
 
 
-def _vae(vae: Autoencoder | TinyAutoencoder) -> list[GraphPlan]:
+def vae_plans(vae: Autoencoder | TinyAutoencoder) -> list[GraphPlan]:
+    """Of decoder and encoder."""
     config = vae.config
     image = _float("image", "batch", config.out_channels, f"{config.downscale}*height", f"{config.downscale}*width")
     latents = ("batch", config.latent_channels, "height", "width")

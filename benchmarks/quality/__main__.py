@@ -109,6 +109,8 @@ def _judge(
         shelf = np.flatnonzero(gallery.styles == style)
         place = {gallery.slugs[index]: position for position, index in enumerate(shelf)}
         asked = np.flatnonzero(wanted == style)
+        if not len(asked):
+            continue
         truth = np.array([place[pairs[index]["slug"]] for index in asked])
         for count, hits in found.items():
             hits[asked] = top(queries[asked], gallery.features[shelf], truth, count)
