@@ -41,7 +41,8 @@ def main() -> None:
         )
         made = resource.getrusage(resource.RUSAGE_CHILDREN)
         load, start = os.getloadavg()[0], time.perf_counter()
-        subprocess.run([sys.executable, "-m", "calotype.runtime", "export", str(source), str(bundle)], check=True)
+        command = [sys.executable, "-m", "calotype.runtime", "export", str(source), str(bundle)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
         seconds = time.perf_counter() - start
         spent = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert spent.ru_maxrss > made.ru_maxrss, "making the checkpoint took more memory than its export"

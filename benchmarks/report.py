@@ -175,7 +175,9 @@ def attention(name: str, report: Mapping[str, Any], _folder: Path) -> str:
 def export(name: str, report: Mapping[str, Any], _folder: Path) -> str:
     """What an export takes."""
     rows = [[key.replace("_", " "), f"{report[key]}"] for key in ("seconds", "cpu_seconds", "peak_resident_gb")]
-    return f"## An export\n\n{_origin(name, report)}\n\n{_table(['', ''], rows)}\n"
+    load = report["machine"]["load_before_and_after"]
+    about = f"{_origin(name, report)} Load before and after: {load[0]} and {load[1]}; resident counts mapped files."
+    return f"## Exporting {name.split('-')[1]}\n\n{about}\n\n{_table(['', ''], rows)}\n"
 
 
 def quality(name: str, report: Mapping[str, Any], _folder: Path) -> str:
