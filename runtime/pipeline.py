@@ -25,6 +25,7 @@ from calotype.runtime.guidance import Guidance, guidances, scale_embedding
 from calotype.runtime.inpainting import latent_mask
 from calotype.runtime.lora import Lora, merge
 from calotype.runtime.manifest import CACHING
+from calotype.runtime.profile import Profile
 from calotype.runtime.safetensors import SafetensorsFile
 from calotype.runtime.schedulers import Solver, create_solver
 from calotype.runtime.sessions import Session, check_backend, choose_backend, open_session
@@ -86,6 +87,7 @@ class Pipeline:
         vae: str | Path | None = None,
         vae_tiles: Tiles | None = None,
         fast: bool | Acceleration = False,
+        profile: Profile | None = None,
     ) -> None:
         manifest = bundle.manifest
         encoders = [name for name in TEXT_ENCODERS if name == "text_encoder" or manifest.family == "sdxl"]
@@ -96,6 +98,7 @@ class Pipeline:
         self.backend = choose_backend(backend, bundle.path)
         self._path = bundle.path
         self._turn = Turn() if low_memory else None
+        self._profile = profile
         self._encoders, self._embeddings = encoders, embeddings
         self._sessions: dict[str, Session] = {}
         self._denoiser = Denoiser(self._sessions)
@@ -126,6 +129,7 @@ class Pipeline:
         vae: str | Path | None = None,
         vae_tiles: Tiles | None = None,
         fast: bool | Acceleration = False,
+        profile: Profile | None = None,
     ) -> Self:
         """Open a bundled model by name, or a bundle by folder.
 
@@ -140,6 +144,7 @@ class Pipeline:
             fast: what calls do that say nothing of it, and which of the UNet's graphs are opened here. Exact, or
                 True for the preset ``FAST``, or settings of one's own; see
                 :class:`calotype.runtime.acceleration.Acceleration`.
+            profile: is told where the time goes; complete when the pipeline is closed.
 
         Raises:
             BundleError: it is missing, corrupt, or of a format or family this version does not run.
@@ -156,6 +161,7 @@ class Pipeline:
             vae=vae,
             vae_tiles=vae_tiles,
             fast=fast,
+            profile=profile,
         )
 
     def set_loras(self, loras: Sequence[Lora]) -> None:
@@ -325,7 +331,8 @@ class Pipeline:
 
         def opened(name: str) -> Session:
             turns = name != "unet_shallow"  # small, and every second step would send the rest away
-            return self._opened(self._path, self.manifest.networks[name], overrides.get(_weights_of(name)), turns=turns)
+            spec, changed = self.manifest.networks[name], overrides.get(_weights_of(name))
+            return self._opened(name, self._path, spec, changed, turns=turns)
 
         with ThreadPoolExecutor() as pool:
             self._sessions |= zip(networks, pool.map(opened, networks), strict=True)
@@ -361,16 +368,22 @@ class Pipeline:
 
     def _opened(
         self,
+        network: str,
         folder: Path,
         spec: ModelSpec,
         overrides: Mapping[str, Array] | None = None,
         *,
         turns: bool = True,
     ) -> Session:
-        def opener() -> Session:
-            return open_session(folder, spec, self.backend, overrides)
+        profile = self._profile
 
-        return opener() if self._turn is None or not turns else TurnTakingSession(spec, opener, self._turn)
+        def opener() -> Session:
+            return open_session(folder, spec, self.backend, overrides, profile=profile is not None)
+
+        def watched() -> Session:
+            return opener() if profile is None else profile.open(network, opener)
+
+        return watched() if self._turn is None or not turns else TurnTakingSession(spec, watched, self._turn)
 
     def _merged(self, loras: Sequence[Lora]) -> dict[str, dict[str, Array]]:
         """The weights that ``loras`` change, by network and name."""

@@ -22,7 +22,7 @@ from calotype.runtime.spec import ModelSpec
 
 Array = NDArray[np.float32]
 # Opens a network of the bundle in a folder.
-Opener = Callable[[Path, ModelSpec], Session]
+Opener = Callable[[str, Path, ModelSpec], Session]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Vae:
         check_backend(backend)
         bundle = Bundle.open(name_or_folder)
         chosen = choose_backend(backend, bundle.path)
-        return cls(bundle, lambda folder, spec: open_session(folder, spec, chosen), tiles)
+        return cls(bundle, lambda _, folder, spec: open_session(folder, spec, chosen), tiles)
 
     def decode(self, latents: Array) -> Array:
         """Latents as the UNet knows them, (C, h, w), to pixels (f*h, f*w, 3) in 0..1."""
@@ -99,7 +99,7 @@ class Vae:
         self.close()
 
     def _open(self, network: str) -> Session:
-        return self._opener(self._bundle.path, self._bundle.manifest.networks[network])
+        return self._opener(network, self._bundle.path, self._bundle.manifest.networks[network])
 
     def _apply(self, network: str, source: Array) -> Array:
         """(C, height, width) through one half, one picture at a time."""

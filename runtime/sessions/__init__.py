@@ -96,12 +96,17 @@ def _obstacle_to_plans(backend: str, folder: Path) -> str | None:
 
 
 def open_session(
-    folder: Path, spec: ModelSpec, backend: str, overrides: Mapping[str, NDArray[np.floating[Any]]] | None = None
+    folder: Path,
+    spec: ModelSpec,
+    backend: str,
+    overrides: Mapping[str, NDArray[np.floating[Any]]] | None = None,
+    *,
+    profile: bool = False,
 ) -> Session:
     """Open the network ``spec`` of the bundle in ``folder`` on ``backend``, a name that is not ``"auto"``.
 
     ``overrides`` replace weights of those names, in the dtype in which the bundle stores them; names that the graph
-    does not read are passed over.
+    does not read are passed over. With ``profile`` the session notes the time of each operator, on backends that can.
 
     Raises:
         BackendError: it is unknown, cannot run here, or cannot open the graph.
@@ -111,7 +116,7 @@ def open_session(
     if backend == "cpu":
         from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
 
-        return OnnxRuntimeCpuSession(folder, spec, overrides)
+        return OnnxRuntimeCpuSession(folder, spec, overrides, profile=profile)
     if backend == "cuda":
         from calotype.runtime.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession
 

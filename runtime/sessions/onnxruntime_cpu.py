@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -34,12 +36,21 @@ class OnnxRuntimeCpuSession:
     """See :class:`calotype.runtime.sessions.session.Session`."""
 
     def __init__(
-        self, folder: Path, spec: ModelSpec, overrides: Mapping[str, NDArray[np.floating[Any]]] | None = None
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        overrides: Mapping[str, NDArray[np.floating[Any]]] | None = None,
+        *,
+        profile: bool = False,
     ) -> None:
         self.inputs, self.outputs = spec.inputs, spec.outputs
         graph = folder / spec.graphs["float32"]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        self._profiles = tempfile.TemporaryDirectory(prefix="calotype-") if profile else None
+        if self._profiles is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(self._profiles.name) / "profile")
         try:
             if overrides:
                 names = sorted(initializer_names(graph) & overrides.keys())
@@ -72,8 +83,22 @@ class OnnxRuntimeCpuSession:
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed at {dict(sizes)}: {error}") from error
 
+    def operators(self) -> dict[str, float]:
+        """Seconds that each kind of operator took in all runs; for a session opened to ``profile``, once."""
+        seconds: dict[str, float] = {}
+        if self._profiles is None:
+            return seconds
+        for event in json.loads(Path(self._session.end_profiling()).read_text()):
+            if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+                operator = event["args"]["op_name"]
+                seconds[operator] = seconds.get(operator, 0.0) + event["dur"] / 1e6
+        self._profiles.cleanup()
+        self._profiles = None
+        return seconds
+
     def close(self) -> None:
         """See :meth:`Session.close`."""
+        self.operators()  # or its file is left behind
         self._bound.clear()
         self._memory.clear()
         del self._session

@@ -1,0 +1,126 @@
+"""Where the time of a call went: its stages, the runs of each network, and the operators inside."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from numpy.typing import NDArray
+
+from calotype.runtime.sessions.session import Session, Sizes
+
+LISTED = 6  # operators of a network; the rest are summed
+SHOWN = 0.001  # seconds of a stage
+
+
+@dataclasses.dataclass(kw_only=True)
+class NetworkProfile:
+    """Of one network: seconds spent in opening it and in its runs, how many, and seconds by operator.
+
+    ``operators`` is empty where the backend does not tell them apart.
+    """
+
+    opening: float = 0.0
+    runs: int = 0
+    running: float = 0.0
+    operators: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Profile:
+    """What the sessions that it opened did, by network; whole once they are closed."""
+
+    def __init__(self) -> None:
+        self.networks: dict[str, NetworkProfile] = {}
+        self._lock = threading.Lock()  # networks are opened at the same time
+
+    def open(self, network: str, opener: Callable[[], Session]) -> Session:
+        """The session that ``opener`` opens, watched."""
+        with self._lock:
+            own = self.networks.setdefault(network, NetworkProfile())
+        begin = time.perf_counter()
+        session = opener()
+        own.opening += time.perf_counter() - begin
+        return _ProfiledSession(session, own)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; seconds."""
+        return {name: dataclasses.asdict(own) for name, own in self.networks.items()}
+
+    def text(self, timings: Mapping[str, Any], seconds: float) -> str:
+        """A table for a person.
+
+        Args:
+            timings: those of a pipeline's output.
+            seconds: from the start of loading to the end of drawing.
+        """
+        stages = {name: timings[name] for name in ("text_encoder", "vae_encoder", "denoising", "vae_decoder")}
+        rows = [("loading the model", seconds - timings["total"], "")]
+        rows += [
+            (name, spent, _steps(timings) if name == "denoising" else "") for name, spent in stages.items() if spent
+        ]
+        lines = [f"{seconds:.3f} s, of which", *_table(rows, seconds)]
+        ran = ((name, own) for name, own in self.networks.items() if own.runs)
+        for name, own in sorted(ran, key=lambda item: -item[1].running):
+            times = f"{own.runs} times, " if own.runs > 1 else ""
+            lines.append(f"{name} ran {times}{own.running:.3f} s" + (", of which" if own.operators else ""))
+            ordered = sorted(own.operators.items(), key=lambda item: -item[1])
+            listed = [(operator, spent, "") for operator, spent in ordered[:LISTED]]
+            rest = own.running - sum(spent for _, spent, _ in listed)
+            if own.operators:
+                lines += _table([*listed, ("all else", rest, "")], own.running)
+        return "\n".join(lines)
+
+
+class _ProfiledSession:
+    """See :class:`calotype.runtime.sessions.session.Session`."""
+
+    def __init__(self, session: Session, profile: NetworkProfile) -> None:
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self._session, self._profile = session, profile
+
+    def reserve(self, sizes: Sizes) -> None:
+        """See :meth:`Session.reserve`."""
+        self._session.reserve(sizes)
+
+    def buffer(self, name: str, sizes: Sizes) -> NDArray[Any]:
+        """See :meth:`Session.buffer`."""
+        return self._session.buffer(name, sizes)
+
+    def run(self, sizes: Sizes) -> None:
+        """See :meth:`Session.run`."""
+        begin = time.perf_counter()
+        self._session.run(sizes)
+        self._profile.running += time.perf_counter() - begin
+        self._profile.runs += 1
+
+    def close(self) -> None:
+        """See :meth:`Session.close`."""
+        operators = getattr(self._session, "operators", None)
+        if operators is not None:
+            for operator, spent in operators().items():
+                self._profile.operators[operator] = self._profile.operators.get(operator, 0.0) + spent
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _steps(timings: Mapping[str, Any]) -> str:
+    steps = timings["steps"]
+    return f"{len(steps)} steps, {1e3 * sum(steps) / len(steps):.1f} ms each" if steps else ""
+
+
+def _table(rows: list[tuple[str, float, str]], whole: float) -> list[str]:
+    width = max(len(name) for name, _, _ in rows)
+    return [
+        f"  {name:<{width}} {spent:8.3f} s {100 * spent / whole:5.1f} %  {note}".rstrip() for name, spent, note in rows
+    ]

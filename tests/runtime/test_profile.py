@@ -1,0 +1,52 @@
+"""Where the time went: stages, networks and operators add up, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from calotype.runtime.pipeline import Pipeline
+from calotype.runtime.profile import Profile
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_operators_are_within_the_runs_and_runs_within_the_stages(low_memory: bool) -> None:
+    profile = Profile()
+    with Pipeline.load("talbot", "cpu", profile=profile, low_memory=low_memory) as pipeline:
+        timings = pipeline("a red apple", num_inference_steps=3, seed=0).timings
+    assert {name: own.runs for name, own in profile.networks.items()} == {
+        "text_encoder": 2,
+        "unet": 3,
+        "vae_decoder": 1,
+    }
+    for own in profile.networks.values():
+        assert own.opening > 0
+        assert 0 < sum(own.operators.values()) <= own.running
+    unet = profile.networks["unet"]
+    assert unet.running <= timings["denoising"]
+    assert max(unet.operators, key=unet.operators.__getitem__) in ("Conv", "MatMul")
+    text = profile.text(timings, 2 * timings["total"])
+    assert "3 steps" in text
+    assert text.index("unet ran 3 times") < text.index("text_encoder ran")
+
+
+def test_the_picture_is_the_same_and_no_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Pipeline.load("talbot", "cpu") as plain, Pipeline.load("talbot", "cpu", profile=Profile()) as watched:
+        pictures = [own("a red apple", num_inference_steps=2, seed=0).images[0] for own in (plain, watched)]
+    assert pictures[0].tobytes() == pictures[1].tobytes()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "calotype.runtime", "generate", "a red apple", "-o", str(tmp_path / "a.png")]
+    command += ["--steps", "2", "--backend", "cpu", "--profile", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "s, of which" in done.stderr
+    assert "Conv" in done.stderr
+    assert json.loads(done.stdout)["profile"]["unet"]["runs"] == 2
