@@ -75,7 +75,8 @@ MODES = {
         for high in (20, 10)
     },
     "60% of the steps, cache 2": Mode(acceleration=Acceleration(cache_interval=2), share=0.6),
-    "fast": Mode(acceleration=FAST),
+    "cache 3, guidance 0 to 10": Mode(acceleration=Acceleration(cache_interval=3, guidance_interval=(0, 10))),
+    "fast": Mode(acceleration=FAST, share=FAST.steps),
 }
 
 

@@ -143,6 +143,18 @@ def growth(name: str, report: Mapping[str, Any], _folder: Path) -> str:
     )
 
 
+def fast(name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """Modes that do less."""
+    rows = [
+        [mode, f"{item['psnr_db']} dB", f"{item['operations']}"]
+        for mode, item in report["modes"].items()
+        if item["psnr_db"] is not None and "operations" in item
+    ]
+    heads = ["mode", "PSNR to the exact picture", "times fewer operations"]
+    about = f"{_origin(name, report)} {report['prompts']} prompts, {report['steps']} steps. More in [a note](fast.md)."
+    return f"## {name.split('-')[1]}, nearly the same picture for less\n\n{about}\n\n{_table(heads, rows)}\n"
+
+
 def schedulers(name: str, report: Mapping[str, Any], _folder: Path) -> str:
     """Microseconds of a step."""
     rows = [
@@ -196,6 +208,7 @@ SECTIONS = {
     "cold-": cold,
     "limit-": limit,
     "growth-": growth,
+    "fast-": fast,
     "startup-": startup,
     "schedulers-": schedulers,
     "attention-": attention,

@@ -262,7 +262,7 @@ class Pipeline:
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
         interval = acceleration.guidance_interval if guidance_interval is None else guidance_interval
         guided = guidances(scale, guidance_rescale, interval, len(texts))
-        solver = self._solver(scheduler, scheduler_config, num_inference_steps, timesteps, sigmas)
+        solver = self._solver(scheduler, scheduler_config, num_inference_steps, timesteps, sigmas, acceleration)
         given = seeds(seed, len(texts))
         shape = self._latent_shape(canvas)
         if latents is not None and latents.shape != (len(texts), *shape):
@@ -420,10 +420,11 @@ class Pipeline:
         steps: int | None,
         timesteps: Sequence[float] | None,
         sigmas: Sequence[float] | None,
+        acceleration: Acceleration,
     ) -> Solver:
         defaults = self.manifest.defaults
         if steps is None and timesteps is None and sigmas is None:
-            steps = defaults.num_inference_steps
+            steps = max(1, round(defaults.num_inference_steps * acceleration.steps))
         settings = {**self.manifest.scheduler, **(config or {})}
         if settings.get("sigma_spacing") == "ays":
             settings["sigma_spacing"] = "ays-sdxl" if self.manifest.family == "sdxl" else "ays-sd1"

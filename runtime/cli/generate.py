@@ -102,7 +102,9 @@ FILE = click.Path(path_type=Path)
     metavar="LOW HIGH",
     help="Noise levels between which guidance is on.  [default: all]",
 )
-@click.option("--fast", is_flag=True, help="Draw nearly the same picture in less time; see --cache-interval.")
+@click.option(
+    "--fast", is_flag=True, help="Draw nearly the same picture in half the steps, unless --steps says how many."
+)
 @click.option(
     "--cache-interval",
     type=int,

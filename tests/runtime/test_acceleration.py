@@ -77,13 +77,21 @@ def test_equals_the_published_method_on_diffusers_to_50_db(
     assert psnr(got, expected) >= 50 > psnr(got, exact)
 
 
-def test_an_interval_of_one_is_exact_and_true_is_the_preset(pipeline: Pipeline) -> None:
+def test_an_interval_of_one_is_exact(pipeline: Pipeline) -> None:
     exact = pipeline("red", **SETTINGS).images[0].tobytes()
     assert pipeline("red", fast=Acceleration(cache_interval=1), **SETTINGS).images[0].tobytes() == exact
     assert pipeline("red", fast=False, **SETTINGS).images[0].tobytes() == exact
-    fast = pipeline("red", fast=True, **SETTINGS).images[0].tobytes()
-    assert fast == pipeline("red", fast=FAST, **SETTINGS).images[0].tobytes() != exact
-    assert FAST.caches
+
+
+def test_true_is_the_preset_which_takes_half_the_steps_where_a_call_does_not_say_how_many(pipeline: Pipeline) -> None:
+    own = pipeline.manifest.defaults.num_inference_steps
+    settings = {name: value for name, value in SETTINGS.items() if name != "num_inference_steps"}
+    fast = pipeline("red", fast=True, **settings)
+    assert fast.steps == round(own / 2)
+    by_number = pipeline("red", num_inference_steps=fast.steps, **settings)
+    assert fast.images[0].tobytes() == by_number.images[0].tobytes()
+    assert pipeline("red", fast=FAST, **SETTINGS).steps == SETTINGS["num_inference_steps"]
+    assert pipeline("red", fast=Acceleration(steps=1e-3), **settings).steps == 1
 
 
 def test_an_interval_longer_than_the_run_has_one_whole_step(pipeline: Pipeline) -> None:
@@ -202,6 +210,9 @@ def test_an_old_bundle_draws_exactly_and_says_what_it_lacks(tiny_bundle: Path, t
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"steps": 0}, "steps=0 is no share of a model's steps; use more than 0, up to 1"),
+        ({"steps": 1.5}, r"steps=1\.5 is no share"),
+        ({"steps": math.nan}, "steps=nan is no share"),
         ({"cache_interval": 0}, "cache_interval=0 is less than 1; use 1 or more"),
         ({"cache_interval": 1.5}, r"cache_interval=1\.5 is not a whole number"),
         ({"cache_interval": True}, "cache_interval=True is not a whole number"),
@@ -223,9 +234,12 @@ def test_what_is_no_acceleration_is_refused(pipeline: Pipeline) -> None:
 def test_the_command_line_draws_it_and_writes_it_down(pipeline: Pipeline, tiny_bundle: Path, tmp_path: Path) -> None:
     from PIL import Image
 
+    own = pipeline.manifest.defaults.num_inference_steps
+    result = run(tmp_path, "red", "-m", str(tiny_bundle), "--seed", "3", "-o", "half.png", "--fast")
+    assert result.returncode == 0, result.stderr
+    assert f"Steps: {round(own / 2)}," in read_parameters(tmp_path / "half.png")
     common = ("red", "-m", str(tiny_bundle), "--seed", "3", "--steps", "6")
     for name, options, acceleration in (
-        ("fast", ("--fast",), FAST),
         ("own", ("--cache-interval", "3"), Acceleration(cache_interval=3)),
         ("both", ("--fast", "--cache-interval", "4"), dataclasses.replace(FAST, cache_interval=4)),
     ):
