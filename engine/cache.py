@@ -14,18 +14,31 @@ from typing import Any
 
 from calotype.runtime.errors import BuildError
 from calotype.runtime.manifest import FileRecord
-from calotype.runtime.plans import PlanRecord, cache_folder, plan_trouble, read_record, sidecar, write_private
+from calotype.runtime.plans import (
+    PlanRecord,
+    WeightsRecord,
+    cache_folder,
+    plan_trouble,
+    read_record,
+    sidecar,
+    weights_of,
+    write_private,
+)
 
 Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Built:
-    """A fresh plan, an object with the buffer protocol, and what its record says of it."""
+    """A fresh plan, an object with the buffer protocol, and what its record says of it.
+
+    ``weights``: a file in the cache, to be moved beside the plan; None where there is none.
+    """
 
     plan: Any
     tensors: Mapping[str, Any]
     figures: Mapping[str, float]
+    weights: Path | None = None
 
 
 def plan_path(key: Mapping[str, Any]) -> Path:
@@ -45,7 +58,7 @@ def obtain(key: Mapping[str, Any], build: Callable[[], Built], say: Say, *, forc
     """
     path = plan_path(key)
     with _lock(path, say):
-        trouble = plan_trouble(path)
+        trouble = plan_trouble(path, thoroughly=False)
         if trouble is None and not force:
             say(f"{path.name}: taken from the cache")
             return path
@@ -53,9 +66,16 @@ def obtain(key: Mapping[str, Any], build: Callable[[], Built], say: Say, *, forc
         built = build()
         sidecar(path).unlink(missing_ok=True)
         try:
+            weights = None
+            if built.weights is not None:
+                weights = WeightsRecord.of(built.weights.replace(weights_of(path)))
             write_private(path, built.plan)
             record = PlanRecord(
-                key=key, tensors=built.tensors, figures=built.figures, **dataclasses.asdict(FileRecord.of(path))
+                key=key,
+                tensors=built.tensors,
+                figures=built.figures,
+                weights=weights,
+                **dataclasses.asdict(FileRecord.of(path)),
             )
             write_private(sidecar(path), json.dumps(dataclasses.asdict(record), indent=2).encode())
         except OSError as error:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
 import os
 import platform
-from pathlib import Path
 
 from calotype.runtime.errors import CalotypeError
+from calotype.runtime.processor import processor_name
 from calotype.runtime.sessions.cuda import load_cuda
 
 # Backend -> distribution -> import name; the first that is there counts. An extra has its backend's name.
@@ -44,7 +43,7 @@ def machine() -> dict[str, str]:
         gpu = f"none: {error}"
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "memory": f"{memory:.1f} GiB",
         "python": platform.python_version(),
@@ -63,14 +62,6 @@ def examine() -> list[Finding]:
             advice = _gpu_trouble(backend) if backend in NEED_GPU else ""
         findings.append(Finding(backend=backend, usable=not advice, version=version, advice=advice))
     return findings
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _version(distribution: str, module: str) -> str | None:

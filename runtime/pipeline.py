@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,6 @@ from calotype.runtime.safetensors import SafetensorsFile
 from calotype.runtime.schedulers import Solver, create_solver
 from calotype.runtime.sessions import Session, check_backend, choose_backend, open_session
 from calotype.runtime.sessions.low_memory import Turn, TurnTakingSession
-from calotype.runtime.spec import ModelSpec
 from calotype.runtime.start import Posterior, Start
 from calotype.runtime.textual_inversion import Embedding, add_embeddings
 from calotype.runtime.tokenizer import ClipTokenizer
@@ -96,7 +96,7 @@ class Pipeline:
             raise BundleError(f"{bundle.path} has no {', '.join(missing)}; export the bundle again")
         self.manifest = manifest
         self.backend = choose_backend(backend, bundle.path)
-        self._path = bundle.path
+        self._bundle = bundle
         self._turn = Turn() if low_memory else None
         self._profile = profile
         self._encoders, self._embeddings = encoders, embeddings
@@ -106,8 +106,12 @@ class Pipeline:
         self._loras, self._fast = loras, chosen(fast)
         self._check_caching(self._fast)
         overrides = self._merged(loras)
+
+        def autoencoder() -> Bundle:
+            return bundle if vae is None else Bundle.open(vae, weights=False)
+
         with ThreadPoolExecutor() as pool:
-            opened = pool.submit(lambda: Vae(bundle if vae is None else Bundle.open(vae), self._opened, vae_tiles))
+            opened = pool.submit(lambda: Vae(autoencoder(), self._opened, vae_tiles))
             self._open((*encoders, *unet_networks(caching=self._fast.caches)), overrides)
             self._vae = opened.result()
         self._vae.check_fits(manifest.vae)
@@ -153,7 +157,7 @@ class Pipeline:
         """
         check_backend(backend)
         return cls(
-            Bundle.open(name_or_folder),
+            Bundle.open(name_or_folder, weights=False),
             backend,
             low_memory=low_memory,
             loras=loras,
@@ -331,8 +335,7 @@ class Pipeline:
 
         def opened(name: str) -> Session:
             turns = name != "unet_shallow"  # small, and every second step would send the rest away
-            spec, changed = self.manifest.networks[name], overrides.get(_weights_of(name))
-            return self._opened(name, self._path, spec, changed, turns=turns)
+            return self._opened(self._bundle, name, overrides.get(_weights_of(name)), turns=turns)
 
         with ThreadPoolExecutor() as pool:
             self._sessions |= zip(networks, pool.map(opened, networks), strict=True)
@@ -354,7 +357,8 @@ class Pipeline:
         missing = sorted(set(unet_networks(caching=acceleration.caches)) - self.manifest.networks.keys())
         if missing:
             raise BundleError(
-                f"{self._path} has no {', '.join(missing)}, which deep-feature caching takes; export the bundle again"
+                f"{self._bundle.path} has no {', '.join(missing)}, which deep-feature caching takes; "
+                "export the bundle again"
             )
 
     def _cache(self, acceleration: Acceleration, shape: tuple[int, ...], rows: int) -> FeatureCache | None:
@@ -368,17 +372,17 @@ class Pipeline:
 
     def _opened(
         self,
+        bundle: Bundle,
         network: str,
-        folder: Path,
-        spec: ModelSpec,
         overrides: Mapping[str, Array] | None = None,
         *,
         turns: bool = True,
     ) -> Session:
-        profile = self._profile
+        profile, spec = self._profile, bundle.manifest.networks[network]
 
         def opener() -> Session:
-            return open_session(folder, spec, self.backend, overrides, profile=profile is not None)
+            check = functools.partial(bundle.check_weights, spec)
+            return open_session(bundle.path, spec, self.backend, overrides, check, profile=profile is not None)
 
         def watched() -> Session:
             return opener() if profile is None else profile.open(network, opener)
@@ -393,7 +397,9 @@ class Pipeline:
         return merge(loras, {name: self._weights(name) for name in networks})
 
     def _weights(self, network: str) -> SafetensorsFile:
-        return SafetensorsFile(self._path / self.manifest.networks[network].weights[0])
+        spec = self.manifest.networks[network]
+        self._bundle.check_weights(spec)
+        return SafetensorsFile(self._bundle.path / spec.weights[0])
 
     def _text_encoder(self, name: str) -> TextEncoder:
         tokenizer, session = self._tokenizer(TEXT_ENCODERS[name]), self._sessions[name]
@@ -401,7 +407,7 @@ class Pipeline:
             return TextEncoder(tokenizer, session)
         spec = self.manifest.networks[name].input("extra_embeddings")
         if spec is None:
-            raise BundleError(f"{self._path} has a {name} that takes no embeddings; export the bundle again")
+            raise BundleError(f"{self._bundle.path} has a {name} that takes no embeddings; export the bundle again")
         vocabulary = self._weights(name).shape(TOKEN_TABLE)[0]
         return TextEncoder(
             tokenizer, session, add_embeddings(self._embeddings, name, tokenizer, vocabulary, int(spec.shape[1]))
@@ -410,8 +416,8 @@ class Pipeline:
     def _tokenizer(self, name: str) -> ClipTokenizer:
         spec = self.manifest.tokenizers.get(name)
         if spec is None:
-            raise BundleError(f"{self._path} has no {name}; export the bundle again")
-        return ClipTokenizer.from_files(self._path / spec.vocab, self._path / spec.merges, spec)
+            raise BundleError(f"{self._bundle.path} has no {name}; export the bundle again")
+        return ClipTokenizer.from_files(self._bundle.path / spec.vocab, self._bundle.path / spec.merges, spec)
 
     def _solver(
         self,

@@ -1,7 +1,9 @@
 """Plans on disk: where they lie, what the record beside each says, and which of them serve a network here.
 
 A plan is native code: it lies in the user's own folder, and its bytes are compared with the recorded sha256 before
-anything deserializes them.
+anything deserializes them. The plan of the CPU backend is an ONNX graph, and its weights are a file of their own, which
+is mapped into memory and so shared by all who run it. They are data, and gigabytes: where size and time of change are
+the recorded ones they are taken for what was written, else their sha256 decides.
 """
 
 from __future__ import annotations
@@ -13,13 +15,38 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 from calotype.runtime.errors import BuildError
 from calotype.runtime.manifest import FileRecord
 
 # The target of a plan that runs on every GPU its library knows; TensorRT-RTX compiles the rest where it runs.
 PORTABLE = {"gpu": "portable", "driver": "none"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightsRecord:
+    """The weights beside a plan of the CPU backend: bytes, sha256, and when they were written, in nanoseconds."""
+
+    size: int
+    sha256: str
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Measure ``path``."""
+        return cls(**dataclasses.asdict(FileRecord.of(path)), mtime_ns=path.stat().st_mtime_ns)
+
+    def describes(self, path: Path, *, thoroughly: bool) -> bool:
+        """Whether ``path`` is that file; ``thoroughly`` reads it even where nobody seems to have touched it."""
+        try:
+            status = path.stat()
+        except OSError:
+            return False
+        if status.st_size != self.size:
+            return False
+        untouched = status.st_mtime_ns == self.mtime_ns
+        return (untouched and not thoroughly) or FileRecord.of(path).sha256 == self.sha256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +60,7 @@ class PlanRecord:
             told them, 0 where it did not.
         size: bytes.
         sha256: of the plan.
+        weights: in a file of their own; None where they lie in the plan, or in the bundle.
     """
 
     key: Mapping[str, Any]
@@ -40,6 +68,13 @@ class PlanRecord:
     figures: Mapping[str, float]
     size: int
     sha256: str
+    weights: WeightsRecord | None = None
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read what ``dataclasses.asdict`` made; raises TypeError for anything else."""
+        weights = value.get("weights")
+        return cls(**{**value, "weights": None if weights is None else WeightsRecord(**weights)})
 
 
 def cache_folder() -> Path:
@@ -71,16 +106,21 @@ def sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
+def weights_of(path: Path) -> Path:
+    """Where the weights of the plan ``path`` lie, where it has a file of them."""
+    return path.with_name(path.name + ".weights")
+
+
 def read_record(path: Path) -> PlanRecord | None:
     """The record of the plan ``path``; None when it is missing or no record. The plan itself is not read."""
     try:
-        return PlanRecord(**json.loads(sidecar(path).read_text()))
-    except (OSError, ValueError, TypeError):
+        return PlanRecord.from_json(json.loads(sidecar(path).read_text()))
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
-def plan_trouble(path: Path) -> str | None:
-    """Why the plan cannot be used; None when it is what its record says."""
+def plan_trouble(path: Path, *, thoroughly: bool = True) -> str | None:
+    """Why the plan cannot be used; None when it is what its record says. See :class:`WeightsRecord` for the last."""
     if not path.is_file():
         return "there is no such plan"
     record = read_record(path)
@@ -88,6 +128,8 @@ def plan_trouble(path: Path) -> str | None:
         return "its record is missing or cannot be read"
     if FileRecord.of(path) != FileRecord(size=record.size, sha256=record.sha256):
         return "its sha256 is not the recorded one"
+    if record.weights is not None and not record.weights.describes(weights_of(path), thoroughly=thoroughly):
+        return f"{weights_of(path).name} is not the file that it was built with"
     return None
 
 
@@ -132,9 +174,53 @@ def write_private(path: Path, data: Any) -> None:
         partial.unlink(missing_ok=True)
 
 
+class Wanted(Protocol):
+    """What a plan has to be for one network on this machine."""
+
+    @property
+    def backend(self) -> str:
+        """A name in ``BACKENDS``."""
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """The sha256 of each variant of the network's graph."""
+
+    def differences(self, key: Mapping[str, Any]) -> list[str]:
+        """What keeps the plan of ``key`` from serving, each as ``what: its own, here …``; empty when it serves."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What a plan has to be for one network on this machine.
+class WantedOnCpu:
+    """See :class:`Wanted`.
+
+    Attributes:
+        version: of ONNX Runtime, whose graphs are for itself alone.
+        graphs: sha256 of the network's float32 graph.
+        weights: sha256 of its weights files.
+        processor: what :func:`calotype.runtime.processor.instruction_sets` says.
+    """
+
+    version: str
+    graphs: tuple[str, ...]
+    weights: tuple[str, ...]
+    processor: str
+    backend: str = "cpu"
+
+    def differences(self, key: Mapping[str, Any]) -> list[str]:
+        """See :meth:`Wanted.differences`."""
+        found = []
+        if tuple(key["weights"]) != self.weights:
+            found.append("it has other weights")
+        if key["version"] != self.version:
+            found.append(f"it was built by ONNX Runtime {key['version']}, here is {self.version}")
+        if key["processor"] != self.processor:
+            found.append(f"it is for a processor with {key['processor']}, here is {self.processor}")
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WantedOnGpu:
+    """See :class:`Wanted`.
 
     Attributes:
         backend: ``tensorrt`` or ``tensorrt-rtx``.
@@ -153,7 +239,7 @@ class Wanted:
     driver: str
 
     def differences(self, key: Mapping[str, Any]) -> list[str]:
-        """What keeps the plan of ``key`` from serving, each as ``what: its own, here …``; empty when it serves."""
+        """See :meth:`Wanted.differences`."""
         found = []
         if not key["stripped"] and tuple(key["weights"]) != self.weights:
             found.append("it has other weights")

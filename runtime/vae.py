@@ -18,11 +18,10 @@ from calotype.runtime.bundle import Bundle
 from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.manifest import VaeSpec
 from calotype.runtime.sessions import Session, check_backend, choose_backend, open_session
-from calotype.runtime.spec import ModelSpec
 
 Array = NDArray[np.float32]
-# Opens a network of the bundle in a folder.
-Opener = Callable[[str, Path, ModelSpec], Session]
+# Opens a network of a bundle.
+Opener = Callable[[Bundle, str], Session]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,8 @@ class Vae:
         check_backend(backend)
         bundle = Bundle.open(name_or_folder)
         chosen = choose_backend(backend, bundle.path)
-        return cls(bundle, lambda _, folder, spec: open_session(folder, spec, chosen), tiles)
+        networks = bundle.manifest.networks
+        return cls(bundle, lambda bundle, network: open_session(bundle.path, networks[network], chosen), tiles)
 
     def decode(self, latents: Array) -> Array:
         """Latents as the UNet knows them, (C, h, w), to pixels (f*h, f*w, 3) in 0..1."""
@@ -99,7 +99,7 @@ class Vae:
         self.close()
 
     def _open(self, network: str) -> Session:
-        return self._opener(network, self._bundle.path, self._bundle.manifest.networks[network])
+        return self._opener(self._bundle, network)
 
     def _apply(self, network: str, source: Array) -> Array:
         """(C, height, width) through one half, one picture at a time."""

@@ -18,6 +18,12 @@ VOCABULARY_SIZE = 520
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def no_plans(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the user has built is not what is tested."""
+    monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path_factory.getbasetemp() / "no plans"))
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of every component of a Stable Diffusion 1.x model, a few thousand parameters each."""

@@ -23,6 +23,7 @@ ONLY_IN = {
     "onnxruntime": {
         "runtime/sessions/onnxruntime_cpu.py",
         "runtime/sessions/onnxruntime_cuda.py",
+        "engine/cpu.py",
         "export/parity.py",
     }
 }

@@ -9,7 +9,7 @@ import click
 
 @click.command("build")
 @click.argument("bundle", required=False)
-@click.option("--backend", type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="Which library builds and runs them.")
+@click.option("--backend", type=click.Choice(["tensorrt", "tensorrt-rtx", "cpu"]), help="What builds and runs them.")
 @click.option("--batch", help="UNet rows, two a guided picture: ROWS or MIN:OPT:MAX.  [default: 1:2:8]")
 @click.option("--height", help="Pixels: SIZE or MIN:OPT:MAX, as 512:512:1024.  [default: around the model's own]")
 @click.option("--width", help="Likewise.")
@@ -49,21 +49,33 @@ def command(
     as_list: bool,
     clean: bool,
 ) -> None:
-    """Turn the graphs of BUNDLE into plans, and keep them for generate to run."""
+    """Turn the graphs of BUNDLE into plans, and keep them for generate to run.
+
+    For the CPU: engines of ONNX Runtime for this processor, which open at once and take every size.
+    """
     if as_list or clean:
         _tend(clean)
         return
     if bundle is None or backend is None:
         raise click.UsageError("BUNDLE and --backend are needed; or --list, or --clean")
+    if backend == "cpu":
+        _refuse_for_cpu(click.get_current_context())
     from calotype.engine.profiles import choose_profiles
     from calotype.runtime.bundle import Bundle
     from calotype.runtime.errors import MissingPackageError
 
     try:
-        from calotype.engine.build import Options, build_bundle
+        if backend == "cpu":
+            from calotype.engine.cpu import build_engines
+        else:
+            from calotype.engine.build import Options, build_bundle
     except ModuleNotFoundError as error:
         raise MissingPackageError(error.name or "onnx", "export") from error
     opened = Bundle.open(bundle)
+    if backend == "cpu":
+        for path in build_engines(opened, networks=networks or None, force=force, say=_say).values():
+            click.echo(str(path))
+        return
     plans = build_bundle(
         opened,
         backend=backend,
@@ -76,11 +88,27 @@ def command(
             force=force,
         ),
         networks=networks or None,
-        say=lambda line: click.echo(_line(line), err=True),
+        say=_say,
         progress=_show if sys.stderr.isatty() else None,
     )
     for path in plans.values():
         click.echo(str(path))
+
+
+def _refuse_for_cpu(context: click.Context) -> None:
+    """What an engine of the CPU has no use for: it takes every size, and runs here alone."""
+    useful = {"bundle", "backend", "networks", "force", "as_list", "clean"}
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name not in useful and source is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"{parameter.opts[0]} is for plans of a GPU; an engine of the CPU takes every size, computes in "
+                "float32 and serves this processor: leave it out"
+            )
+
+
+def _say(line: str) -> None:
+    click.echo(_line(line), err=True)
 
 
 def _line(text: str) -> str:
@@ -106,5 +134,9 @@ def _tend(clean: bool) -> None:
             click.echo(f"{path}  {trouble}")
             continue
         key = record.key
+        size = (record.size + (0 if record.weights is None else record.weights.size)) / 2**20
+        if key["backend"] == "cpu":
+            click.echo(f"{path}  {size:.1f} MiB, {key['precision']}, for {key['processor']}")
+            continue
         profiles = ", ".join(profile["name"] for profile in key["profiles"])
-        click.echo(f"{path}  {record.size / 2**20:.1f} MiB, {key['precision']}, for {key['gpu']}, profiles {profiles}")
+        click.echo(f"{path}  {size:.1f} MiB, {key['precision']}, for {key['gpu']}, profiles {profiles}")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from calotype.runtime.plans import PlanRecord
 
 
 @click.command("info")
@@ -61,6 +64,9 @@ def _show_plan(path: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(record)))
         return
+    if record.key["backend"] == "cpu":
+        _show_engine(record)
+        return
     key, figures = record.key, record.figures
     compatible = [what for what in ("version", "hardware") if key[f"{what}_compatible"]]
     lines = {
@@ -82,6 +88,22 @@ def _show_plan(path: Path, as_json: bool) -> None:
     for way in ("inputs", "outputs"):
         for item in record.tensors[way]:
             click.echo(f"{way[:-1] + ':':<12}{item['name']} {item['dtype']} {_shape(item['shape'])}")
+
+
+def _show_engine(record: PlanRecord) -> None:
+    key, figures, weights = record.key, record.figures, record.weights
+    lines = {
+        "network": f"{key['network']} of {key['bundle']}, {key['precision']}",
+        "built by": f"ONNX Runtime {key['version']} in {figures['seconds']:.0f} s",
+        "for": key["processor"],
+        "graph": key["graph"],
+        "weights": ", ".join(key["weights"]),
+        "size": f"{record.size / 2**20:.1f} MiB"
+        + (f", and {weights.size / 2**20:.1f} MiB of weights, mapped from their file" if weights is not None else ""),
+        "parity": f"relative error {figures['max_relative']:.1e} against the bundle's graph",
+    }
+    for name, value in lines.items():
+        click.echo(f"{name + ':':<12}{value}")
 
 
 def _shape(shape: list[Any]) -> str:

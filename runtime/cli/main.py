@@ -18,7 +18,7 @@ COMMANDS = {
     "info": "show a bundle, or the settings in a picture",
     "doctor": "say which backends can run here, and what is missing",
     "export": "turn a checkpoint into a bundle",
-    "build": "turn a bundle into plans for a GPU",
+    "build": "turn a bundle into plans for a GPU, or engines for this processor",
     "verify": "check a bundle's files",
     "bench": "measure a bundle on this machine",
 }

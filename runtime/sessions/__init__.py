@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +100,20 @@ def open_session(
     spec: ModelSpec,
     backend: str,
     overrides: Mapping[str, NDArray[np.floating[Any]]] | None = None,
+    before_reading: Callable[[], None] = lambda: None,
     *,
     profile: bool = False,
 ) -> Session:
     """Open the network ``spec`` of the bundle in ``folder`` on ``backend``, a name that is not ``"auto"``.
 
-    ``overrides`` replace weights of those names, in the dtype in which the bundle stores them; names that the graph
-    does not read are passed over. With ``profile`` the session notes the time of each operator, on backends that can.
+    Args:
+        folder: the bundle's.
+        spec: the network.
+        backend: where it runs.
+        overrides: replace weights of those names, in the dtype in which the bundle stores them; names that the graph
+            does not read are passed over.
+        before_reading: called before the bundle's weights are read; an engine of the CPU backend has its own.
+        profile: note the time of each operator, on backends that can.
 
     Raises:
         BackendError: it is unknown, cannot run here, or cannot open the graph.
@@ -116,7 +123,8 @@ def open_session(
     if backend == "cpu":
         from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
 
-        return OnnxRuntimeCpuSession(folder, spec, overrides, profile=profile)
+        return OnnxRuntimeCpuSession(folder, spec, overrides, before_reading, profile=profile)
+    before_reading()
     if backend == "cuda":
         from calotype.runtime.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession
 

@@ -1,11 +1,16 @@
-"""ONNX Runtime on the CPU, with inputs and outputs bound to our own buffers."""
+"""ONNX Runtime on the CPU, with inputs and outputs bound to our own buffers.
+
+Where ``calotype build`` has made an engine of a network for this processor, that is opened in place of the bundle's
+graph: optimized before, its weights mapped from a file.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.runtime.errors import BackendError, MissingPackageError
+from calotype.runtime.manifest import Manifest
 from calotype.runtime.onnx_files import initializer_names
+from calotype.runtime.plans import PlanRecord, WantedOnCpu, find_plans, list_plans, plan_trouble, read_plan
+from calotype.runtime.processor import instruction_sets
 from calotype.runtime.sessions.session import Sizes
 from calotype.runtime.spec import ModelSpec
 
@@ -22,6 +30,10 @@ try:
     import onnxruntime
 except ModuleNotFoundError as error:
     raise MissingPackageError("onnxruntime", "cpu") from error
+
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+Overrides = Mapping[str, NDArray[np.floating[Any]]]
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,33 +45,27 @@ class _Bound:
 
 
 class OnnxRuntimeCpuSession:
-    """See :class:`calotype.runtime.sessions.session.Session`."""
+    """See :class:`calotype.runtime.sessions.session.Session`.
+
+    ``before_reading`` is called before the weights in ``folder`` are read, where they are.
+    """
 
     def __init__(
         self,
         folder: Path,
         spec: ModelSpec,
-        overrides: Mapping[str, NDArray[np.floating[Any]]] | None = None,
+        overrides: Overrides | None = None,
+        before_reading: Callable[[], None] = lambda: None,
         *,
         profile: bool = False,
     ) -> None:
         self.inputs, self.outputs = spec.inputs, spec.outputs
-        graph = folder / spec.graphs["float32"]
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
         self._profiles = tempfile.TemporaryDirectory(prefix="calotype-") if profile else None
-        if self._profiles is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(self._profiles.name) / "profile")
-        try:
-            if overrides:
-                names = sorted(initializer_names(graph) & overrides.keys())
-                # Copied or packed while the session opens: the arrays need not outlive this call.
-                values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(overrides[n])) for n in names]
-                options.add_external_initializers(names, values)
-            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the library's own exceptions have no common class but this
-            raise BackendError(f"ONNX Runtime cannot open {graph.name}: {error}") from error
+        session = None if overrides else _open_engine(folder, spec, self._options())
+        if session is None:
+            before_reading()
+            session = _open_graph(folder / spec.graphs["float32"], overrides or {}, self._options())
+        self._session = session
         self._memory: dict[str, NDArray[Any]] = {}
         self._bound: dict[tuple[tuple[str, int], ...], _Bound] = {}
 
@@ -91,6 +97,8 @@ class OnnxRuntimeCpuSession:
         for event in json.loads(Path(self._session.end_profiling()).read_text()):
             if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
                 operator = event["args"]["op_name"]
+                if operator == "If":  # what its branch did is noted beside it
+                    continue
                 seconds[operator] = seconds.get(operator, 0.0) + event["dur"] / 1e6
         self._profiles.cleanup()
         self._profiles = None
@@ -111,6 +119,14 @@ class OnnxRuntimeCpuSession:
     ) -> None:
         self.close()
 
+    def _options(self) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if self._profiles is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(self._profiles.name) / "profile")
+        return options
+
     def _at(self, sizes: Sizes) -> _Bound:
         # A step asks five times: shapes are resolved once for each set of sizes, not each time.
         key = tuple(sizes.items())
@@ -128,3 +144,57 @@ class OnnxRuntimeCpuSession:
                 bind(spec.name, "cpu", 0, view.dtype, view.shape, view.ctypes.data)
                 views[spec.name] = view
         return _Bound(views=views, binding=binding)
+
+
+def _open_graph(graph: Path, overrides: Overrides, options: Any) -> Any:
+    try:
+        if overrides:
+            names = sorted(initializer_names(graph) & overrides.keys())
+            # Copied or packed while the session opens: the arrays need not outlive this call.
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(overrides[n])) for n in names]
+            options.add_external_initializers(names, values)
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library's own exceptions have no common class but this
+        raise BackendError(f"ONNX Runtime cannot open {graph.name}: {error}") from error
+
+
+def _open_engine(folder: Path, spec: ModelSpec, options: Any) -> Any:
+    """The session of the engine that serves ``spec`` here; None where there is none that is sound."""
+    found = _serving_engine(folder, spec)
+    if found is None:
+        return None
+    path, record = found
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was done before
+    options.add_session_config_entry("session.disable_prepacking", "1")  # weights stay in the file's pages
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
+    try:
+        data = read_plan(path, record)
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        logger.warning("the engine %s cannot be opened: %s; build it again with: calotype build", path.name, error)
+        return None
+
+
+def _serving_engine(folder: Path, spec: ModelSpec) -> tuple[Path, PlanRecord] | None:
+    """The newest sound engine of the network for this processor and ONNX Runtime."""
+    processor = instruction_sets()
+    if processor is None or not any(".cpu." in path.name for path in list_plans()):
+        return None
+    files = Manifest.read(folder).files
+    wanted = WantedOnCpu(
+        version=onnxruntime.__version__,
+        graphs=(files[spec.graphs["float32"]].sha256,),
+        weights=tuple(files[path].sha256 for path in spec.weights),
+        processor=processor,
+    )
+    found, refusal = find_plans(wanted)
+    for path, record in found:
+        trouble = plan_trouble(path, thoroughly=False)
+        if trouble is None:
+            return path, record
+        refusal = f"{path.name}: {trouble}"
+    if refusal:
+        logger.warning(
+            "%s runs without its engine: %s; build it again with: calotype build", spec.graphs["float32"], refusal
+        )
+    return None

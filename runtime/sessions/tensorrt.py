@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.manifest import Manifest
-from calotype.runtime.plans import PlanRecord, Wanted, find_plans
+from calotype.runtime.plans import PlanRecord, WantedOnGpu, find_plans
 from calotype.runtime.sessions.device import Staging, acquire, release
 from calotype.runtime.sessions.libraries import load_library
 from calotype.runtime.sessions.opened_plan import OpenedPlan, Overrides
@@ -58,7 +58,7 @@ def serving_plans(
         BackendError: there is none.
     """
     files = Manifest.read(folder).files
-    wanted = Wanted(
+    wanted = WantedOnGpu(
         backend=backend,
         version=version,
         graphs=tuple(files[graph].sha256 for graph in spec.graphs.values()),

@@ -74,6 +74,30 @@ def test_a_plan_from_the_build_to_the_cleaning(tiny_bundle: Path, folder: Path) 
     assert {path.suffix for path in folder.iterdir()} == {".lock"}
 
 
+def test_an_engine_for_this_processor(tiny_bundle: Path, folder: Path) -> None:
+    command = [*CALOTYPE, "build", str(tiny_bundle), "--backend", "cpu", "--network", "vae_decoder"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    plan = Path(result.stdout.strip())
+    assert plan.parent == folder
+    assert result.stderr.splitlines()[-1].endswith("not built before")
+    info = run("info", plan)
+    assert (info.returncode, info.stderr) == (0, "")
+    for text in ("network:    vae_decoder of tiny, float32", "built by:   ONNX Runtime", "parity:     relative error"):
+        assert text in info.stdout
+    assert json.loads(run("info", plan, "--json").stdout)["weights"]["size"] > 0
+    assert "float32, for " in run("build", "--list").stdout
+    weights = plan.with_name(plan.name + ".weights")
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    times = weights.stat()
+    weights.write_bytes(data)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a failing disk would
+    assert "is not the file that it was built with" in run("build", "--list").stdout
+    assert run("info", plan).returncode == 1
+    assert run("build", "--clean").stdout.endswith("MiB freed\n")
+    assert {path.suffix for path in folder.iterdir()} == {".lock"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -85,6 +109,9 @@ def test_a_plan_from_the_build_to_the_cleaning(tiny_bundle: Path, folder: Path) 
         (["talbot", "--backend", "tensorrt-rtx", "--height", "60"], 2, "height=60 is not a multiple of 8"),
         (["talbot", "--backend", "tensorrt-rtx", "--profile", "default,height=64"], 2, "two profiles are named"),
         (["talbot", "--backend", "tensorrt-rtx", "--network", "unett"], 2, "no network 'unett'"),
+        (["talbot", "--backend", "cpu", "--network", "unett"], 2, "no network 'unett'"),
+        (["talbot", "--backend", "cpu", "--height", "64"], 2, "--height is for plans of a GPU"),
+        (["talbot", "--backend", "cpu", "--static"], 2, "--static is for plans of a GPU"),
         (["talbot", "--backend", "tensorrt-rtx", "--strip-weights"], 1, "building without weights needs a GPU"),
     ],
 )

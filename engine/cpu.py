@@ -1,0 +1,227 @@
+"""From a bundle's graphs to engines for this processor: ONNX Runtime's own optimizations, made once and kept.
+
+Opening a graph of SD 1.5's size costs ONNX Runtime ten seconds of a processor, and a private copy of all weights in the
+layout of its kernels. An engine is the graph as it stands after that, and the weights so laid out in a file that is
+mapped into memory: it opens at once, and processes that run it share its pages.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from calotype.engine import cpu_operators
+from calotype.engine.cache import Built, Say, obtain, plan_path
+from calotype.runtime import parity
+from calotype.runtime.bundle import Bundle
+from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
+from calotype.runtime.manifest import CACHING, FileRecord
+from calotype.runtime.parity import SIZES, Figures, Inputs, cases, compare
+from calotype.runtime.plans import cache_folder, weights_of
+from calotype.runtime.processor import instruction_sets
+from calotype.runtime.safetensors import SafetensorsFile
+from calotype.runtime.spec import ModelSpec
+from calotype.runtime.verification import read_tokens
+
+try:
+    import onnxruntime
+except ModuleNotFoundError as error:
+    raise MissingPackageError("onnxruntime", "cpu") from error
+
+# Largest difference from the bundle's graph, over the largest magnitude; on inputs made to be extreme, where rounding
+# grows in any order of operations, what an export is allowed.
+MAX_RELATIVE = 1e-5
+WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+def build_engines(
+    bundle: Bundle, *, networks: Sequence[str] | None = None, force: bool = False, say: Say = lambda _: None
+) -> dict[str, Path]:
+    """Build, or take from the cache, an engine of each network of ``bundle``; one takes every size.
+
+    Args:
+        bundle: an opened, checked bundle.
+        networks: these alone; None is all but those of deep-feature caching, a second UNet that few will use.
+        force: build also what the cache has.
+        say: is told in one line what happens.
+
+    Raises:
+        BuildError: the disk is too small, or an engine does not compute what the bundle's graph does.
+        InputError: the bundle has no such network.
+        BackendError: the system does not say what the processor can do.
+    """
+    manifest = bundle.manifest
+    names = [name for name in manifest.networks if name not in CACHING] if networks is None else networks
+    for name in names:
+        if name not in manifest.networks:
+            raise InputError(f"the bundle has no network {name!r}; valid: {', '.join(manifest.networks)}")
+    _state_needs({name: weights_size(bundle.path / manifest.networks[name].graphs["float32"]) for name in names}, say)
+    plans = {}
+    for name in names:
+        key = _key(bundle, name)
+        build = functools.partial(build_engine, bundle, name, plan_path(key))
+        plans[name] = obtain(key, build, say, force=force)
+    return plans
+
+
+def build_engine(bundle: Bundle, network: str, path: Path) -> Built:
+    """The engine of one network, to be kept as ``path``; its weights are written there, under another name.
+
+    Raises:
+        BuildError: it does not compute what the bundle's graph does, or ONNX Runtime cannot build it.
+    """
+    start, spec = time.perf_counter(), bundle.manifest.networks[network]
+    optimized = path.with_name(path.name + ".graph.partial")
+    weights = weights_of(path).with_name(weights_of(path).name + ".partial")
+    try:
+        _optimize(bundle.path, spec, optimized, weights)
+        model = onnx.load(optimized, load_external_data=False)
+        _name_apart(model.graph)
+        figures = _check(bundle, network, _open(model, optimized.parent))
+        _relocate(model.graph, weights_of(path).name)
+        with weights.open("ab") as file:  # ONNX Runtime has none where all weights are small
+            os.fchmod(file.fileno(), 0o600)
+            os.fsync(file.fileno())
+    except BaseException:
+        weights.unlink(missing_ok=True)
+        raise
+    finally:
+        optimized.unlink(missing_ok=True)
+    return Built(
+        plan=model.SerializeToString(),
+        tensors={way: [item.to_json() for item in getattr(spec, way)] for way in ("inputs", "outputs")},
+        figures={"seconds": time.perf_counter() - start, "max_relative": figures.max_relative},
+        weights=weights,
+    )
+
+
+def weights_size(graph: Path) -> int:
+    """Bytes of the weights of ``graph``, in float32."""
+    model = onnx.load(graph, load_external_data=False)
+    return sum(4 * math.prod(tensor.dims) for tensor in model.graph.initializer)
+
+
+def _key(bundle: Bundle, network: str) -> dict[str, Any]:
+    files, spec, processor = bundle.manifest.files, bundle.manifest.networks[network], instruction_sets()
+    if processor is None:
+        raise BackendError("the system does not say what its processor can do, which an engine depends on; run without")
+    return {
+        "bundle": bundle.manifest.name,
+        "network": network,
+        "backend": "cpu",
+        "version": onnxruntime.__version__,
+        "graph": files[spec.graphs["float32"]].sha256,
+        "weights": [files[path].sha256 for path in spec.weights],
+        "precision": "float32",
+        "processor": processor,
+        "operators": FileRecord.of(Path(cpu_operators.__file__)).sha256,
+    }
+
+
+def _state_needs(sizes: dict[str, int], say: Say) -> None:
+    """Say what will be needed; raises BuildError where the disk clearly lacks it."""
+    disk, free = sum(sizes.values()), shutil.disk_usage(cache_folder()).free
+    say(
+        f"disk: about {_mib(disk)}, {_mib(free)} are free; memory while building: about {_mib(3 * max(sizes.values()))}"
+    )
+    if disk > free:
+        raise BuildError(
+            f"{cache_folder()} has {_mib(free)} free and the engines need about {_mib(disk)}; "
+            "free some space with calotype build --clean, or set CALOTYPE_CACHE"
+        )
+
+
+def _optimize(folder: Path, spec: ModelSpec, optimized: Path, weights: Path) -> None:
+    """Let ONNX Runtime write the graph as its kernels want it, and the weights beside."""
+    model = onnx.load(folder / spec.graphs["float32"], load_external_data=False)
+    cpu_operators.rewrite(model)
+    options = _options()
+    options.optimized_model_filepath = str(optimized)
+    options.add_session_config_entry(WEIGHTS_FILE, weights.name)
+    # Given as arrays: weights in a cache of the Hugging Face Hub are links, which a graph in memory may not follow.
+    stored = {name: array for path in spec.weights for name, array in SafetensorsFile(folder / path).items()}
+    names = [tensor.name for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(stored[name]) for name in names]
+    options.add_external_initializers(names, values)
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library's own exceptions have no common class but this
+        raise BuildError(f"ONNX Runtime cannot build {spec.graphs['float32']}: {error}") from error
+
+
+def _open(model: onnx.ModelProto, folder: Path) -> Any:
+    options = _options()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _options() -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Packed copies of the weights would be private memory, for half a per cent of a step's time.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
+
+
+def _check(bundle: Bundle, network: str, engine: Any) -> Figures:
+    """Compare ``engine`` with the bundle's graph as it stands, on the inputs that exports are checked with."""
+    spec = bundle.manifest.networks[network]
+    tried = cases(network, spec.inputs, read_tokens(bundle, network), bundle.manifest.max_clip_skip, SIZES)
+    graph, options = bundle.path / spec.graphs["float32"], _options()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    plain, worst = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"]), Figures()
+    for case, inputs in tried.items():
+        for item, wanted, got in zip(spec.outputs, _run(plain, spec, inputs), _run(engine, spec, inputs), strict=True):
+            figures = compare(wanted, got)
+            most = MAX_RELATIVE if case == "random" else parity.MAX_RELATIVE
+            if figures is None or figures.max_relative > most:
+                how = "not finite" if figures is None else f"off by {figures.max_relative:.1e} of the largest value"
+                raise BuildError(f"the engine of {network} is {how} in {item.name!r} on {case!r} inputs; run without")
+            worst = worst.worse(figures)
+    return worst
+
+
+def _run(session: Any, spec: ModelSpec, inputs: Inputs) -> Any:
+    return session.run([item.name for item in spec.outputs], inputs)
+
+
+def _relocate(graph: onnx.GraphProto, location: str) -> None:
+    """Let the weights of ``graph``, and of its branches, lie in the file ``location``."""
+    for tensor in graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    for branch in _branches(graph):
+        _relocate(branch, location)
+
+
+def _name_apart(graph: onnx.GraphProto, prefix: str = "") -> None:
+    """Give what the branches of ``graph`` make names of their own: ONNX Runtime's layout gives two of them the same."""
+    own = {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
+    for tensor in graph.initializer:
+        tensor.name = prefix + tensor.name
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [prefix + name if name in own and name else name for name in names]
+    for item in (*graph.output, *graph.value_info):
+        item.name = prefix + item.name
+    for number, branch in enumerate(_branches(graph)):
+        _name_apart(branch, f"{prefix}branch{number}.")
+
+
+def _branches(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    return [item.g for node in graph.node for item in node.attribute if item.type == onnx.AttributeProto.GRAPH]
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:.0f} MiB"
