@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from calotype.runtime.schedulers.config import SchedulerConfig
-from calotype.runtime.schedulers.exploding import VarianceExploding, ancestral
-from calotype.runtime.schedulers.solver import Array, NoiseSource, State, add_drawn, add_scaled
+from calotype.runtime.schedulers.exploding import VarianceExploding, ancestral, straight
+from calotype.runtime.schedulers.solver import Array, Move, NoiseSource, State, add_drawn, add_scaled
 from calotype.runtime.schedulers.spacing import Levels, Steps, sigma_to_timestep, training_sigmas
 
 
@@ -24,6 +24,11 @@ class Step:
     middle: float
     down: float
     up: float = 0.0
+
+    def moves(self) -> tuple[Move, Move]:
+        """To the middle; and, from there, what is added to the latents that the step began with."""
+        slope = (self.down - self.sigma) / self.middle
+        return straight(self.sigma, self.middle), Move(latents=slope, denoised=-slope, deviation=self.up)
 
 
 class DPM2(VarianceExploding):
@@ -38,28 +43,26 @@ class DPM2(VarianceExploding):
         if config.sigma_spacing == "karras":
             timesteps = np.round(timesteps)
         *pairs, (sigma, last) = pairwise(sigmas.tolist())
-        self._steps = [self._step(now, after) for now, after in pairs]
-        middles = np.array([step.middle for step in self._steps])
-        self._steps.append(Step(sigma=sigma, middle=last, down=last))
+        taken = [self._step(now, after) for now, after in pairs]
+        middles = np.array([step.middle for step in taken])
         between = sigma_to_timestep(middles, training_sigmas(config))
         self._set_evaluations(_interleave(timesteps, between), _interleave(sigmas[:-1], middles))
+        self._set_moves([*(move for step in taken for move in step.moves()), straight(sigma, last)])
 
     def _step(self, sigma: float, following: float) -> Step:
         return Step(sigma=sigma, middle=math.sqrt(sigma * following), down=following)
 
     def step(self, state: State, index: int, noise_pred: Array, latents: Array, rng: NoiseSource) -> None:
         """See :meth:`Solver.step`."""
-        step = self._steps[index // 2]
-        denoised = self._to_denoised(state, index, noise_pred, latents)
+        move = self._moves[index]
         if index % 2 == 0:
             np.copyto(state.saved, latents)
-            latents *= step.middle / step.sigma
-            add_scaled(latents, denoised, 1 - step.middle / step.sigma, state.scratch)
+            latents *= move.latents
         else:
-            latents -= denoised
-            latents *= (step.down - step.sigma) / step.middle
-            latents += state.saved
-            add_drawn(latents, step.up, rng, state.scratch)
+            latents *= move.latents
+            latents += state.saved  # before the rest: the two may all but cancel, and what is left is rounded finely
+        add_scaled(latents, noise_pred, move.noise_pred, state.scratch)
+        add_drawn(latents, move.deviation, rng, state.scratch)
 
 
 class DPM2Ancestral(DPM2):

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import ClassVar
 
 from calotype.runtime.schedulers.config import SchedulerConfig
-from calotype.runtime.schedulers.exploding import VarianceExploding, ancestral
+from calotype.runtime.schedulers.exploding import VarianceExploding, ancestral, straight
 from calotype.runtime.schedulers.solver import Move
 from calotype.runtime.schedulers.spacing import Steps
 
@@ -28,8 +28,7 @@ class Euler(VarianceExploding):
         self._set_moves(self._move(now, after) for now, after in pairwise(sigmas.tolist()))
 
     def _move(self, sigma: float, following: float) -> Move:
-        # latents + (latents - clean) / sigma * (following - sigma)
-        return Move(latents=following / sigma, denoised=1 - following / sigma)
+        return straight(sigma, following)
 
 
 class EulerAncestral(Euler):
@@ -39,4 +38,4 @@ class EulerAncestral(Euler):
 
     def _move(self, sigma: float, following: float) -> Move:
         down, up = ancestral(sigma, following)
-        return Move(latents=down / sigma, denoised=1 - down / sigma, deviation=up)
+        return straight(sigma, down, up)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from calotype.runtime.schedulers.solver import Array, Solver
+from calotype.runtime.schedulers.solver import Array, Move, Solver
 from calotype.runtime.schedulers.spacing import (
     Levels,
     Steps,
@@ -54,6 +54,11 @@ class VarianceExploding(Solver):
     def scale_model_input(self, latents: Array, index: int, out: Array) -> None:
         """See :meth:`Solver.scale_model_input`."""
         np.multiply(latents, self._input_scales[index], out=out)
+
+
+def straight(sigma: float, following: float, deviation: float = 0.0) -> Move:
+    """Euler's step: latents + (latents - clean) / sigma · (following - sigma)."""
+    return Move(latents=following / sigma, denoised=1 - following / sigma, deviation=deviation)
 
 
 def ancestral(sigma: float, following: float) -> tuple[float, float]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from calotype.runtime.schedulers.config import SchedulerConfig
 from calotype.runtime.schedulers.exploding import VarianceExploding
-from calotype.runtime.schedulers.solver import Array, NoiseSource, State, add_scaled
+from calotype.runtime.schedulers.solver import Array, Move, NoiseSource, State, add_scaled
 from calotype.runtime.schedulers.spacing import Steps
 
 ORDER = 4
@@ -31,7 +31,10 @@ class LMS(VarianceExploding):
         levels = sigmas.tolist()
         # slope = (latents - clean) / sigma, from latents and model output
         self._slopes = [((1 - a) / s, -b / s) for (a, b), s in zip(self._denoise, levels, strict=False)]
-        self._weights = [_weights(levels[max(index - ORDER + 1, 0) : index + 2]) for index in range(len(timesteps))]
+        weights = [_weights(levels[max(index - ORDER + 1, 0) : index + 2]) for index in range(len(timesteps))]
+        # The newest slope goes into the latents by its factors: it may be all but what it is taken from.
+        self._moves = [Move(latents=1.0, denoised=w[0]).folded(*s) for w, s in zip(weights, self._slopes, strict=True)]
+        self._older = [w[1:] for w in weights]
 
     def step(self, state: State, index: int, noise_pred: Array, latents: Array, rng: NoiseSource) -> None:
         """See :meth:`Solver.step`."""
@@ -40,9 +43,8 @@ class LMS(VarianceExploding):
         np.multiply(noise_pred, b, out=slope)
         if a != 0:
             add_scaled(slope, latents, a, state.scratch)
-        newest, *older = self._weights[index]
-        add_scaled(latents, slope, newest, state.scratch)
-        for past, weight in zip(state.history, older, strict=False):
+        super().step(state, index, noise_pred, latents, rng)
+        for past, weight in zip(state.history, self._older[index], strict=False):
             add_scaled(latents, past, weight, state.scratch)
         state.history.insert(0, slope)
         state.estimate = state.history.pop()

@@ -61,6 +61,9 @@ class Multistep(Solver):
         self.num_inference_steps = len(timesteps)  # fewer than asked for where noisy ones are left out
         alphas = 1 / np.sqrt(sigmas[:-1] ** 2 + 1)
         self._set_levels(alphas, sigmas[:-1] * alphas)
+        # noise = a·latents + b·output, where it is not taken from thresholded clean latents
+        rows = zip(self._levels, self._denoise, strict=True)
+        self._noising = [((1 - signal * a) / sigma, -signal * b / sigma) for (signal, sigma), (a, b) in rows]
         return [float(sigma) for sigma in sigmas]
 
     def _last_sigma(self, levels: Levels, table: Levels) -> float:
@@ -76,15 +79,15 @@ class Multistep(Solver):
 
     def _to_noise(self, state: State, index: int, noise_pred: Array, latents: Array) -> Array:
         """The prediction of the noise, in ``state.estimate``."""
-        signal, sigma = self._levels[index]
         if self.config.thresholding:
+            signal, sigma = self._levels[index]
             estimate = self._to_denoised(state, index, noise_pred, latents)
             estimate *= -signal / sigma
             add_scaled(estimate, latents, 1 / sigma, state.scratch)
             return estimate
-        a, b = self._denoise[index]
-        np.multiply(noise_pred, -signal * b / sigma, out=state.estimate)
-        add_scaled(state.estimate, latents, (1 - signal * a) / sigma, state.scratch)
+        a, b = self._noising[index]
+        np.multiply(noise_pred, b, out=state.estimate)
+        add_scaled(state.estimate, latents, a, state.scratch)
         return state.estimate
 
 
@@ -95,6 +98,11 @@ class Update:
     keep: float
     weights: tuple[float, ...]
     deviation: float = 0.0
+
+    def folded(self, a: float, b: float) -> Update:
+        """The same with the model's output in place of the newest prediction, a·latents + b·output."""
+        newest, *older = self.weights
+        return dataclasses.replace(self, keep=self.keep + newest * a, weights=(newest * b, *older))
 
 
 class Extrapolation(Multistep):
@@ -112,7 +120,12 @@ class Extrapolation(Multistep):
             left = count - index
             highest = 1 if left == 1 and (few or lowered_at_end) else 2 if left == 2 and few else 3
             orders = range(1, min(highest, config.solver_order, index + 1) + 1)
-            self._updates.append([self._update(distinct(sigmas[: index + 2], order)) for order in orders])
+            updates = [self._update(distinct(sigmas[: index + 2], order)) for order in orders]
+            if not config.thresholding:
+                # In float64: latents times 10,000 less a noise prediction times all but that would keep no digits.
+                a, b = (self._noising if self.predicts_noise else self._denoise)[index]
+                updates = [update.folded(a, b) for update in updates]
+            self._updates.append(updates)
 
     def _update(self, sigmas: list[float]) -> Update:
         """From the noise levels to reach, at hand, and of the history, in this order."""
@@ -125,7 +138,8 @@ class Extrapolation(Multistep):
         updates = self._updates[index]
         update = updates[min(state.steps, len(updates) - 1)]
         latents *= update.keep
-        add_scaled(latents, prediction, update.weights[0], state.scratch)
+        newest = prediction if self.config.thresholding else noise_pred
+        add_scaled(latents, newest, update.weights[0], state.scratch)
         for past, weight in zip(state.history, update.weights[1:], strict=False):
             add_scaled(latents, past, weight, state.scratch)
         add_drawn(latents, update.deviation, rng, state.scratch)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from calotype.runtime.errors import InputError
 from calotype.runtime.schedulers import SCHEDULERS, SchedulerConfig, create_solver
 from tests.runtime.scheduler_reference import (
     ALWAYS,
@@ -16,7 +17,6 @@ from tests.runtime.scheduler_reference import (
     STABLE_DIFFUSION,
     TOLERANCE,
     Noise,
-    NotFiniteError,
     compare,
 )
 
@@ -27,8 +27,6 @@ with warnings.catch_warnings():
 
 # Diffusers puts arrays of NumPy and PyTorch together, which both will stop.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
-# Diffusers' classes do not know "sample" for these.
-NO_SAMPLE = {"dpm2", "dpm2-a", "euler-a", "pndm"}
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES))
@@ -36,10 +34,6 @@ NO_SAMPLE = {"dpm2", "dpm2-a", "euler-a", "pndm"}
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("timestep_spacing", ["leading", "trailing", "linspace"])
 def test_equals_diffusers(name: str, steps: int, prediction_type: str, timestep_spacing: str) -> None:
-    if prediction_type == "sample" and name in NO_SAMPLE:
-        pytest.skip("diffusers has no such prediction here")
-    if (name, steps, timestep_spacing) == ("dpm2-a", 2, "linspace"):
-        pytest.skip("one step over the whole range: diffusers' difference of squares in float32 has no digits left")
     config = {
         **STABLE_DIFFUSION,
         **ALWAYS.get(name, {}),
@@ -47,7 +41,10 @@ def test_equals_diffusers(name: str, steps: int, prediction_type: str, timestep_
         "timestep_spacing": timestep_spacing,
         "steps_offset": 1 if timestep_spacing == "leading" else 0,
     }
-    assert compare(name, config, steps, exact=name == "deis" and steps == 50) <= 1
+    # Two in which diffusers' own float32 is further from its float64 than the tolerance: many short steps, and one step
+    # over the whole range by a difference of squares that are all but equal.
+    exact = (name, steps) == ("deis", 50) or (name, steps, timestep_spacing) == ("dpm2-a", 2, "linspace")
+    assert compare(name, config, steps, exact=exact) <= 1
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES))
@@ -59,7 +56,7 @@ def test_equals_diffusers_over_all_training_steps(name: str) -> None:
         "prediction_type": "v_prediction",
         "timestep_spacing": "trailing",
     }
-    assert compare(name, config, 1000, exact=True, together=True) <= 1
+    assert compare(name, config, 1000, exact=True) <= 1
 
 
 @pytest.mark.parametrize("name", ["deis", "dpmpp-2m", "dpmpp-2m-sde", "unipc"])
@@ -74,22 +71,6 @@ def test_two_steps_at_one_timestep_change_nothing(name: str) -> None:
     assert np.isfinite(latents).all()
 
 
-# Where a step reaches so far, or so many lie so close, that float32 has no 1e-5 left of what diffusers works out.
-NO_DIGITS_LEFT: list[tuple[str, int, dict[str, Any]]] = [
-    # a difference of squares that are all but equal
-    ("dpm2-a", 2, {"beta_schedule": "linear"}),
-    ("dpm2-a", 2, {"beta_schedule": "squaredcos_cap_v2"}),
-    ("dpm2-a", 4, {"beta_schedule": "squaredcos_cap_v2"}),
-    ("dpm2-a", 4, {"use_beta_sigmas": True}),
-    # latents times 10,000, less nearly as much
-    ("deis", 2, {"beta_schedule": "squaredcos_cap_v2"}),
-    ("deis", 4, {"beta_schedule": "squaredcos_cap_v2"}),
-    # slopes or differences of neighbours that are 1e-3 apart, times thousands
-    ("lms", 1000, {"use_karras_sigmas": True}),
-    ("lms", 1000, {"use_exponential_sigmas": True}),
-    ("lms", 1000, {"use_beta_sigmas": True}),
-    ("dpmpp-2m-sde", 1000, {"solver_order": 3}),
-]
 COSINE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
 ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
 
@@ -205,38 +186,40 @@ ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "
 )
 @pytest.mark.parametrize("steps", [1, 2, 4, 12, 20, 50, pytest.param(1000, marks=pytest.mark.slow)])
 def test_options_equal_diffusers(name: str, options: dict[str, Any], steps: int) -> None:
-    if any((name, steps) == case[:2] and case[2].items() <= options.items() for case in NO_DIGITS_LEFT):
-        pytest.skip("float32 has no digits left of diffusers' step")
-    if name == "pndm" and "skip_prk_steps" not in options and steps < 4:
-        pytest.skip("its Runge-Kutta steps alone are more")
     config = {**STABLE_DIFFUSION, **options}
+    if name == "pndm" and "skip_prk_steps" not in options and steps < 4:  # its Runge-Kutta steps alone are more
+        with pytest.raises(InputError, match="too few for pndm"):
+            create_solver(name, config, steps)
+        return
     if steps == 1000:  # other spacings visit timesteps twice, where diffusers divides by their distance
         config |= {"timestep_spacing": "trailing"}
         config |= {"original_inference_steps": 1000} if name in ("lcm", "tcd") else {}
-    try:
-        # 12 steps with all of diffusers' roundings, the others without those of its factors.
-        assert compare(name, config, steps, exact=steps != 12, together=steps != 12) <= 1
-    except NotFiniteError as error:
-        pytest.skip(str(error))
+    # 12 steps as diffusers stands. At the other counts its own float32 is off from its float64 by more than 1e-5 in 56
+    # of these cases, by 1e-2 in third-order UniPC's thousand steps: each step is held against float64, alone, from the
+    # same latents. No case is excepted.
+    assert compare(name, config, steps, exact=steps != 12) <= 1
 
 
-@pytest.mark.parametrize("algorithm_type", ["dpmsolver", "sde-dpmsolver"])
 @pytest.mark.parametrize(
-    "options",
+    ("algorithm_type", "options"),
     [
-        {},
-        {"solver_type": "heun"},
-        {"solver_order": 1},
-        {"solver_order": 3},
-        {"thresholding": True},
-        {"prediction_type": "v_prediction"},
-        {"prediction_type": "sample"},
+        *(
+            (algorithm_type, options)
+            for algorithm_type in ("dpmsolver", "sde-dpmsolver")
+            for options in (
+                {},
+                {"solver_type": "heun"},
+                {"solver_order": 1},
+                {"thresholding": True},
+                {"prediction_type": "v_prediction"},
+                {"prediction_type": "sample"},
+            )
+        ),
+        ("dpmsolver", {"solver_order": 3}),  # neither side has a third order of the other
     ],
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_the_first_dpm_solvers_equal_diffusers(algorithm_type: str, options: dict[str, Any]) -> None:
-    if options.get("solver_order") == 3 and algorithm_type == "sde-dpmsolver":
-        pytest.skip("diffusers has no third order here")
     config = {**STABLE_DIFFUSION, **options, "algorithm_type": algorithm_type, "final_sigmas_type": "sigma_min"}
     assert compare("dpmpp-2m", config, 20) <= 1
 
