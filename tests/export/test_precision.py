@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -14,17 +15,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calotype.export.graphs import GraphPlan
+from calotype.export.checkpoint import Checkpoint
+from calotype.export.graphs import GraphPlan, plans
+from calotype.export.models.autoencoder import Autoencoder, AutoencoderConfig
+from calotype.export.models.clip import TextEncoder, TextEncoderConfig
 from calotype.export.models.layers import sinusoidal_embedding
 from calotype.export.parity import check, run_graph, run_module
 from calotype.export.precision import find_islands, measure, run_float16, write_float16, write_rounded
+from calotype.export.tokenizer import Tokenizer
 from calotype.export.tracing import write_graph
 from calotype.export.weights import write_weights
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.errors import ExportError
 from calotype.runtime.manifest import FileRecord
+from calotype.runtime.parity import MIN_COSINE
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.spec import TensorSpec
+
+VOCABULARY = ["a", "b", "c", "<|startoftext|>", "<|endoftext|>"]
 
 
 class Loud(nn.Module):
@@ -122,6 +130,73 @@ def test_what_overflows_is_an_island(tmp_path: Path) -> None:
         ExportError, match=r"graph\.onnx gives values that are not finite in 'image' on 'random' inputs"
     ):
         check(plan, "float16", graph, run_float16(graph, [], cases), expected)
+
+
+def loud_autoencoder() -> Checkpoint:
+    """Of odd widths, its stream beyond float16's end from the first resnet on, in both halves, as in SDXL's."""
+    vae = Autoencoder(AutoencoderConfig(block_out_channels=(12, 24), layers_per_block=1, norm_num_groups=3)).eval()
+    for resnet in (vae.encoder.down_blocks[0].resnets[0], vae.decoder.up_blocks[0].resnets[0]):
+        nn.init.uniform_(resnet.conv2.weight, -5e4, 5e4)
+    return Checkpoint(family="vae", vae=vae, source={})
+
+
+def loud_tower(family: str) -> Checkpoint:
+    """OpenCLIP's of odd widths, whose feed-forward throws its stream beyond float16's end.
+
+    In the second of Stable Diffusion 2's layers, and in SDXL's last, of which the UNet is only given the pooled end.
+    """
+    config = TextEncoderConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=42,
+        intermediate_size=70,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        max_position_embeddings=11,
+        hidden_act="gelu",
+        projection_dim=26,
+        eos_token_id=4,
+        with_projection=family == "sdxl",
+    )
+    tower = TextEncoder(config).eval()
+    nn.init.uniform_(tower.text_model.encoder.layers[1 if family == "sd2" else 2].mlp.fc2.weight, -5e4, 5e4)
+    vocab = json.dumps({token: index for index, token in enumerate(VOCABULARY)}).encode()
+    tokenizer = Tokenizer(vocab=vocab, merges=b"", pad_token="a")
+    return Checkpoint(
+        family=family, text_encoder=tower, tokenizer=tokenizer, vae=Autoencoder(AutoencoderConfig()), source={}
+    )
+
+
+@pytest.mark.parametrize(
+    ("network", "kind"),
+    [
+        ("vae_decoder", "vae"),
+        ("vae_encoder", "vae"),
+        ("text_encoder", "sd2"),
+        ("text_encoder", "sdxl"),
+    ],
+)
+def test_loud_networks_have_islands_and_their_numbers_stay(network: str, kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = loud_autoencoder() if kind == "vae" else loud_tower(kind)
+    plan = next(plan for plan in plans(made) if plan.network == network)
+    write_weights(plan.module.get_submodule("model"), tmp_path / f"{plan.component}.safetensors", torch.float16)
+    graph = tmp_path / "graph.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_graph(plan, tmp_path / f"{plan.component}.safetensors", graph)
+    cases = plan.cases()
+    expected = run_module(plan, cases)
+    gauges = measure(graph, cases)
+    assert max(gauge.largest for gauge in gauges.values()) > 65504
+    islands = find_islands(graph, gauges)
+    assert len(islands) < 0.7 * len(gauges)
+    norms = {"GroupNormalization", "LayerNormalization"}
+    assert norms & kinds(graph, set(islands)) and norms & kinds(graph, gauges.keys() - islands.keys())
+    assert check(plan, "float16", graph, run_float16(graph, islands, cases), expected).min_cosine >= MIN_COSINE
+    with pytest.raises(ExportError, match=r"graph\.onnx gives values that are not finite in "):
+        check(plan, "float16", graph, run_float16(graph, [], cases), expected)
+    write_float16(graph, islands, tmp_path / "half.onnx")
+    assert all(np.isfinite(output).all() for (output, *_) in run_graph(tmp_path / "half.onnx", cases).values())
 
 
 def test_what_magnifies_rounding_is_an_island_with_all_that_feeds_it(tmp_path: Path) -> None:
