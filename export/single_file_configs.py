@@ -82,7 +82,7 @@ def _unet_levels(part: Part) -> tuple[list[int], list[int], list[int]]:
     return channels, layers, depths
 
 
-def vae_config(part: Part, *, scaling_factor: float) -> AutoencoderConfig:
+def vae_config(part: Part, *, scaling_factor: float | None) -> AutoencoderConfig:
     """The autoencoder's settings."""
     levels = part.count("encoder.down.")
     return AutoencoderConfig(

@@ -51,10 +51,11 @@ class TokenizerSpec:
 class VaeSpec:
     """How latents of the UNet relate to latents of the autoencoder, and those to pixels.
 
-    ``vae_latents = latents / scaling_factor + shift_factor``; a latent spans ``downscale`` pixels each way.
+    ``vae_latents = latents / scaling_factor + shift_factor``; a latent spans ``downscale`` pixels each way. An
+    autoencoder alone may not say its scale, None: it is that of the model which it is used with.
     """
 
-    scaling_factor: float
+    scaling_factor: float | None
     shift_factor: float = 0.0
     latent_channels: int = 4
     downscale: int = 8

@@ -111,7 +111,7 @@ class Pipeline:
             return bundle if vae is None else Bundle.open(vae, weights=False)
 
         with ThreadPoolExecutor() as pool:
-            opened = pool.submit(lambda: Vae(autoencoder(), self._opened, vae_tiles))
+            opened = pool.submit(lambda: Vae(autoencoder(), self._opened, vae_tiles, manifest.vae.scaling_factor))
             self._open((*encoders, *unet_networks(caching=self._fast.caches)), overrides)
             self._vae = opened.result()
         self._vae.check_fits(manifest.vae)
@@ -486,11 +486,11 @@ class Pipeline:
     def _start(self, canvas: Canvas, solver: Solver, index: int) -> Start:
         vae = self.manifest.vae
         if canvas.picture is None:
-            return Start(solver=solver, vae=self._vae.spec)
+            return Start(solver=solver, scale=self._vae.scale)
         inside = canvas.mask is not None and self._context == 0
         return Start(
             solver=solver,
-            vae=self._vae.spec,
+            scale=self._vae.scale,
             index=index,
             picture=self._encode(canvas.pixels()) if index > 0 or inside else None,
             mask=None if canvas.mask is None else latent_mask(canvas.mask, vae.downscale),

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.runtime.inpainting import Known, Mask
-from calotype.runtime.manifest import VaeSpec
 from calotype.runtime.schedulers import Solver
+from calotype.runtime.vae import Scale
 
 Array = NDArray[np.float32]
 
@@ -27,13 +27,12 @@ class Posterior:
     mean: Array
     logvar: Array
 
-    def sample(self, rng: np.random.Generator, vae: VaeSpec) -> Array:
+    def sample(self, rng: np.random.Generator, scale: Scale) -> Array:
         """Draw latents as the UNet knows them, (C, h, w)."""
         latents: Array = rng.standard_normal(self.mean.shape, np.float32)
         latents *= np.exp(self.logvar / 2)
         latents += self.mean
-        latents -= vae.shift_factor
-        latents *= vae.scaling_factor
+        scale.to_unet(latents)
         return latents
 
 
@@ -49,7 +48,7 @@ class Start:
     """
 
     solver: Solver
-    vae: VaeSpec
+    scale: Scale
     index: int = 0
     picture: Posterior | None = None
     mask: Mask | None = None
@@ -57,10 +56,10 @@ class Start:
 
     def job(self, noise: Array, rng: np.random.Generator) -> dict[str, Any]:
         """The fields of a job that starts at ``noise`` (C, h, w), of unit variance and its own from now on."""
-        clean = None if self.picture is None else self.picture.sample(rng, self.vae)
+        clean = None if self.picture is None else self.picture.sample(rng, self.scale)
         context = known = None
         if self.mask is not None and self.surroundings is not None:
-            shown = self.surroundings.sample(rng, self.vae)
+            shown = self.surroundings.sample(rng, self.scale)
             context = np.concatenate([self.mask[None].astype(np.float32), shown])
         elif self.mask is not None and clean is not None:
             known = Known(clean=clean, noise=noise.copy(), keep=~self.mask, scratch=np.empty_like(clean))

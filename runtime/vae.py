@@ -44,34 +44,78 @@ class Tiles:
             raise InputError(f"tiles of size={self.size} are none; use 1 or more")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How latents of the UNet relate to latents of the autoencoder."""
+
+    factor: float
+    shift: float = 0.0
+
+    def to_vae(self, latents: Array) -> Array:
+        """The autoencoder's latents, of the same shape."""
+        scaled: Array = latents / self.factor + self.shift
+        return scaled.astype(np.float32, copy=False)
+
+    def to_unet(self, latents: Array) -> None:
+        """Turn the autoencoder's ``latents`` into the UNet's, in place."""
+        latents -= self.shift
+        latents *= self.factor
+
+
 class Vae:
     """The autoencoder of a bundle, or a bundle that is nothing else. Its encoder is opened when it is first used."""
 
-    def __init__(self, bundle: Bundle, opener: Opener, tiles: Tiles | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, opener: Opener, tiles: Tiles | None = None, scaling_factor: float | None = None
+    ) -> None:
         if "vae_decoder" not in bundle.manifest.networks:
             raise BundleError(f"{bundle.path} has no vae_decoder; export the bundle again")
         self.spec: VaeSpec = bundle.manifest.vae
+        own = self.spec.scaling_factor
+        factor = scaling_factor if own is None else own
+        if factor is None:
+            raise InputError(
+                f"{bundle.path} does not say the scale of its latents; give scaling_factor: 0.18215 for Stable "
+                "Diffusion 1.x and 2.x, 0.13025 for SDXL"
+            )
+        self.scale = Scale(factor=factor, shift=self.spec.shift_factor)
         self._bundle, self._opener, self._tiles = bundle, opener, tiles
         self._sessions = {"vae_decoder": self._open("vae_decoder")}
 
     @classmethod
-    def load(cls, name_or_folder: str | Path, backend: str = "auto", tiles: Tiles | None = None) -> Self:
+    def load(
+        cls,
+        name_or_folder: str | Path,
+        backend: str = "auto",
+        tiles: Tiles | None = None,
+        scaling_factor: float | None = None,
+    ) -> Self:
         """Open the autoencoder of a bundled model by name, or of the bundle in a folder.
+
+        Args:
+            name_or_folder: the bundle.
+            backend: a name in ``BACKENDS``, or ``"auto"``.
+            tiles: work on large pictures in tiles; None is whole.
+            scaling_factor: that of the model it is for, where the bundle does not say its own.
 
         Raises:
             BundleError: it is missing or corrupt, or has no decoder.
             BackendError: the backend is unknown or cannot run here.
+            InputError: the scale of its latents is known neither to the bundle nor given.
         """
         check_backend(backend)
         bundle = Bundle.open(name_or_folder)
         chosen = choose_backend(backend, bundle.path)
         networks = bundle.manifest.networks
-        return cls(bundle, lambda bundle, network: open_session(bundle.path, networks[network], chosen), tiles)
+
+        def opener(bundle: Bundle, network: str) -> Session:
+            return open_session(bundle.path, networks[network], chosen)
+
+        return cls(bundle, opener, tiles, scaling_factor)
 
     def decode(self, latents: Array) -> Array:
         """Latents as the UNet knows them, (C, h, w), to pixels (f*h, f*w, 3) in 0..1."""
-        scaled = latents / self.spec.scaling_factor + self.spec.shift_factor
-        pixels = self._apply("vae_decoder", scaled.astype(np.float32, copy=False))
+        pixels = self._apply("vae_decoder", self.scale.to_vae(latents))
         return np.clip(pixels.transpose(1, 2, 0) / 2 + 0.5, 0, 1)
 
     def encode(self, pixels: Array) -> tuple[Array, Array]:

@@ -31,7 +31,7 @@ class AutoencoderConfig(ModelConfig):
     mid_block_add_attention: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
-    scaling_factor: float = 0.18215
+    scaling_factor: float | None = 0.18215  # None is not known
     shift_factor: float | None = None
 
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -122,7 +124,7 @@ def test_no_seam_shows_in_a_real_picture() -> None:
             return vae.decode(latent)
 
     with Vae.load("talbot") as vae:
-        latent, width = vae.encode(picture)[0] * vae.spec.scaling_factor, vae.spec.downscale
+        latent, width = vae.encode(picture)[0] * vae.scale.factor, vae.spec.downscale
         whole = vae.decode(latent)
     borders = [width * start - 1 for start in range(12, latent.shape[1], 12)]
     faded, hard = drawn(Tiles(size=16, overlap=4)) - whole, drawn(Tiles(size=12, overlap=0)) - whole
@@ -182,6 +184,23 @@ def test_a_pipeline_draws_with_another_autoencoder(tiny_bundle: Path, tiny_vae: 
     np.testing.assert_allclose(got, expected, atol=1e-4)
     np.testing.assert_array_equal(previews[-1], got)
     assert previews[0].shape == (32, 32, 3)
+
+
+def test_an_autoencoder_that_does_not_say_its_scale_has_that_of_the_model(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "vae"
+    shutil.copytree(tiny_bundle, folder)
+    manifest = json.loads((folder / "calotype.json").read_text())
+    manifest["vae"]["scaling_factor"] = None
+    (folder / "calotype.json").write_text(json.dumps(manifest))
+    settings: dict[str, Any] = {"image": Image.linear_gradient("L").resize((48, 32)), "strength": 0.5, "seed": 0}
+    settings |= {"num_inference_steps": 2, "output_type": "np"}
+    with Pipeline.load(tiny_bundle, "cpu") as own, Pipeline.load(tiny_bundle, "cpu", vae=folder) as other:
+        np.testing.assert_array_equal(other("a", **settings).images[0], own("a", **settings).images[0])
+    with pytest.raises(InputError, match=r"vae does not say the scale of its latents; give scaling_factor: 0\.18215 "):
+        Vae.load(folder, "cpu")
+    given = latents(4, 6, 5)
+    with Vae.load(folder, "cpu", scaling_factor=0.5) as told, Vae.load(tiny_bundle, "cpu") as vae:
+        np.testing.assert_allclose(told.decode(given), vae.decode(given * (vae.scale.factor / 0.5)), rtol=0, atol=1e-5)
 
 
 def test_a_pipeline_in_tiles(tiny_bundle: Path) -> None:
