@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,7 +87,11 @@ def compare(plan: Plan, peer: str, work: Path) -> dict[str, Any]:
 def source(name: str, model: Model, work: Path) -> Path:
     """The model in the form that the peer ``name`` reads, made where it is not there yet."""
     converter = PEERS[name].converter
-    if name == CALOTYPE:
+    if PEERS[name].environment == CALOTYPE:
+        if PEERS[name].mode == "built":
+            command = [sys.executable, "-m", "calotype.runtime", "build", model.bundle, "--backend", "cpu"]
+            environment = {**os.environ, "CALOTYPE_CACHE": str(work / "engines")}
+            subprocess.run(command, check=True, env=environment, stdout=sys.stderr)
         return model.bundle
     if converter is None:
         return model.checkpoint
@@ -145,9 +151,11 @@ def line(path: Path, peer: str) -> str:
 def new_worker(name: str, work: Path) -> Worker:
     """The process of the peer ``name``, started."""
     interpreter = environments.python(PEERS[name].environment, work / "peers")
-    return Worker(
-        interpreter, f"benchmarks.peers.{PEERS[name].module}", {"TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")}
-    )
+    variables = {
+        "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
+        "CALOTYPE_CACHE": str(work / ("engines" if PEERS[name].mode == "built" else "no-engines")),
+    }
+    return Worker(interpreter, f"benchmarks.peers.{PEERS[name].module}", variables)
 
 
 def new_task(plan: Plan, folder: Path) -> Task:

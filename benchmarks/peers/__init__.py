@@ -50,7 +50,9 @@ TO_OPENVINO = Converter(
 )
 CALOTYPE = "calotype"
 PEERS = {
-    CALOTYPE: Peer(module="calotype_peer", environment="calotype", title="Calotype"),
+    # With engines that "calotype build" made, as the others' models are converted beforehand.
+    CALOTYPE: Peer(module="calotype_peer", environment="calotype", mode="built", title="Calotype"),
+    "calotype-unbuilt": Peer(module="calotype_peer", environment="calotype", title="Calotype, nothing built"),
     "diffusers": Peer(
         module="diffusers_peer", environment="diffusers", mode="eager", title="diffusers, PyTorch as it comes"
     ),
