@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,10 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="talbot", choices=("talbot", "sd1"))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--every", type=int, default=1, help="of the prompts, every so many")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), metavar="MODE", help="beside exact")
     arguments = parser.parse_args()
-    report = sd1() if arguments.model == "sd1" else talbot(arguments.steps, arguments.every)
+    chosen = {name: MODES[name] for name in dict.fromkeys(["exact", *arguments.modes])}
+    report = sd1() if arguments.model == "sd1" else talbot(arguments.steps, arguments.every, chosen)
     origin = {
         "command": f"python -m benchmarks.fast {arguments.model} --steps {arguments.steps} --every {arguments.every}",
         "commit": subprocess.run(
@@ -120,14 +123,14 @@ def main() -> None:
     print(json.dumps(origin | report, indent=2))
 
 
-def talbot(steps: int, every: int) -> dict[str, Any]:
-    """The figures of every mode."""
+def talbot(steps: int, every: int, modes: Mapping[str, Mode]) -> dict[str, Any]:
+    """The figures of ``modes``, and of the float16 graphs."""
     if not data.data_path(CPU).exists():
         data.make(CPU)
     gallery = load_gallery(data.load(CPU))
     pairs = list(csv.DictReader(PAIRS.open(encoding="utf-8")))[::every]
-    drawn: dict[str, list[Output]] = {name: [] for name in [*MODES, "float16"]}
-    operations: dict[str, list[float]] = {name: [] for name in MODES}
+    drawn: dict[str, list[Output]] = {name: [] for name in [*modes, "float16"]}
+    operations: dict[str, list[float]] = {name: [] for name in modes}
     with tempfile.TemporaryDirectory() as folder, Pipeline.load("talbot", "cpu") as pipeline:
         pipeline("a", fast=Acceleration(cache_interval=2), num_inference_steps=2)
         for name, count in unet_operations(UNET, 8, 32).items():
@@ -135,7 +138,7 @@ def talbot(steps: int, every: int) -> dict[str, Any]:
         with Pipeline(rounded(Path(folder)), "cpu") as half:
             for pair in pairs:
                 prompt = f"{pair['name']}, {pair['style']} style"
-                for name, mode in MODES.items():
+                for name, mode in modes.items():
                     before = Counted.total
                     count = max(1, round(steps * mode.share))
                     drawn[name].append(pipeline(prompt, seed=0, num_inference_steps=count, fast=mode.acceleration))
@@ -144,7 +147,7 @@ def talbot(steps: int, every: int) -> dict[str, Any]:
     report: dict[str, Any] = {"prompts": len(pairs), "steps": steps, "modes": {}}
     for name, outputs in drawn.items():
         figures = report["modes"][name] = compare(drawn["exact"], outputs)
-        if name in MODES:
+        if name in modes:
             figures["operations"] = round(sum(operations["exact"]) / sum(operations[name]), 2)
             figures["time"] = round(
                 statistics.median(

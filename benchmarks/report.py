@@ -52,12 +52,22 @@ def speed(name: str, report: Mapping[str, Any], folder: Path) -> str:
             f"{pair['peer']['picture_s']['median']:.3g} s / {pair['calotype']['picture_s']['median']:.3g} s",
             f"{pair['peer']['step_s']['median']:.3g} s / {pair['calotype']['step_s']['median']:.3g} s",
             f"{pair['peer']['peak_mb']['resident']} MB / {pair['calotype']['peak_mb']['resident']} MB",
+            f"{pair['peer']['peak_mb']['anonymous']} MB / {pair['calotype']['peak_mb']['anonymous']} MB",
             f"{sum(pair['peer']['load_s'].values()):.1f} s / {sum(pair['calotype']['load_s'].values()):.1f} s",
             "the same picture" if pair["psnr_db"] is None else f"{pair['psnr_db']} dB",
         ]
         for peer, pair in measured.items()
     ]
-    heads = ["peer", "its time over Calotype's", "a picture", "a step", "most memory", "import and load", "pictures"]
+    heads = [
+        "peer",
+        "its time over Calotype's",
+        "a picture",
+        "a step",
+        "most memory",
+        "not of files",
+        "import and load",
+        "pictures",
+    ]
     missing = [
         f"- {PEERS[peer].title}: {pair['not_run']}" for peer, pair in report["pairs"].items() if "ratio" not in pair
     ]
@@ -65,7 +75,7 @@ def speed(name: str, report: Mapping[str, Any], folder: Path) -> str:
     about = (
         f"{report['size']}x{report['size']} pixels, {report['images']} picture(s), {report['steps']} steps with "
         f"guidance, {_about(report)} Pairs are peer / Calotype; a range is the least and the most of the rounds. "
-        "Memory counts pages of mapped files."
+        "Memory counts pages of mapped files, which the system can drop, and then without them."
     )
     lines = [
         f"## {report['model']}, beside peers",

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from benchmarks.peers.protocol import Task
 from benchmarks.workers import PeerError, Worker
 from calotype.runtime.manifest import Manifest
 
+PAUSE = 0.5  # seconds; threads of the one that ran before wait awake for a while, and would take time from the next
 PROMPT = {"talbot": "red apple, noto style", "sd1": "a lighthouse at dusk, oil on canvas"}
 
 
@@ -66,6 +68,7 @@ def compare(plan: Plan, peer: str, work: Path) -> dict[str, Any]:
                 pictures: dict[str, NDArray[np.uint8]] = {}
                 for _ in range(plan.rounds):
                     for name, worker in workers.items():
+                        time.sleep(PAUSE)
                         answers[name].append(worker.generate(task))
                         pictures[name] = np.load(task.output)
                 peaks = {name: worker.peak for name, worker in workers.items()}
