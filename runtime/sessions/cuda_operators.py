@@ -12,6 +12,7 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from calotype.runtime.errors import BundleError
+from calotype.runtime.onnx_files import external_locations
 from calotype.runtime.protobuf import field, fields
 
 Attribute = int | float | str | tuple[int, ...]
@@ -59,25 +61,38 @@ class _Tensor:
     values: tuple[int, ...] = ()
 
 
-def for_cuda(path: Path) -> bytes:
-    """The graph in the ONNX file ``path``, rewritten; it computes the same.
+def for_cuda(path: Path) -> tuple[bytes, Path]:
+    """The graph in the ONNX file ``path``, rewritten; it computes the same. And the folder that its weights lie in.
 
     Raises:
         BundleError: the file is not a readable protocol buffer.
     """
+    folder, locations = _places(path)
     try:
         parts = list(fields(memoryview(path.read_bytes())))
         graph = _Graph(
-            next(bytes(value) for number, _, value in parts if number == 7 and isinstance(value, memoryview))
+            next(bytes(value) for number, _, value in parts if number == 7 and isinstance(value, memoryview)),
+            locations,
         )
     except (IndexError, StopIteration, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is not an ONNX file, or is cut off; export the bundle again") from error
     kept = b"".join(field(number, value) for number, _, value in parts if number != 7)
-    return kept + field(8, field(1, CONTRIB) + field(2, 1)) + field(7, graph.rewritten())
+    return kept + field(8, field(1, CONTRIB) + field(2, 1)) + field(7, graph.rewritten()), folder
+
+
+def _places(path: Path) -> tuple[Path, dict[str, str]]:
+    """The folder where the weights of ``path`` really lie, and what each location is called from there.
+
+    A graph in memory may read what lies in one folder, and links out of it, which a cache of the Hugging Face Hub is
+    made of, are refused.
+    """
+    files = {location: (path.parent / location).resolve() for location in external_locations(path)}
+    folder = Path(os.path.commonpath([file.parent for file in files.values()] or [path.parent.resolve()]))
+    return folder, {location: file.relative_to(folder).as_posix() for location, file in files.items()}
 
 
 class _Graph:
-    def __init__(self, message: bytes) -> None:
+    def __init__(self, message: bytes, locations: Mapping[str, str]) -> None:
         self._rest, self._nodes, self._tensors = b"", list[_Node](), dict[str, _Tensor]()
         self._outputs: set[str] = set()
         self._added: list[bytes] = []
@@ -85,11 +100,12 @@ class _Graph:
             if number == 1 and isinstance(value, memoryview):
                 self._nodes.append(_read_node(bytes(value)))
                 continue
-            self._rest += field(number, value)
             if number == 5 and isinstance(value, memoryview):
                 name, tensor = _read_tensor(bytes(value))
                 self._tensors[name] = tensor
-            elif number == 12 and isinstance(value, memoryview):
+                value = memoryview(_moved(value, locations))
+            self._rest += field(number, value)
+            if number == 12 and isinstance(value, memoryview):
                 self._outputs |= {_text(part) for where, _, part in fields(value) if where == 1}
         self._producers = {name: node for node in self._nodes for name in node.outputs}
         self._uses = Counter(name for node in self._nodes for name in node.inputs)
@@ -300,6 +316,21 @@ def _read_tensor(message: bytes) -> tuple[str, _Tensor]:
         elif number == 9 and isinstance(value, memoryview) and dtype == INT64:
             values += np.frombuffer(value, "<i8").tolist()
     return name, _Tensor(dtype=dtype, shape=tuple(shape), values=tuple(values))
+
+
+def _moved(tensor: memoryview, locations: Mapping[str, str]) -> bytes:
+    """An initializer whose values lie in another file, as that is named in ``locations``; any other as it is."""
+    parts = list(fields(tensor))
+    if not any(number == 13 for number, _, _ in parts):
+        return bytes(tensor)
+    moved = b""
+    for number, _, value in parts:
+        if number == 13 and isinstance(value, memoryview):
+            entry = {key: _text(text) for key, _, text in fields(value)}
+            if entry.get(1) == "location":
+                value = memoryview(field(1, "location") + field(2, locations[entry.get(2, "")]))
+        moved += field(number, value)
+    return moved
 
 
 def _integers(value: int | memoryview) -> Iterator[int]:

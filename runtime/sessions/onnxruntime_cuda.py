@@ -116,14 +116,14 @@ class OnnxRuntimeCudaSession:
         """With CUDA graphs, or where a node runs on the CPU, without: such a session refuses to be opened."""
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip put them
-        names, model = sorted(initializer_names(graph) & overrides.keys()), for_cuda(graph)
+        names, (model, folder) = sorted(initializer_names(graph) & overrides.keys()), for_cuda(graph)
         for captured in ("1", "0"):
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
             if names:
                 values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(overrides[n])) for n in names]
                 options.add_external_initializers(names, values)
-            options.add_session_config_entry(WEIGHTS_FOLDER, str(graph.parent))  # a graph in memory lies nowhere
+            options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))  # a graph in memory lies nowhere
             settings = {
                 "enable_cuda_graph": captured,
                 "user_compute_stream": str(self._device.stream),

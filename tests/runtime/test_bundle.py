@@ -15,6 +15,7 @@ from calotype.runtime.errors import BundleError
 from calotype.runtime.manifest import FileRecord
 from calotype.runtime.onnx_files import external_locations
 from calotype.runtime.pipeline import Pipeline
+from tests.runtime.hub_cache import in_hub_cache
 
 
 @pytest.fixture
@@ -106,15 +107,8 @@ def test_a_link_out_of_the_bundle_is_not_followed(bundle: Path, tmp_path: Path) 
     refused(bundle, r"unet\.safetensors is a link out of the bundle, to .*elsewhere\.safetensors; do not use")
 
 
-def test_links_are_followed_inside_the_cache_of_the_hub_and_to_the_bundle(bundle: Path, tmp_path: Path) -> None:
-    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "c0ffee", tmp_path / "models--a--b" / "blobs"
-    blobs.mkdir(parents=True)
-    for number, path in enumerate(sorted(path for path in bundle.rglob("*") if path.is_file())):
-        path.rename(blobs / str(number))
-        link = snapshot / path.relative_to(bundle)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(blobs / str(number))
-    (tmp_path / "link").symlink_to(snapshot)
+def test_links_are_followed_inside_the_cache_of_the_hub_and_to_the_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(in_hub_cache(tiny_bundle, tmp_path))
     with Pipeline.load(tmp_path / "link") as pipeline:
         assert len(pipeline("a", seed=0, num_inference_steps=1).images) == 1
 

@@ -1,7 +1,6 @@
 """Graphs rewritten for ONNX Runtime's CUDA kernels compute the same, on the CPU.
 
-Its ``MultiHeadAttention`` runs there as it is; ``GroupNorm`` and ``NhwcConv`` have no kernel there and are replaced by
-what their description says, in standard operators.
+See ``standard_operators.py`` for the two that have no kernel there.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.helper
 import onnxruntime
 import pytest
 
@@ -20,50 +18,12 @@ from calotype.runtime.parity import SIZES, cases, judge
 from calotype.runtime.sessions.cuda_operators import for_cuda
 from calotype.runtime.sessions.onnxruntime_cuda import WEIGHTS_FOLDER
 from calotype.runtime.verification import read_tokens
-
-LAST, FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
+from tests.runtime.hub_cache import in_hub_cache
+from tests.runtime.standard_operators import attributes, in_standard_operators
 
 
 def nodes(model: onnx.ModelProto, op: str) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.op_type == op]
-
-
-def attributes(node: onnx.NodeProto) -> dict[str, object]:
-    return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-
-
-def in_standard_operators(data: bytes) -> bytes:
-    model, found = onnx.load_from_string(data), []
-    casts = {node.output[0]: attributes(node)["to"] for node in model.graph.node if node.op_type == "Cast"}
-    for node in model.graph.node:
-        made, (out,) = [], node.output[:1]
-
-        def add(op: str, inputs: list[str], into: str, made: list[onnx.NodeProto] = made, **how: object) -> str:
-            made.append(onnx.helper.make_node(op, inputs, [into], **how))
-            return into
-
-        if node.op_type == "GroupNorm":
-            how = attributes(node)
-            assert how["channels_last"] == 1
-            assert {casts[name] for name in node.input[1:]} == {onnx.TensorProto.FLOAT}
-            x = add("Cast", [add("Transpose", [node.input[0]], f"{out}.a", perm=FIRST)], f"{out}.b", to=1)
-            norm = {"num_groups": how["groups"], "epsilon": how["epsilon"]}
-            x = add("GroupNormalization", [x, *node.input[1:]], f"{out}.c", **norm)
-            if how["activation"]:
-                x = add("Mul", [x, add("Sigmoid", [x], f"{out}.d")], f"{out}.e")
-            x = add("CastLike", [x, node.input[0]], f"{out}.f")
-            add("Transpose", [x], out, perm=LAST)
-        elif node.op_type == "NhwcConv":
-            x = add("Transpose", [node.input[0]], f"{out}.a", perm=FIRST)
-            kernel = add("Transpose", [node.input[1]], f"{out}.b", perm=FIRST)
-            x = add("Conv", [x, kernel, *node.input[2:]], f"{out}.c", **attributes(node))
-            add("Transpose", [x], out, perm=LAST)
-        else:
-            made.append(node)
-        found += made
-    del model.graph.node[:]
-    model.graph.node.extend(found)
-    return model.SerializeToString()
 
 
 def run(data: bytes, folder: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:  # type: ignore[type-arg]
@@ -79,7 +39,8 @@ def test_a_rewritten_graph_computes_the_same(network: str, precision: str) -> No
     bundle = Bundle.open("talbot")
     spec = bundle.manifest.networks[network]
     path = bundle.path / spec.graphs[precision]
-    rewritten = for_cuda(path)
+    rewritten, folder = for_cuda(path)
+    assert folder == bundle.path.resolve()
     tried = cases(network, spec.inputs, read_tokens(bundle, network), bundle.manifest.max_clip_skip, SIZES)
     wanted = {case: run(path.read_bytes(), bundle.path, inputs) for case, inputs in tried.items()}
     standard = in_standard_operators(rewritten)
@@ -91,7 +52,7 @@ def test_a_rewritten_graph_computes_the_same(network: str, precision: str) -> No
 def test_what_is_rewritten(precision: str) -> None:
     bundle = Bundle.open("talbot")
     path = bundle.path / bundle.manifest.networks["unet"].graphs[precision]
-    before, after = onnx.load(path, load_external_data=False), onnx.load_from_string(for_cuda(path))
+    before, after = onnx.load(path, load_external_data=False), onnx.load_from_string(for_cuda(path)[0])
     assert len(nodes(after, "MultiHeadAttention")) == len(nodes(before, "Attention"))
     assert len(nodes(after, "NhwcConv")) == len(nodes(before, "Conv"))
     for gone in ("GroupNormalization", "Conv", "Attention"):
@@ -104,6 +65,26 @@ def test_what_is_rewritten(precision: str) -> None:
     activated = [node for node in nodes(after, "GroupNorm") if attributes(node)["activation"]]
     assert 0 < len(activated) < len(nodes(after, "GroupNorm"))
     assert {item.domain for item in after.opset_import} == {"", "com.microsoft"}
+
+
+def test_weights_that_a_cache_of_the_hub_links_to_are_read_where_they_lie(tmp_path: Path) -> None:
+    """ONNX Runtime refuses links out of the folder of a graph that is given as bytes."""
+    bundle = Bundle.open(in_hub_cache(Bundle.open("talbot").path, tmp_path))
+    spec = bundle.manifest.networks["unet"]
+    path = bundle.path / spec.graphs["float32"]
+    inputs = cases("unet", spec.inputs, None, 0, SIZES)["random"]
+    with pytest.raises(Exception, match="External data path escapes model directory"):
+        run(path.read_bytes(), bundle.path, inputs)
+    rewritten, folder = for_cuda(path)
+    assert folder == tmp_path.resolve() / "models--owner--name" / "blobs"
+    own = Bundle.open("talbot")
+    (wanted,) = run(for_standard(own.path / spec.graphs["float32"]), own.path, inputs)
+    (got,) = run(in_standard_operators(rewritten), folder, inputs)
+    np.testing.assert_array_equal(got, wanted)
+
+
+def for_standard(path: Path) -> bytes:
+    return in_standard_operators(for_cuda(path)[0])
 
 
 def test_a_file_that_is_no_graph(tmp_path: Path) -> None:

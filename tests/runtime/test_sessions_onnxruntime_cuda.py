@@ -37,7 +37,7 @@ class Binding:
 
 class SessionOptions:
     def add_session_config_entry(self, name: str, value: str) -> None:
-        assert (name, Path(value)) == ("session.model_external_initializers_file_folder_path", BUNDLE.path)
+        assert (name, Path(value)) == ("session.model_external_initializers_file_folder_path", BUNDLE.path.resolve())
 
 
 class RunOptions:
