@@ -49,6 +49,28 @@ def initializer_names(path: Path) -> frozenset[str]:
         raise BundleError(f"{path} is not an ONNX file, or is cut off; export the bundle again") from error
 
 
+def weight_bytes(path: Path) -> int:
+    """How many bytes of its weights files the graph in the ONNX file reads.
+
+    Raises:
+        BundleError: when the file is not a readable protocol buffer.
+    """
+    try:
+        return sum(length for _, _, length in set(_external(memoryview(path.read_bytes()))))
+    except (IndexError, KeyError, ValueError) as error:
+        raise BundleError(f"{path} is not an ONNX file, or is cut off; export the bundle again") from error
+
+
+def _external(model: memoryview) -> Iterator[tuple[bytes, int, int]]:
+    """(location, offset, length) of each initializer whose values lie in another file."""
+    graphs = (graph for number, graph in _fields(model) if number == 7)
+    for tensor in (tensor for graph in graphs for number, tensor in _fields(graph) if number == 5):
+        entries = [dict(_fields(entry)) for number, entry in _fields(tensor) if number == 13]
+        values = {bytes(entry[1]): bytes(entry[2]) for entry in entries if entry.keys() >= {1, 2}}
+        if values:
+            yield values[b"location"], int(values.get(b"offset", b"0")), int(values[b"length"])
+
+
 def _locations(message: memoryview, kind: str) -> Iterator[str]:
     if kind == "entry":
         fields = {number: bytes(value) for number, value in _fields(message)}

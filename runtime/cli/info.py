@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from calotype.runtime.bundle import Bundle
     from calotype.runtime.plans import PlanRecord
 
 
@@ -29,7 +30,8 @@ def command(target: str, as_json: bool) -> None:
     if path.suffix == ".plan":
         _show_plan(path, as_json)
         return
-    manifest = Bundle.open(target).manifest
+    bundle = Bundle.open(target)
+    manifest = bundle.manifest
     if as_json:
         click.echo(manifest.dumps(), nl=False)
         return
@@ -49,12 +51,33 @@ def command(target: str, as_json: bool) -> None:
         click.echo(f"{name + ':':<11}{value}")
     for source in manifest.attribution:
         click.echo(f"           {source}")
+    _show_memory(bundle)
     for network, variants in manifest.parity.items():
         for precision, figures in variants.items():
             click.echo(
                 f"parity:    {network} {precision} against PyTorch: relative error {figures['max_relative']:.1e}, "
                 f"cosine {figures['min_cosine']:.7f}"
             )
+
+
+def _show_memory(bundle: Bundle) -> None:
+    """Of a GPU, network by network, and at once with --low-memory and without."""
+    from calotype.runtime.memory import most, needs
+
+    found = needs(bundle)
+    for need in found:
+        known = "" if need.activations is None else f", activations {_mib(need.activations)} in the largest plan here"
+        click.echo(f"memory:    {need.network} {need.precision}: weights {_mib(need.weights)}{known}")
+    unknown = [need.network for need in found if need.activations is None]
+    also = f", and the activations of {', '.join(unknown)}, which their plans state once they are built"
+    click.echo(
+        f"at once:   {_mib(most(found, low_memory=True))} with --low-memory, {_mib(most(found, low_memory=False))} "
+        f"without{also if unknown else ''}"
+    )
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:.1f} MiB"
 
 
 def _show_plan(path: Path, as_json: bool) -> None:
@@ -75,9 +98,9 @@ def _show_plan(path: Path, as_json: bool) -> None:
         "for": f"{key['gpu']}, driver {key['driver']}" + "".join(f", {what}-compatible" for what in compatible),
         "graph": key["graph"],
         "weights": ", ".join(key["weights"]) or "none: put in when it is opened",
-        "size": f"{record.size / 2**20:.1f} MiB",
-        "gpu memory": f"weights {figures['weights'] / 2**20:.1f} MiB, activations {figures['activations'] / 2**20:.1f} "
-        "MiB, as the builder says",
+        "size": _mib(record.size),
+        "gpu memory": f"weights {_mib(figures['weights'])}, activations {_mib(figures['activations'])}, "
+        "as the builder says",
     }
     for name, value in lines.items():
         click.echo(f"{name + ':':<12}{value}")
