@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from calotype.engine.cache import Built, Say, kept_file, obtain
+from calotype.engine.cache import Built, Say, is_kept, kept_file, obtain
 from calotype.engine.memory import estimate_activations
 from calotype.engine.profiles import Profile, Shapes, check_profiles, default_profile, network_shapes
 from calotype.runtime.bundle import Bundle
@@ -33,7 +33,7 @@ class Options:
 
     Attributes:
         precision: which variant of the graphs; None is float16 where there is one, else float32.
-        version_compatible: later versions of the library, and its lean runtime, run the plan too.
+        version_compatible: later versions of the library, and its lean runtime, run the plan too; TensorRT alone.
         hardware_compatible: other GPUs of the same compute capability run it too. TensorRT-RTX's plans always do more.
         strip_weights: leave the weights out; the runtime puts a bundle's own in when it opens the plan, so that all
             models of one architecture share it. Needs a GPU.
@@ -83,6 +83,11 @@ def build_bundle(
         BackendError, MissingPackageError: the backend cannot be loaded, or needs a GPU that is not there.
     """
     options = options or Options()
+    if options.version_compatible and backend == "tensorrt-rtx":
+        raise InputError(
+            "plans for later versions are TensorRT's: tensorrt-rtx comes without the lean runtime that goes into them; "
+            "leave --version-compatible out, and build again after an update"
+        )
     profiles = [default_profile(bundle.manifest)] if profiles is None else profiles
     check_profiles(profiles)
     names = [name for name in bundle.manifest.networks if name not in CACHING] if networks is None else networks
@@ -91,16 +96,17 @@ def build_bundle(
     if not library.builds:
         raise MissingPackageError("tensorrt", "tensorrt")  # its lean runtime alone is there
     gpu = _gpu(backend, options)
-    state_needs(bundle, backend, jobs, gpu, say)
+    keys = {job.network: _key(bundle, library, job, profiles, options, gpu) for job in jobs}
+    missing = [name for name, key in keys.items() if options.force or not is_kept(key)]
+    state_needs(bundle, backend, jobs, missing, gpu, say)
     plans = {}
     for job in jobs:
-        key = _key(bundle, library, job, profiles, options, gpu)
 
         def build(job: _Job = job) -> Built:
             path = bundle.path / job.graph
             return build_plan(library, path, job.shapes, options=options, gpu=gpu, progress=progress)
 
-        plans[job.network] = obtain(key, build, say, force=options.force)
+        plans[job.network] = obtain(keys[job.network], build, say, force=options.force)
     return plans
 
 
@@ -152,13 +158,15 @@ def _key(
     }
 
 
-def state_needs(bundle: Bundle, backend: str, jobs: Sequence[_Job], gpu: Gpu | None, say: Say) -> None:
-    """Say what the plans will need, before anything is built.
+def state_needs(
+    bundle: Bundle, backend: str, jobs: Sequence[_Job], missing: Sequence[str], gpu: Gpu | None, say: Say
+) -> None:
+    """Say what the plans will need, before anything is built; disk and time those of the networks ``missing`` alone.
 
     Raises:
         BuildError: the disk, or the GPU they are built on, clearly lacks it.
     """
-    files, weights, largest, alone = bundle.manifest.files, 0, 0, 0
+    files, weights, largest, alone, disk = bundle.manifest.files, 0, 0, 0, 0
     for job in jobs:
         # A graph that computes in float32 may hold its fp16 weights so.
         size = sum(files[path].size for path in job.weights) * (2 if job.precision == "float32" else 1)
@@ -171,13 +179,13 @@ def state_needs(bundle: Bundle, backend: str, jobs: Sequence[_Job], gpu: Gpu | N
             f"activations about {_mib(most)} at the largest shape"
         )
         weights, largest, alone = weights + size, max(largest, most), max(alone, size + most)
-    disk = weights + KERNELS * len(jobs)
+        disk += size + KERNELS if job.network in missing else 0
     free = shutil.disk_usage(cache_folder()).free
     say(
         f"disk: about {_mib(disk)}, {_mib(free)} are free; GPU memory to run: about {_mib(weights + largest)}, "
         f"with --low-memory {_mib(alone)}"
     )
-    say(_expected_time(backend, weights))
+    say(_expected_time(backend, disk))
     if disk > free:
         raise BuildError(
             f"{cache_folder()} has {_mib(free)} free and the plans need about {_mib(disk)}; "
@@ -190,14 +198,16 @@ def state_needs(bundle: Bundle, backend: str, jobs: Sequence[_Job], gpu: Gpu | N
         )
 
 
-def _expected_time(backend: str, weights: int) -> str:
-    """From the largest plan that this backend built here."""
+def _expected_time(backend: str, disk: int) -> str:
+    """From the largest plan that this backend built here, for ``disk`` bytes of plans."""
+    if not disk:
+        return "time: none, all plans are there"
     records = [record for record in map(read_record, list_plans()) if record is not None]
-    built = [item.figures for item in records if item.key.get("backend") == backend and item.figures.get("weights")]
+    built = [item for item in records if item.key.get("backend") == backend and item.figures.get("seconds")]
     if not built:
         return f"time: not known, since {backend} has built nothing here yet"
-    largest = max(built, key=lambda figures: figures["weights"])
-    return f"time: about {max(1, round(largest['seconds'] * weights / largest['weights']))} s, by the largest plan here"
+    largest = max(built, key=lambda item: item.size)
+    return f"time: about {max(1, round(largest.figures['seconds'] * disk / largest.size))} s, by the largest plan here"
 
 
 def _mib(size: float) -> str:
@@ -219,11 +229,10 @@ def build_plan(
         BuildError: with operator and node where the parser refuses one, else with the library's first message.
     """
     options, logger, start = options or Options(), library.logger, time.perf_counter()
-    monitor = _monitor(library.api, progress)
-    logger.clear()
+    monitor, mark = _monitor(library.api, progress), logger.mark()
     builder = library.api.Builder(logger)
     with _interrupts(monitor):
-        network = _parse(library, builder, graph)
+        network = _parse(library, builder, graph, mark)
         config = _config(library, builder, profiles, options)
         config.progress_monitor = monitor
         with _timing_cache(library, config, gpu):
@@ -231,28 +240,29 @@ def build_plan(
             if monitor.stopped is not None:
                 raise monitor.stopped
             if plan is None:
-                raise BuildError(f"{library.name} {library.version} cannot build {graph.name}: {logger.first()}")
+                raise BuildError(f"{library.name} {library.version} cannot build {graph.name}: {logger.first(mark)}")
     tensors = {
         "inputs": [_tensor(network.get_input(index)) for index in range(network.num_inputs)],
         "outputs": [_tensor(network.get_output(index)) for index in range(network.num_outputs)],
         "profiles": [{name: [list(shape) for shape in bounds] for name, bounds in item.items()} for item in profiles],
     }
+    memory = logger.memory(mark)
     figures = {
         "seconds": time.perf_counter() - start,
-        "weights": logger.memory.get("Weights Memory", 0),
-        "activations": logger.memory.get("Activation Memory", 0),
+        "weights": memory.get("Weights Memory", 0),
+        "activations": memory.get("Activation Memory", 0),
     }
     return Built(plan=plan, tensors=tensors, figures=figures)
 
 
-def _parse(library: Library, builder: Any, graph: Path) -> Any:
+def _parse(library: Library, builder: Any, graph: Path, mark: int) -> Any:
     api, flags = library.api, 0
     if hasattr(api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
         flags = 1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = api.OnnxParser(network, library.logger)
     if not parser.parse_from_file(str(graph)):
-        raise BuildError(_refusal(library, parser, graph))
+        raise BuildError(_refusal(library, parser, graph, mark))
     _let_attention_decompose(api, network)
     return network
 
@@ -263,6 +273,9 @@ def _config(library: Library, builder: Any, profiles: Sequence[Shapes], options:
         config.set_flag(api.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible and library.name == "tensorrt":
         config.hardware_compatibility_level = api.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+    if hasattr(api.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # The runtime gives it all its memory: what it took for itself while running no CUDA graph could hold.
+        config.set_flag(api.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if options.strip_weights:
         config.set_flag(api.BuilderFlag.STRIP_PLAN)
         config.set_flag(api.BuilderFlag.REFIT)
@@ -305,9 +318,9 @@ def _tensor(tensor: Any) -> dict[str, Any]:
     return {"name": tensor.name, "dtype": tensor.dtype.name.lower(), "shape": list(tensor.shape)}
 
 
-def _refusal(library: Library, parser: Any, graph: Path) -> str:
+def _refusal(library: Library, parser: Any, graph: Path, mark: int) -> str:
     if not parser.num_errors:
-        return f"{library.name} cannot read {graph.name}: {library.logger.first()}"
+        return f"{library.name} cannot read {graph.name}: {library.logger.first(mark)}"
     error = parser.get_error(0)
     return (
         f"{library.name} {library.version} does not support the operator {error.node_operator()} "

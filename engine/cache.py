@@ -47,6 +47,13 @@ def plan_path(key: Mapping[str, Any]) -> Path:
     return cache_folder() / f"{_stem(key)}.{digest[:32]}.plan"
 
 
+def is_kept(key: Mapping[str, Any]) -> bool:
+    """Whether a plan of ``key`` lies there, by its record and size: the sha256 is compared when it is taken."""
+    path = plan_path(key)
+    record = read_record(path)
+    return record is not None and path.exists() and path.stat().st_size == record.size
+
+
 def obtain(key: Mapping[str, Any], build: Callable[[], Built], say: Say, *, force: bool = False) -> Path:
     """The plan of ``key``, built by ``build`` unless a sound one is there and ``force`` is not set.
 

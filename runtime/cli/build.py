@@ -26,7 +26,7 @@ import click
     multiple=True,
     help="This one alone; may be repeated. unet_deep and unet_shallow are built so: generate --fast takes them.",
 )
-@click.option("--version-compatible", is_flag=True, help="Later versions and the lean runtime run the plans too.")
+@click.option("--version-compatible", is_flag=True, help="Later versions of TensorRT and its lean runtime run them.")
 @click.option("--hardware-compatible", is_flag=True, help="GPUs of the same compute capability run them too.")
 @click.option("--strip-weights", is_flag=True, help="Leave weights out: models of one architecture share plans.")
 @click.option("--force", is_flag=True, help="Build what the cache has, too.")

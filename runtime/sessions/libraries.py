@@ -6,6 +6,9 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
+import itertools
+import threading
+from collections import deque
 from typing import Any
 
 from calotype.runtime.errors import BackendError, MissingPackageError
@@ -54,31 +57,59 @@ def load_library(name: str) -> Library:
     raise MissingPackageError(MODULES[name][0], name) from missing
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Saying:
+    """An error, or of what somebody says how many bytes it takes."""
+
+    number: int
+    thread: int
+    text: str
+    size: int | None
+
+
 @functools.cache
 def _logger(api: Any) -> Any:
     class Logger(api.ILogger):  # type: ignore[misc]
-        """Keeps errors and what the builder says of memory; the rest is the library talking to itself."""
+        """Keeps the latest errors and what builders say of memory; the rest is the library talking to itself.
+
+        All sessions and builds of a process share it, and threads of the library's own speak too: so nothing is
+        forgotten at somebody's beginning, who notes a :meth:`mark` instead and is told what came after.
+        """
 
         def __init__(self) -> None:
             api.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.memory: dict[str, int] = {}
+            self._numbers = itertools.count(1)
+            self._latest = 0
+            self._said: deque[_Saying] = deque(maxlen=1000)
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in (api.ILogger.Severity.ERROR, api.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(" ".join(message.split()))
-            elif message.startswith("Total ") and message.endswith(" bytes"):
-                what, _, size = message.removesuffix(" bytes").rpartition(": ")
-                if size.isdecimal():
-                    self.memory[what.removeprefix("Total ")] = int(size)
+            text, size = " ".join(message.split()), None
+            if severity not in (api.ILogger.Severity.ERROR, api.ILogger.Severity.INTERNAL_ERROR):
+                what, _, number = message.removesuffix(" bytes").rpartition(": ")
+                if not (what.startswith("Total ") and message.endswith(" bytes") and number.isdecimal()):
+                    return
+                text, size = what.removeprefix("Total "), int(number)
+            self._latest = next(self._numbers)
+            self._said.append(_Saying(number=self._latest, thread=threading.get_ident(), text=text, size=size))
 
-        def clear(self) -> None:
-            """Forget what was said before the next piece of work."""
-            self.errors.clear()
-            self.memory.clear()
+        def mark(self) -> int:
+            """Where one is now."""
+            return self._latest
 
-        def first(self) -> str:
-            """The first error, from which the others follow."""
-            return self.errors[0] if self.errors else "it gives no reason"
+        def first(self, mark: int) -> str:
+            """The first error after ``mark``, from which others follow; one of this thread before one of another."""
+            errors = self._after(mark, [item for item in list(self._said) if item.size is None])
+            return errors[0].text if errors else "it gives no reason"
+
+        def memory(self, mark: int) -> dict[str, int]:
+            """What a builder has said after ``mark``: of what (``Weights Memory``), how many bytes."""
+            sizes = self._after(mark, [item for item in list(self._said) if item.size is not None])
+            return {item.text: item.size or 0 for item in sizes}
+
+        def _after(self, mark: int, said: list[_Saying]) -> list[_Saying]:
+            """What this thread has said, or else what others have."""
+            late = [item for item in said if item.number > mark]
+            own = threading.get_ident()
+            return [item for item in late if item.thread == own] or late
 
     return Logger()

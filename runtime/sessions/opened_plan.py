@@ -40,7 +40,7 @@ class OpenedPlan:
     ) -> None:
         self._library, self._device = library, device
         data = read_plan(path, record)
-        library.logger.clear()
+        self._mark = library.logger.mark()
         self._runtime = library.api.Runtime(library.logger)
         if record.key["version_compatible"]:
             self._runtime.engine_host_code_allowed = True  # such plans bring their own runtime; this one we built
@@ -77,7 +77,7 @@ class OpenedPlan:
 
     def complaint(self, what: str) -> str:
         """One line on why the library could not do ``what``, and the way out."""
-        reason = self._library.logger.first()
+        reason, self._mark = self._library.logger.first(self._mark), self._library.logger.mark()
         if "memory" in reason.lower():
             free = self._device.cuda.free_memory() / 2**20
             advice = f"{free:.0f} MiB are free; use a smaller size, --low-memory, or a plan with a smaller profile"

@@ -89,6 +89,23 @@ def test_a_full_disk_is_refused_before_the_build(tiny_bundle: Path, monkeypatch:
 
 
 @pytest.mark.usefixtures("library")
+def test_plans_that_are_there_need_no_more_disk(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    built = build_bundle(bundle, backend="tensorrt-rtx", networks=["vae_decoder"])
+    monkeypatch.setattr("calotype.engine.build.KERNELS", 1 << 60)
+    lines: list[str] = []
+    assert build_bundle(bundle, backend="tensorrt-rtx", networks=["vae_decoder"], say=lines.append) == built
+    assert any(line.startswith("disk: about 0 MiB") for line in lines)
+    assert "time: none, all plans are there" in lines
+    for options, networks in ((None, ["vae_decoder", "unet"]), (Options(force=True), ["vae_decoder"])):
+        with pytest.raises(BuildError, match="free some space"):
+            build_bundle(bundle, backend="tensorrt-rtx", networks=networks, options=options)
+    built["vae_decoder"].write_bytes(b"cut off")
+    with pytest.raises(BuildError, match="free some space"):
+        build_bundle(bundle, backend="tensorrt-rtx", networks=["vae_decoder"])
+
+
+@pytest.mark.usefixtures("library")
 def test_a_gpu_too_small_for_the_largest_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu(name="Small", capability="sm80", driver="13000", memory=1 << 20)
     monkeypatch.setattr("calotype.engine.build._gpu", lambda *_: gpu)
@@ -117,7 +134,7 @@ def test_a_file_that_is_no_graph(library: Library, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("library")
 def test_a_unet_of_the_real_size_builds_in_float16(tmp_path: Path) -> None:
     """860 million random weights; 6 GB of memory while it builds."""
-    make = f"import benchmarks.export as e; e.make('sd1', {str(tmp_path / 'checkpoint')!r})"
+    make = f"import benchmarks.checkpoints as c; c.make('sd1', {str(tmp_path / 'checkpoint')!r})"
     subprocess.run([sys.executable, "-c", make], check=True)
     calotype = [sys.executable, "-m", "calotype.runtime"]
     subprocess.run([*calotype, "export", tmp_path / "checkpoint", tmp_path / "bundle"], check=True)

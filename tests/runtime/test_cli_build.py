@@ -54,9 +54,15 @@ def test_a_plan_from_the_build_to_the_cleaning(tiny_bundle: Path, folder: Path) 
     assert record["figures"]["weights"] > 0
     assert record["key"]["gpu"] == "portable"
 
+    stated = run("info", tiny_bundle).stdout
+    activations = f"{record['figures']['activations'] / 2**20:.1f} MiB"
+    assert f", activations {activations} in the largest plan here\n" in stated
+    assert "with --low-memory, " in stated
+    assert "the activations of text_encoder, unet, vae_encoder, which their plans state" in stated
+
     assert run("build", "--list").stdout.startswith(f"{plan}  ")
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "by the largest plan here" in again.stderr
+    assert "time: none, all plans are there" in again.stderr
     assert "taken from the cache" in again.stderr
     data = bytearray(plan.read_bytes())
     data[len(data) // 2] ^= 1
@@ -68,6 +74,7 @@ def test_a_plan_from_the_build_to_the_cleaning(tiny_bundle: Path, folder: Path) 
     mended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "built again, since its sha256 is not the recorded one" in mended.stderr
     changed = subprocess.run(build(tiny_bundle, "--network", "vae_decoder"), capture_output=True, text=True, check=True)
+    assert "by the largest plan here" in changed.stderr
     assert "built again, since these changed: profiles" in changed.stderr
 
     assert run("build", "--clean").stdout.endswith("MiB freed\n")
@@ -112,6 +119,7 @@ def test_an_engine_for_this_processor(tiny_bundle: Path, folder: Path) -> None:
         (["talbot", "--backend", "cpu", "--network", "unett"], 2, "no network 'unett'"),
         (["talbot", "--backend", "cpu", "--height", "64"], 2, "--height is for plans of a GPU"),
         (["talbot", "--backend", "cpu", "--static"], 2, "--static is for plans of a GPU"),
+        (["talbot", "--backend", "tensorrt-rtx", "--version-compatible"], 2, "leave --version-compatible out"),
         (["talbot", "--backend", "tensorrt-rtx", "--strip-weights"], 1, "building without weights needs a GPU"),
     ],
 )
