@@ -38,6 +38,9 @@ def write(results: Path, folder: Path) -> None:
                 parts.append(section(name, report, folder))
                 break
         else:
+            if "gpu" in report:  # its files are named after the GPU
+                parts.append(gpu(name, report, folder))
+                continue
             raise SystemExit(f"{name}.json is of no kind that is known here; known: {', '.join(SECTIONS)}")
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
 
@@ -211,6 +214,59 @@ def quality(name: str, report: Mapping[str, Any], _folder: Path) -> str:
         f"{_origin(name, report)} Autoencoder {report['autoencoder_psnr_db']} dB, {report['steps']} steps; per cent."
     )
     return f"## Quality of talbot\n\n{about}\n\n{_table(['', *judged], rows)}\n"
+
+
+def gpu(name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """Every model on every backend of one GPU, and what did not run or failed there."""
+    rows, lines = [], []
+    for model, backends in report["models"].items():
+        for backend, record in backends.items():
+            for part, value in record.items():
+                reason = value if part == "not_run" else isinstance(value, dict) and _reason(value)
+                lines += [f"- {model}, {backend}, {part.replace('_', ' ')}: {reason}"] if reason else []
+            rows += _gpu_rows(model, backend, record)
+    heads = [
+        "",
+        "",
+        "milliseconds",
+        "a step",
+        "host's share",
+        "GPU memory",
+        "worst cosine",
+        "picture against the CPU's",
+    ]
+    about = (
+        f"`{report['command']}`, {report['date']}, driver {report['driver']}; [figures](results/{name}.json). "
+        "A row is a picture, and for PyTorch the UNet call of a guided step."
+    )
+    parts = [f"## {report['gpu']['name']}", "", about, "", _table(heads, rows), ""]
+    return "\n".join([*parts, *([*lines, ""] if lines else [])])
+
+
+def _reason(value: Mapping[str, Any]) -> str | None:
+    return value.get("not_run") or value.get("failed")
+
+
+def _gpu_rows(model: str, backend: str, record: Mapping[str, Any]) -> list[list[str]]:
+    calls = {part: value for part, value in record.items() if isinstance(value, dict) and "call_ms" in value}
+    rows = [
+        [model, f"PyTorch, {part}", f"{value['call_ms']['median']}", "", "", f"{value['gpu_memory_mib']} MiB", "", ""]
+        for part, value in calls.items()
+    ]
+    pictures, parity = record.get("pictures", {}), record.get("picture_parity", {})
+    if "picture_ms" not in pictures:
+        return rows
+    cosines = [value["min_cosine"] for value in record.get("parity", {}).values() if isinstance(value, dict)]
+    distance = "the same" if parity.get("psnr_db", "") is None else f"{parity.get('psnr_db', '?')} dB"
+    numbers = [
+        f"{pictures['picture_ms']['median']} ({pictures['steps']} steps)",
+        f"{pictures['step_ms']}",
+        f"{pictures['host_us_per_step']} µs",
+        f"{pictures['gpu_memory_mib']} MiB",
+        f"{min(cosines):.6f}" if cosines else "?",
+        distance,
+    ]
+    return [*rows, [model, backend, *numbers]]
 
 
 SECTIONS = {

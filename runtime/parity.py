@@ -120,7 +120,7 @@ def cases(
         found["empty prompt"] = {**random, "input_ids": empty}
         found["clip_skip"] = {**random, "clip_skip": np.array([max_clip_skip])}
         extra = ids.copy()
-        extra[:, 1:3] = tokens.count, tokens.count + 1
+        extra[:, 1 : 1 + sizes["extra"]] = tokens.count + np.arange(sizes["extra"])
         found["textual inversion"] = {**random, "input_ids": extra}
     if network.startswith("unet"):
         found["large"] = {**random, "sample": random["sample"] * 10}

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from calotype.runtime.errors import BuildError
-from calotype.runtime.manifest import FileRecord
+from calotype.runtime.manifest import FileRecord, Manifest
+from calotype.runtime.spec import ModelSpec
 
 # The target of a plan that runs on every GPU its library knows; TensorRT-RTX compiles the rest where it runs.
 PORTABLE = {"gpu": "portable", "driver": "none"}
@@ -99,6 +100,13 @@ def cache_folder() -> Path:
 def list_plans() -> list[Path]:
     """Every plan of the cache, by name; unsound ones too."""
     return sorted(_folder().glob("*.plan"))
+
+
+def has_plan(manifest: Manifest, spec: ModelSpec, backend: str) -> bool:
+    """Whether ``backend`` has built a plan of the network ``spec`` here, for whichever machine and shapes."""
+    graphs = {manifest.files[graph].sha256 for graph in spec.graphs.values()}
+    records = filter(None, map(read_record, list_plans()))
+    return any(record.key.get("backend") == backend and record.key.get("graph") in graphs for record in records)
 
 
 def sidecar(path: Path) -> Path:

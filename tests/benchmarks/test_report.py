@@ -52,6 +52,31 @@ def test_peers_stand_beside_calotype_and_one_that_did_not_run_is_named_with_its_
     assert plots[0] == plots[1]
 
 
+def test_a_gpu_run_is_a_table_and_what_did_not_run_a_line_each(tmp_path: Path) -> None:
+    time = {"median": 1.5, "min": 1.0, "max": 2.0}
+    pictures = {"picture_ms": time, "steps": 50, "step_ms": 0.5, "host_us_per_step": 9.5, "gpu_memory_mib": 700.0}
+    parity = {
+        "pixels": 256,
+        "unet on cuda": {"min_cosine": 0.99991},
+        "vae on cuda": {"min_cosine": 0.9, "trouble": "x"},
+    }
+    cuda = {"parity": parity, "picture_parity": {"psnr_db": 41.5}, "pictures": pictures, "low_memory": {"failed": "it"}}
+    torch = {"eager": {"call_ms": time, "gpu_memory_mib": 1000}, "compiled": {"failed": "no compiler"}}
+    models = {"sd1": {"cuda": cuda, "pytorch": torch, "tensorrt": {"not_run": "the budget was spent"}}}
+    about = {"command": "python -m benchmarks.gpu", "date": "2026-11-25", "driver": "580.1"}
+    (tmp_path / "nvidia-x-2026-11-25.json").write_text(
+        json.dumps({**about, "gpu": {"name": "NVIDIA X"}, "models": models})
+    )
+    write(tmp_path, tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    assert "## NVIDIA X" in page
+    assert "| sd1 | cuda | 1.5 (50 steps) | 0.5 | 9.5 µs | 700.0 MiB | 0.900000 | 41.5 dB |" in page
+    assert "| sd1 | PyTorch, eager | 1.5 |  |  | 1000 MiB |  |  |" in page
+    assert "- sd1, cuda, low memory: it" in page
+    assert "- sd1, pytorch, compiled: no compiler" in page
+    assert "- sd1, tensorrt, not run: the budget was spent" in page
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     shutil.copyfile(next(RESULTS.glob("startup-*.json")), tmp_path / "other.json")
     with pytest.raises(SystemExit, match=r"other\.json is of no kind"):

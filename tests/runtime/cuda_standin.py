@@ -229,7 +229,7 @@ class Refitter:
         return True
 
     def get_all_weights(self) -> list[str]:
-        return ["conv_in.weight"]
+        return ["conv_in.weight", "conv_out.weight"]
 
     def set_named_weights(self, name: str, weights: Any) -> bool:
         self.held[name] = weights
