@@ -95,6 +95,18 @@ def lcm(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Mode
 @pytest.fixture(scope="session")
 def sdxl(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """SDXL: two text encoders, the second's tokenizer padding with "!", pooled embedding and sizes as inputs."""
+    return save_sdxl("StableDiffusionXLPipeline", 4, tiny_checkpoint, tmp_path_factory.mktemp("sdxl"))
+
+
+@pytest.fixture(scope="session")
+def sdxl_inpainting(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """SDXL for inpainting, with nine channels."""
+    folder = tmp_path_factory.mktemp("sdxl_inpainting")
+    return save_sdxl("StableDiffusionXLInpaintPipeline", 9, tiny_checkpoint, folder)
+
+
+def save_sdxl(class_name: str, in_channels: int, base: Path, folder: Path) -> Model:
+    """A checkpoint of that pipeline whose UNet reads so many channels."""
 
     def make(parts: dict[str, Any]) -> Any:
         import diffusers
@@ -102,13 +114,14 @@ def sdxl(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Mod
 
         second = {**parts["text_encoder"].config.to_dict(), "hidden_act": "gelu", "hidden_size": 24}
         second |= {"intermediate_size": 40, "num_attention_heads": 3, "projection_dim": 16}
-        return diffusers.StableDiffusionXLPipeline(
+        return getattr(diffusers, class_name)(
             vae=parts["vae"],
             text_encoder=parts["text_encoder"],
             text_encoder_2=transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**second)),
             tokenizer=parts["tokenizer"],
-            tokenizer_2=parts["tokenizer"].from_pretrained(tiny_checkpoint / "tokenizer", pad_token="!"),
+            tokenizer_2=parts["tokenizer"].from_pretrained(base / "tokenizer", pad_token="!"),
             unet=unet(
+                in_channels=in_channels,
                 down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
                 up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
                 attention_head_dim=(2, 4),
@@ -130,4 +143,4 @@ def sdxl(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Mod
             add_watermarker=False,
         )
 
-    return save(make, tiny_checkpoint, tmp_path_factory.mktemp("sdxl"))
+    return save(make, base, folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tracemalloc
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from calotype.runtime.denoising import Denoiser
 from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.pipeline import Pipeline, StepEnd
+from tests.runtime.references import diffusers_pipeline, psnr
 
 
 @pytest.fixture(scope="module")
@@ -23,49 +23,39 @@ def pipeline(tiny_bundle: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "class_name"),
+    ("scheduler", "class_name", "config", "settings"),
     [
-        ("ddim", "DDIMScheduler"),
-        ("euler", "EulerDiscreteScheduler"),
-        ("dpmpp-2m", "DPMSolverMultistepScheduler"),
+        ("ddim", "DDIMScheduler", {}, {}),
+        ("euler", "EulerDiscreteScheduler", {}, {}),
+        ("dpmpp-2m", "DPMSolverMultistepScheduler", {}, {}),
+        ("ddim", "DDIMScheduler", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, {}),
+        # SD-Turbo
+        *(
+            ("euler", "EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, few)
+            for few in ({"num_inference_steps": 1, "guidance_scale": 0.0}, {"num_inference_steps": 4})
+        ),
     ],
 )
-def test_equals_diffusers_to_50_db(pipeline: Pipeline, tiny_checkpoint: Path, scheduler: str, class_name: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import diffusers
-        import torch
+def test_equals_diffusers_to_50_db(
+    pipeline: Pipeline,
+    tiny_checkpoint: Path,
+    scheduler: str,
+    class_name: str,
+    config: dict[str, Any],
+    settings: dict[str, Any],
+) -> None:
+    import torch
 
-        reference = diffusers.StableDiffusionPipeline.from_pretrained(tiny_checkpoint, torch_dtype=torch.float16).to(
-            torch.float32
-        )  # the weights as the bundle stores them, computed in float32
-        reference.scheduler = getattr(diffusers, class_name).from_config(reference.scheduler.config)
-        reference.set_progress_bar_config(disable=True)
-        latents = np.random.default_rng(1).standard_normal((1, 4, 16, 24), np.float32)
-        expected = reference(
-            "red apple",
-            negative_prompt="le",
-            height=32,
-            width=48,
-            num_inference_steps=8,
-            guidance_scale=4.0,
-            latents=torch.from_numpy(latents.copy()),
-            output_type="np",
-        ).images[0]
-    got = pipeline(
-        "red apple",
-        negative_prompt="le",
-        height=32,
-        width=48,
-        num_inference_steps=8,
-        guidance_scale=4.0,
-        latents=latents,
-        scheduler=scheduler,
-        output_type="np",
-    ).images[0]
+    reference = diffusers_pipeline(tiny_checkpoint, "StableDiffusionPipeline", class_name, **config)
+    latents = np.random.default_rng(1).standard_normal((1, 4, 16, 24), np.float32)
+    settings = {"num_inference_steps": 8, "guidance_scale": 4.0, "height": 32, "width": 48, **settings}
+    settings |= {"negative_prompt": "le", "output_type": "np"}
+    expected = reference("red apple", latents=torch.from_numpy(latents.copy()), **settings).images[0]
+    settings |= {"scheduler": scheduler, "scheduler_config": config}
+    got = pipeline("red apple", latents=latents, **settings).images[0]
     assert got.shape == expected.shape == (32, 48, 3)
     assert got.std() > 0.01
-    assert -10 * math.log10(float(np.mean((got - expected) ** 2))) >= 50
+    assert psnr(got, expected) >= 50
 
 
 def test_an_image_depends_on_its_seed_alone(pipeline: Pipeline, tiny_bundle: Path) -> None:

@@ -81,6 +81,27 @@ def test_inpainting_equals_diffusers_to_50_db(pipeline: Pipeline, sdxl: Model, p
     assert psnr(got[inside], expected[inside]) >= 50
 
 
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_inpainting_with_nine_channels_equals_diffusers_to_50_db(
+    sdxl_inpainting: Model, picture: Image.Image, strength: float
+) -> None:
+    mask = Image.new("L", (48, 32))
+    mask.paste(255, (8, 6, 32, 24))
+    settings: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 4.0, "strength": strength}
+    settings["negative_prompt"] = "le"
+    reference = diffusers_pipeline(sdxl_inpainting.checkpoint, "StableDiffusionXLInpaintPipeline")
+    noise, first, second = draws(5, (4, 16, 24), 3)
+    with injected(reference, noise=noise, posteriors=[first] if strength == 1 else [first, second]):
+        expected = reference(
+            "red apple", image=picture, mask_image=mask, height=32, width=48, output_type="np", **settings
+        ).images[0]
+    with Pipeline.load(sdxl_inpainting.bundle) as opened:
+        got = opened("red apple", image=picture, mask_image=mask, output_type="np", seed=5, **settings).images[0]
+    inside = np.asarray(mask) > 0
+    assert got[inside].std() > 0.01
+    assert psnr(got[inside], expected[inside]) >= 50
+
+
 @pytest.mark.parametrize(("steps", "strength"), [(1, None), (4, None), (2, 0.5)])
 def test_turbo_models_equal_diffusers_to_50_db(
     pipeline: Pipeline, sdxl: Model, picture: Image.Image, steps: int, strength: float | None
