@@ -106,13 +106,20 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         weights = folder / f"{plan.component}.safetensors"
         if not weights.exists():
             write_weights(plan.module.get_submodule("model"), weights, torch.float16)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if plan.whole is None:
-                write_graph(plan, weights, folder / f"{plan.network}.onnx")
-            else:
-                write_part(folder / f"{plan.whole}.onnx", plan, folder / f"{plan.network}.onnx")
+        write(plan, folder)
     return made, folder
+
+
+def write(plan: GraphPlan, folder: Path) -> Path:
+    """The plan's graph in ``folder``, beside its weights."""
+    path = folder / f"{plan.network}.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if plan.whole is None:
+            write_graph(plan, folder / f"{plan.component}.safetensors", path)
+        else:
+            write_part(folder / f"{plan.whole}.onnx", plan, path)
+    return path
 
 
 def test_every_graph_equals_its_module_in_both_precisions(written: tuple[list[GraphPlan], Path]) -> None:
@@ -214,26 +221,49 @@ def transformers_outputs(ours: Any, inputs: dict[str, Any]) -> list[Any]:
             return [out.hidden_states[-(skip + 2)].numpy()] + ([out.text_embeds.numpy()] if pooled else [])
 
 
+SLOW_FAMILIES = [pytest.param(family, None, marks=pytest.mark.slow) for family in ("sd1", "sd2", "sdxl")]
+
+
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_a_folder_and_a_single_file_of_the_same_weights_compute_the_same_bits(
+def test_a_folder_and_a_single_file_of_the_same_weights_have_the_same_files(
     family: str, folder: Callable[[str], Path], single_file: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    made = [load_checkpoint(folder(family)), load_checkpoint(single_file(family))]
-    ours, theirs = (plans(one) for one in made)
+    ours, theirs = both_layouts(family, folder, single_file, tmp_path)
     for plan, other in zip(ours, theirs, strict=True):
         assert plan.spec(("float32",)) == other.spec(("float32",))
     for name in {plan.component for plan in ours}:
-        weights = [tmp_path / f"{name}.{index}.safetensors" for index in range(2)]
-        for one, path in zip(made, weights, strict=True):
-            write_weights(getattr(one, name), path, torch.float16)
-        assert weights[0].read_bytes() == weights[1].read_bytes(), name
-    if family == "sd2":  # whose fused attention projections were split
-        states = []
-        for index, plan in enumerate((ours[0], theirs[0])):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                write_graph(plan, tmp_path / f"text_encoder.{index}.safetensors", tmp_path / f"{index}.onnx")
-            states.append(run_graph(tmp_path / f"{index}.onnx", plan.cases()))
-        assert [array.tobytes() for (array,) in states[0].values()] == [
-            array.tobytes() for (array,) in states[1].values()
-        ]
+        weights = [(tmp_path / layout / f"{name}.safetensors").read_bytes() for layout in ("ours", "theirs")]
+        assert weights[0] == weights[1], name
+
+
+# SD 2's text encoder, whose fused attention projections were split, and every network of every family.
+@pytest.mark.parametrize(("family", "only"), [("sd2", "text_encoder"), *SLOW_FAMILIES])
+def test_a_folder_and_a_single_file_of_the_same_weights_compute_the_same_bits(
+    family: str, only: str | None, folder: Callable[[str], Path], single_file: Callable[[str], Path], tmp_path: Path
+) -> None:
+    outputs: list[dict[str, list[bytes]]] = []
+    for made, layout in zip(both_layouts(family, folder, single_file, tmp_path), ("ours", "theirs"), strict=True):
+        outputs.append({})
+        for plan in made:
+            if only in (None, plan.network):
+                graph = write(plan, tmp_path / layout)
+                for case, arrays in run_graph(graph, plan.cases()).items():
+                    outputs[-1][f"{plan.network} {case}"] = [array.tobytes() for array in arrays]
+    assert len({name.split()[0] for name in outputs[0]}) == (1 if only else 7 if family == "sdxl" else 6)
+    assert outputs[0] == outputs[1]
+
+
+def both_layouts(
+    family: str, folder: Callable[[str], Path], single_file: Callable[[str], Path], target: Path
+) -> list[list[GraphPlan]]:
+    """The graphs to be made from either layout, and their weights in the folders "ours" and "theirs"."""
+    found = []
+    for source, layout in ((folder(family), "ours"), (single_file(family), "theirs")):
+        made = plans(load_checkpoint(source))
+        (target / layout).mkdir()
+        for plan in made:
+            weights = target / layout / f"{plan.component}.safetensors"
+            if not weights.exists():
+                write_weights(plan.module.get_submodule("model"), weights, torch.float16)
+        found.append(made)
+    return found
