@@ -52,27 +52,7 @@ class SdxlTextEncoderGraph(nn.Module):
 
 
 class UNetGraph(nn.Module):
-    """The UNet under its prefix."""
-
-    def __init__(self, model: UNet) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        text_embeds: Tensor | None = None,
-        time_ids: Tensor | None = None,
-        timestep_cond: Tensor | None = None,
-    ) -> Tensor:
-        out: Tensor = self.model(sample, timestep, encoder_hidden_states, text_embeds, time_ids, timestep_cond)
-        return out
-
-
-class DeepUNetGraph(nn.Module):
-    """The UNet, and the feature that :class:`ShallowUNetGraph` takes in place of most of it."""
+    """The UNet under its prefix: its prediction, and the deep feature that the shallow part takes for most of it."""
 
     def __init__(self, model: UNet) -> None:
         super().__init__()
@@ -90,26 +70,16 @@ class DeepUNetGraph(nn.Module):
         return self.model.deep(sample, timestep, encoder_hidden_states, text_embeds, time_ids, timestep_cond)
 
 
-class ShallowUNetGraph(nn.Module):
-    """The outermost part of the UNet."""
+class UNetPart(nn.Module):
+    """What a part of that graph computes, by the name of a method; it is not traced, so it need not name its inputs."""
 
-    def __init__(self, model: UNet) -> None:
+    def __init__(self, model: UNet, method: str) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.method = model, method
 
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        deep_feature: Tensor,
-        text_embeds: Tensor | None = None,
-        time_ids: Tensor | None = None,
-        timestep_cond: Tensor | None = None,
-    ) -> Tensor:
-        return self.model.shallow(
-            sample, timestep, encoder_hidden_states, deep_feature, text_embeds, time_ids, timestep_cond
-        )
+    def forward(self, **inputs: Tensor) -> Tensor:
+        out: Tensor = getattr(self.model, self.method)(**inputs)
+        return out
 
 
 class VaeDecoderGraph(nn.Module):
@@ -243,9 +213,9 @@ def unet_plans(unet: UNet) -> list[GraphPlan]:
     noise_pred = _float("noise_pred", "rows", config.out_channels, "height", "width")
     feature = _float("deep_feature", "rows", config.block_out_channels[0], "height", "width")
     kinds = {
-        "unet_deep": (DeepUNetGraph(unet), given, (noise_pred, feature)),
-        "unet": (UNetGraph(unet), given, (noise_pred,)),
-        "unet_shallow": (ShallowUNetGraph(unet), (*given, feature), (noise_pred,)),
+        "unet_deep": (UNetGraph(unet), given, (noise_pred, feature)),
+        "unet": (UNetPart(unet, "forward"), given, (noise_pred,)),
+        "unet_shallow": (UNetPart(unet, "shallow"), (*given, feature), (noise_pred,)),
     }
     return [
         GraphPlan(

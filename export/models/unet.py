@@ -286,19 +286,18 @@ class UpBlock(nn.Module):
             self.attentions = nn.ModuleList()
         self.upsamplers = nn.ModuleList([Upsample(out_channels)] if upsample else [])
 
-    def forward(self, x: Tensor, skips: list[Tensor], time_embedding: Tensor, context: Tensor) -> Tensor:
-        for index in range(len(self.resnets)):
-            x = self.layer(index, x, skips, time_embedding, context)
+    def forward(
+        self, x: Tensor, skips: list[Tensor], time_embedding: Tensor, context: Tensor, layers: slice = slice(None)
+    ) -> Tensor:
+        """Its ``layers``, each of which takes the last of ``skips``; only the outermost block is walked in parts."""
+        for index in range(len(self.resnets))[layers]:
+            x = self.resnets[index](torch.cat([x, skips.pop()], dim=1), time_embedding)
+            if len(self.attentions) > 0:
+                x = self.attentions[index](x, context)
         for upsampler in self.upsamplers:
             # The next skip knows the size: an odd number of rows or columns does not survive halving and doubling.
             x = upsampler(x, (skips[-1].shape[-2], skips[-1].shape[-1]))
         return x
-
-    def layer(self, index: int, x: Tensor, skips: list[Tensor], time_embedding: Tensor, context: Tensor) -> Tensor:
-        """The block up to its upsampler is its layers one after the other; each takes the last of ``skips``."""
-        x = self.resnets[index](torch.cat([x, skips.pop()], dim=1), time_embedding)
-        out: Tensor = self.attentions[index](x, context) if len(self.attentions) > 0 else x
-        return out
 
 
 class UNet(nn.Module):
@@ -397,10 +396,10 @@ class UNet(nn.Module):
             x, block_skips = block(x, time_embedding, encoder_hidden_states)
             skips += block_skips
         x = self.mid_block(x, time_embedding, encoder_hidden_states)
-        for block in list(self.up_blocks)[:-1]:
+        *inner, outermost = self.up_blocks
+        for block in inner:
             x = block(x, skips, time_embedding, encoder_hidden_states)
-        for index in range(len(self._outermost.resnets) - 1):
-            x = self._outermost.layer(index, x, skips, time_embedding, encoder_hidden_states)
+        x = outermost(x, skips, time_embedding, encoder_hidden_states, slice(None, -1))
         return self._last_layer(x, skips, time_embedding, encoder_hidden_states), x
 
     def shallow(
@@ -438,14 +437,8 @@ class UNet(nn.Module):
             time_embedding = time_embedding + self.add_embedding(torch.cat([text_embeds, size_embedding], dim=-1))
         return time_embedding
 
-    @property
-    def _outermost(self) -> UpBlock:
-        block = self.up_blocks[-1]
-        assert isinstance(block, UpBlock)
-        return block
-
     def _last_layer(self, x: Tensor, skips: list[Tensor], time_embedding: Tensor, context: Tensor) -> Tensor:
-        x = self._outermost.layer(len(self._outermost.resnets) - 1, x, skips, time_embedding, context)
+        x = self.up_blocks[-1](x, skips, time_embedding, context, slice(-1, None))
         out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
         return out
 
