@@ -168,6 +168,46 @@ def fast(name: str, report: Mapping[str, Any], _folder: Path) -> str:
     return f"## {name.split('-')[1]}, nearly the same picture for less\n\n{about}\n\n{_table(heads, rows)}\n"
 
 
+def int8(name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """Pictures of an engine in int8, or its time and memory."""
+    if "modes" in report:
+        rows = [
+            [mode, *(f"{item[key]}" for key in ("psnr_db", "psnr_tenth_db", "distance", "seen_top5", "held_out_top5"))]
+            for mode, item in report["modes"].items()
+        ]
+        heads = ["talbot", "PSNR, dB", "of the worst tenth", "distance", "found, trained on", "found, held out"]
+        about = f"{report['prompts']} prompts, {report['steps']} steps."
+    elif "operators" in report:
+        ways = list(dict.fromkeys(way for own in report["operators"].values() for way in own))
+        rows = [
+            [what, *(f"{own[way]['ms']} ms, {100 * own[way]['off']:.1f}%" if way in own else "" for way in ways)]
+            for what, own in report["operators"].items()
+        ]
+        heads = ["milliseconds, and how far off", *ways]
+        about = f"Random numbers, {report['rounds']} rounds. The load was {report['machine']['load']}."
+    else:
+        rows = [
+            [
+                f"{size}x{size}",
+                *(f"{item['step_s'][precision]} s" for precision in ("float32", "int8")),
+                f"{_range(item['ratio'])} times",
+                *(
+                    f"{item['memory_mb'][precision][which]} MB"
+                    for precision in ("float32", "int8")
+                    for which in ("own", "resident")
+                ),
+            ]
+            for size, item in report["sizes"].items()
+        ]
+        heads = ["a guided step", "float32", "int8", "the one over the other"]
+        heads += [f"{what} in {how}" for how in ("float32", "int8") for what in ("own memory", "with mapped files")]
+        about = (
+            f"SD 1.5-sized UNet, random weights, {report['rounds']} rounds; built in {report['build_s']} s, "
+            f"{report['off']}. The load was {report['machine']['load']}."
+        )
+    return f"## A UNet in int8\n\n{_origin(name, report)} {about}\n\n{_table(heads, rows)}\n"
+
+
 def schedulers(name: str, report: Mapping[str, Any], _folder: Path) -> str:
     """Microseconds of a step."""
     rows = [
@@ -275,6 +315,7 @@ SECTIONS = {
     "limit-": limit,
     "growth-": growth,
     "fast-": fast,
+    "int8-": int8,
     "startup-": startup,
     "schedulers-": schedulers,
     "attention-": attention,

@@ -16,17 +16,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
-from calotype.engine import cpu_operators
+from calotype.engine import calibration, cpu_operators, int8
 from calotype.engine.cache import Built, Say, obtain, plan_path
+from calotype.engine.calibration import Evaluation, evaluations
+from calotype.engine.int8 import Arrays
 from calotype.runtime import parity
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
 from calotype.runtime.manifest import CACHING, FileRecord
 from calotype.runtime.parity import SIZES, Figures, Inputs, cases, compare
 from calotype.runtime.plans import cache_folder, weights_of
-from calotype.runtime.processor import instruction_sets
+from calotype.runtime.processor import instruction_sets, multiplies_bytes
 from calotype.runtime.safetensors import SafetensorsFile
 from calotype.runtime.spec import ModelSpec
 from calotype.runtime.verification import read_tokens
@@ -39,18 +42,30 @@ except ModuleNotFoundError as error:
 # Largest difference from the bundle's graph, over the largest magnitude; on inputs made to be extreme, where rounding
 # grows in any order of operations, what an export is allowed.
 MAX_RELATIVE = 1e-5
+MAX_ROOT_MEAN_SQUARE = 0.1  # in int8: that of the difference over that of the float32 graph's prediction
+PROMPTS = 4  # drawn to see what values an int8 engine meets; the last is kept for the comparison
+PRECISIONS = ("float32", "int8")
+INT8_NETWORK = "unet"  # where nearly all the time goes
+ROUNDING = (int8.__file__, calibration.__file__)
 WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def build_engines(
-    bundle: Bundle, *, networks: Sequence[str] | None = None, force: bool = False, say: Say = lambda _: None
+    bundle: Bundle,
+    *,
+    networks: Sequence[str] | None = None,
+    precision: str = "float32",
+    force: bool = False,
+    say: Say = lambda _: None,
 ) -> dict[str, Path]:
     """Build, or take from the cache, an engine of each network of ``bundle``; one takes every size.
 
     Args:
         bundle: an opened, checked bundle.
-        networks: these alone; None is all but those of deep-feature caching, a second UNet that few will use.
+        networks: these alone; None is all but those of deep-feature caching, a second UNet that few will use. In int8
+            there is the UNet alone.
+        precision: ``float32`` or ``int8``; see :mod:`calotype.engine.int8`.
         force: build also what the cache has.
         say: is told in one line what happens.
 
@@ -60,33 +75,40 @@ def build_engines(
         BackendError: the system does not say what the processor can do.
     """
     manifest = bundle.manifest
-    names = [name for name in manifest.networks if name not in CACHING] if networks is None else networks
+    if precision not in PRECISIONS:
+        raise InputError(f"precision={precision!r} has no engines for the CPU; valid: {', '.join(PRECISIONS)}")
+    valid = [name for name in manifest.networks if precision == "float32" or name == INT8_NETWORK]
+    names = [name for name in valid if name not in CACHING] if networks is None else networks
     for name in names:
         if name not in manifest.networks:
-            raise InputError(f"the bundle has no network {name!r}; valid: {', '.join(manifest.networks)}")
+            raise InputError(f"the bundle has no network {name!r}; valid: {', '.join(valid)}")
+        if name not in valid:
+            raise InputError(f"{name} is not built in {precision}; valid: {', '.join(valid)}")
     _state_needs({name: weights_size(bundle.path / manifest.networks[name].graphs["float32"]) for name in names}, say)
     plans = {}
     for name in names:
-        key = _key(bundle, name)
-        build = functools.partial(build_engine, bundle, name, plan_path(key))
+        key = _key(bundle, name, precision)
+        build = functools.partial(build_engine, bundle, name, plan_path(key), precision=precision, say=say)
         plans[name] = obtain(key, build, say, force=force)
     return plans
 
 
-def build_engine(bundle: Bundle, network: str, path: Path) -> Built:
+def build_engine(
+    bundle: Bundle, network: str, path: Path, *, precision: str = "float32", say: Say = lambda _: None
+) -> Built:
     """The engine of one network, to be kept as ``path``; its weights are written there, under another name.
 
     Raises:
         BuildError: it does not compute what the bundle's graph does, or ONNX Runtime cannot build it.
     """
     start, spec = time.perf_counter(), bundle.manifest.networks[network]
-    optimized = path.with_name(path.name + ".graph.partial")
     weights = weights_of(path).with_name(weights_of(path).name + ".partial")
     try:
-        _optimize(bundle.path, spec, optimized, weights)
-        model = onnx.load(optimized, load_external_data=False)
-        _name_apart(model.graph)
-        figures = _check(bundle, network, _open(model, optimized.parent))
+        if precision == "int8":
+            model, figures = _int8(bundle, spec, weights, say)
+        else:
+            model, engine = _optimize(*_prepare(bundle.path, spec), weights)
+            figures = {"max_relative": _check(bundle, network, engine).max_relative}
         _relocate(model.graph, weights_of(path).name)
         with weights.open("ab") as file:  # ONNX Runtime has none where all weights are small
             os.fchmod(file.fileno(), 0o600)
@@ -94,12 +116,10 @@ def build_engine(bundle: Bundle, network: str, path: Path) -> Built:
     except BaseException:
         weights.unlink(missing_ok=True)
         raise
-    finally:
-        optimized.unlink(missing_ok=True)
     return Built(
         plan=model.SerializeToString(),
         tensors={way: [item.to_json() for item in getattr(spec, way)] for way in ("inputs", "outputs")},
-        figures={"seconds": time.perf_counter() - start, "max_relative": figures.max_relative},
+        figures={"seconds": time.perf_counter() - start, **figures},
         weights=weights,
     )
 
@@ -110,7 +130,7 @@ def weights_size(graph: Path) -> int:
     return sum(4 * math.prod(tensor.dims) for tensor in model.graph.initializer)
 
 
-def _key(bundle: Bundle, network: str) -> dict[str, Any]:
+def _key(bundle: Bundle, network: str, precision: str) -> dict[str, Any]:
     files, spec, processor = bundle.manifest.files, bundle.manifest.networks[network], instruction_sets()
     if processor is None:
         raise BackendError("the system does not say what its processor can do, which an engine depends on; run without")
@@ -121,9 +141,10 @@ def _key(bundle: Bundle, network: str) -> dict[str, Any]:
         "version": onnxruntime.__version__,
         "graph": files[spec.graphs["float32"]].sha256,
         "weights": [files[path].sha256 for path in spec.weights],
-        "precision": "float32",
+        "precision": precision,
         "processor": processor,
         "operators": FileRecord.of(Path(cpu_operators.__file__)).sha256,
+        **({} if precision == "float32" else {"rounding": [FileRecord.of(Path(item)).sha256 for item in ROUNDING]}),
     }
 
 
@@ -140,22 +161,72 @@ def _state_needs(sizes: dict[str, int], say: Say) -> None:
         )
 
 
-def _optimize(folder: Path, spec: ModelSpec, optimized: Path, weights: Path) -> None:
-    """Let ONNX Runtime write the graph as its kernels want it, and the weights beside."""
+def _prepare(folder: Path, spec: ModelSpec) -> tuple[onnx.ModelProto, Arrays]:
+    """The network in the operators that suit, and its weights by name."""
     model = onnx.load(folder / spec.graphs["float32"], load_external_data=False)
     cpu_operators.rewrite(model)
+    return model, {name: array for path in spec.weights for name, array in SafetensorsFile(folder / path).items()}
+
+
+def _optimize(model: onnx.ModelProto, stored: Arrays, weights: Path) -> tuple[onnx.ModelProto, Any]:
+    """Let ONNX Runtime write the graph as its kernels want it, and the weights as ``weights``; and open the two."""
+    optimized = weights.with_name(weights.name + ".graph")
     options = _options()
     options.optimized_model_filepath = str(optimized)
     options.add_session_config_entry(WEIGHTS_FILE, weights.name)
+    try:
+        _session(model, stored, options)
+        found = onnx.load(optimized, load_external_data=False)
+    finally:
+        optimized.unlink(missing_ok=True)
+    _name_apart(found.graph)
+    return found, _open(found, weights.parent)
+
+
+def _session(model: onnx.ModelProto, stored: Arrays, options: Any) -> Any:
     # Given as arrays: weights in a cache of the Hugging Face Hub are links, which a graph in memory may not follow.
-    stored = {name: array for path in spec.weights for name, array in SafetensorsFile(folder / path).items()}
     names = [tensor.name for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(stored[name]) for name in names]
     options.add_external_initializers(names, values)
     try:
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's own exceptions have no common class but this
-        raise BuildError(f"ONNX Runtime cannot build {spec.graphs['float32']}: {error}") from error
+        raise BuildError(f"ONNX Runtime cannot build the graph: {error}") from error
+
+
+def _int8(bundle: Bundle, spec: ModelSpec, weights: Path, say: Say) -> tuple[onnx.ModelProto, dict[str, float]]:
+    """The engine in int8, its convolutions in float32 where it strays too far with them; and how far it strays."""
+    if not multiplies_bytes():
+        raise BuildError("this processor has no instructions that multiply bytes exactly; build in float32")
+    say(f"drawing {PROMPTS} pictures exactly, to see what values it meets")
+    *seen, unseen = evaluations(bundle, PROMPTS)
+    ranges = _ranges(bundle.path, spec, [own for drawn in seen for own in drawn])
+    for operators in dict.fromkeys((int8.OPERATORS, ("MatMul",))):
+        weights.unlink(missing_ok=True)
+        model, stored = _prepare(bundle.path, spec)
+        found, engine = _optimize(model, {**stored, **int8.quantize(model, stored, ranges, operators)}, weights)
+        error = max(_root_mean_square(engine, own) for own in unseen)
+        how = f"{100 * error:.2f}% off its float32 graph at worst, with {' and '.join(operators)} in int8"
+        if error <= MAX_ROOT_MEAN_SQUARE:
+            say(how)
+            return found, {"root_mean_square": error, "convolutions": float("Conv" in operators)}
+        say(f"{how}: {MAX_ROOT_MEAN_SQUARE:.0%} are allowed")
+    raise BuildError(f"{spec.graphs['float32']} does not bear int8: {how}; build in float32")
+
+
+def _ranges(folder: Path, spec: ModelSpec, met: Sequence[Evaluation]) -> int8.Ranges:
+    """Least and largest of what the convolutions read and write."""
+    model, stored = _prepare(folder, spec)
+    watched, names = int8.observed(model)
+    session = _session(watched, stored, _options())
+    outputs = [f"{name}.{edge}" for name in names for edge in int8.EDGES]
+    return int8.widest((session.run(outputs, own.inputs) for own in met), names)
+
+
+def _root_mean_square(engine: Any, own: Evaluation) -> float:
+    """Of the difference in noise_pred, over that of the exact one."""
+    (got,) = engine.run(["noise_pred"], own.inputs)
+    return float(np.sqrt(np.square(got - own.noise_pred).mean() / np.square(own.noise_pred).mean()))
 
 
 def _open(model: onnx.ModelProto, folder: Path) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 CONTRIB = "com.microsoft"
@@ -30,7 +31,7 @@ PADS = ((1, 0), (0, 1))  # before and after, likewise
 
 def rewrite(model: onnx.ModelProto) -> dict[str, int]:
     """Rewrite ``model`` in place; returns how many of which operator were replaced."""
-    graph = _Graph(model.graph)
+    graph = Graph(model.graph)
     done: Counter[str] = Counter()
     for node in list(model.graph.node):
         rewriter = REWRITERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
@@ -42,18 +43,19 @@ def rewrite(model: onnx.ModelProto) -> dict[str, int]:
     return dict(done)
 
 
-class _Graph:
+class Graph:
     """A graph, who makes and who reads each of its values, and what replaces its nodes."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._graph = graph
+        self.nodes = list(graph.node)
         self.makers = {name: node for node in graph.node for name in node.output}
         self._readers = defaultdict(list)
         for node in graph.node:
             for name in node.input:
                 self._readers[name].append(node)
         self._outputs = {item.name for item in graph.output}
-        self._initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._instead: dict[str, list[onnx.NodeProto]] = {}
 
     def only_reader(self, name: str, op_type: str) -> onnx.NodeProto | None:
@@ -67,18 +69,18 @@ class _Graph:
         maker = self.makers.get(name)
         if maker is not None and maker.op_type == "Cast":
             name = maker.input[0]
-        return list(self._initializers[name].dims) if name in self._initializers else None
+        return list(self.initializers[name].dims) if name in self.initializers else None
 
     def integers(self, name: str) -> list[int] | None:
         """The values of an int64 initializer that stands in the graph."""
-        tensor = self._initializers.get(name)
+        tensor = self.initializers.get(name)
         if tensor is None or tensor.data_type != onnx.TensorProto.INT64:
             return None
         return [int(value) for value in numpy_helper.to_array(tensor).reshape(-1)]
 
     def floats(self, name: str) -> list[float] | None:
         """The values of a float32 initializer that stands in the graph."""
-        tensor = self._initializers.get(name)
+        tensor = self.initializers.get(name)
         inside = tensor is not None and tensor.data_location != onnx.TensorProto.EXTERNAL
         if tensor is None or not inside or tensor.data_type != onnx.TensorProto.FLOAT:
             return None
@@ -87,6 +89,15 @@ class _Graph:
     def constant(self, name: str, value: Any) -> str:
         """Add an initializer; returns its name."""
         self._graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def external(self, name: str, value: NDArray[Any]) -> str:
+        """Add an initializer whose values are given beside the graph; returns its name."""
+        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        tensor = onnx.TensorProto(name=name, data_type=kind, dims=value.shape)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=name)
+        self._graph.initializer.append(tensor)
         return name
 
     def replace(self, last: onnx.NodeProto, nodes: Sequence[onnx.NodeProto]) -> None:
@@ -108,7 +119,7 @@ class _Graph:
         self._graph.initializer.extend(kept_tensors)
 
 
-def group_normalization(graph: _Graph, node: onnx.NodeProto) -> bool:
+def group_normalization(graph: Graph, node: onnx.NodeProto) -> bool:
     """Groups normalised as the channels of another shape, then scaled and shifted by channel."""
     how, (x, scale, bias), (out,) = _attributes(node), node.input, node.output
     groups = how["num_groups"]
@@ -133,7 +144,7 @@ def group_normalization(graph: _Graph, node: onnx.NodeProto) -> bool:
     return True
 
 
-def attention(graph: _Graph, node: onnx.NodeProto) -> bool:
+def attention(graph: Graph, node: onnx.NodeProto) -> bool:
     """Where heads are taken apart before it and put together after it, and nothing is masked."""
     how = _attributes(node)
     plain = not any(how.get(name) for name in ("is_causal", "softcap", "qk_matmul_output_mode"))
@@ -160,7 +171,7 @@ def attention(graph: _Graph, node: onnx.NodeProto) -> bool:
     return True
 
 
-def _heads_apart(graph: _Graph, name: str) -> tuple[str, int] | None:
+def _heads_apart(graph: Graph, name: str) -> tuple[str, int] | None:
     """The tokens (B, T, heads * D) that ``name`` (B, heads, T, D) is a view of, and how many heads."""
     turned = graph.makers.get(name)
     if turned is None or turned.op_type != "Transpose" or _attributes(turned).get("perm") != HEADS:
@@ -173,7 +184,7 @@ def _heads_apart(graph: _Graph, name: str) -> tuple[str, int] | None:
     return None if heads is None else (split.input[0], heads[0])
 
 
-def doubling(graph: _Graph, node: onnx.NodeProto) -> bool:
+def doubling(graph: Graph, node: onnx.NodeProto) -> bool:
     """A picture doubled and then convolved, as four convolutions of the picture and their pixels put in turn.
 
     Where the size is another value's, it may be a row less than double: then what stood there runs.
@@ -197,7 +208,7 @@ def doubling(graph: _Graph, node: onnx.NodeProto) -> bool:
     return True
 
 
-def _phases(graph: _Graph, x: str, conv: onnx.NodeProto, kernel: list[int], out: str) -> list[onnx.NodeProto]:
+def _phases(graph: Graph, x: str, conv: onnx.NodeProto, kernel: list[int], out: str) -> list[onnx.NodeProto]:
     """The nodes that compute ``conv`` on ``x`` (B, C, H, W) doubled."""
     _, weight, *bias = conv.input
     flat = graph.constant(f"{out}.flat", np.array([-1, 9]))
@@ -230,7 +241,7 @@ def _phases(graph: _Graph, x: str, conv: onnx.NodeProto, kernel: list[int], out:
 
 
 def _where_it_doubles(
-    graph: _Graph, resize: onnx.NodeProto, conv: onnx.NodeProto, kernel: list[int]
+    graph: Graph, resize: onnx.NodeProto, conv: onnx.NodeProto, kernel: list[int]
 ) -> list[onnx.NodeProto]:
     """Phases where the sizes that ``resize`` is given are twice its input's, else the two nodes as they are.
 
@@ -258,7 +269,7 @@ def _where_it_doubles(
 
 
 def _copied(
-    graph: _Graph, names: Sequence[str], shapes: Sequence[list[int]], copies: Sequence[str]
+    graph: Graph, names: Sequence[str], shapes: Sequence[list[int]], copies: Sequence[str]
 ) -> list[onnx.NodeProto]:
     """Nodes that give the weights ``names``, of these shapes, other names; of the three, as many as there are names."""
     return [

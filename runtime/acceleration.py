@@ -21,16 +21,23 @@ class Acceleration:
         cache_interval: the whole UNet is evaluated every so many times, and in between its outermost layer alone, on
             the deep feature of the last whole evaluation; Ma et al. 2023, "DeepCache" (arXiv 2312.00858).
         guidance_interval: see :class:`calotype.runtime.guidance.Guidance`; one that a call gives comes first.
+        precision: what the UNet is evaluated in. ``int8`` takes an engine of the CPU backend; None is that where one
+            was built and nothing else forbids it, else ``float32``, with which a GPU computes as its graphs say.
     """
 
     steps: float = 1.0
     cache_interval: int = 1
     guidance_interval: tuple[float, float] | None = None
+    precision: str | None = "float32"
 
     def __post_init__(self) -> None:
         if not 0 < self.steps <= 1:
             raise InputError(f"steps={self.steps!r} is no share of a model's steps; use more than 0, up to 1")
         at_least("cache_interval", self.cache_interval, 1)
+        if self.precision not in (None, "float32", "int8"):
+            raise InputError(f"precision={self.precision!r} is not known; valid: float32, int8, or None")
+        if self.precision == "int8" and self.caches:
+            raise InputError("cache_interval takes networks that have no engines in int8; use one of the two")
 
     @property
     def caches(self) -> bool:
@@ -40,8 +47,8 @@ class Acceleration:
 
 EXACT = Acceleration()
 # Measured on talbot (benchmarks/fast.md): at equal cost, half the steps of a solver of second order stay nearer to the
-# exact picture than caching or guidance intervals do, alone or together.
-FAST = Acceleration(steps=0.5)
+# exact picture than caching or guidance intervals do, alone or together. int8 strays less than that (benchmarks.int8).
+FAST = Acceleration(steps=0.5, precision=None)
 
 
 def chosen(fast: Any) -> Acceleration:

@@ -17,6 +17,7 @@ from calotype.runtime.schedulers import Solver, State
 from calotype.runtime.sessions import Session
 
 Array = NDArray[np.float32]
+INT8 = "unet_int8"  # the session of the network unet whose engine is in int8
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -30,6 +31,7 @@ class Job:
         context: (K, h, w), more channels of the UNet's sample, the same at every step; None is none.
         known: what of the latents is given.
         cache: of the deep feature; None evaluates the whole UNet at every step.
+        int8: whether the whole UNet is the one in int8.
         index: the next model evaluation.
     """
 
@@ -43,6 +45,7 @@ class Job:
     context: Array | None = None
     known: Known | None = None
     cache: FeatureCache | None = None
+    int8: bool = False
     index: int = 0
 
     @property
@@ -52,22 +55,27 @@ class Job:
         return 2 if guided else 1
 
     @property
+    def networks(self) -> tuple[str, ...]:
+        """The sessions that it needs."""
+        return unet_networks(caching=self.cache is not None, int8=self.int8)
+
+    @property
     def done(self) -> bool:
         """Whether its schedule is through."""
         return self.index >= len(self.solver)
 
 
-def unet_networks(*, caching: bool) -> tuple[str, ...]:
-    """The networks that the jobs of a call need, with or without a cache."""
-    return CACHING if caching else ("unet",)
+def unet_networks(*, caching: bool, int8: bool = False) -> tuple[str, ...]:
+    """The sessions that the jobs of a call need, with or without a cache, which there is not in int8."""
+    return CACHING if caching else (INT8,) if int8 else ("unet",)
 
 
 class Denoiser:
     """Moves jobs one step at a time through a UNet; allocates nothing after a shape's first step.
 
     Args:
-        sessions: by network: ``unet``, or for jobs with a cache ``unet_deep`` and ``unet_shallow``. Others may lie
-            there too, and what a job needs may be added as late as when the job is.
+        sessions: by name: ``unet``, in int8 ``unet_int8``, or for jobs with a cache ``unet_deep`` and ``unet_shallow``.
+            Others may lie there too, and what a job needs may be added as late as when the job is.
     """
 
     def __init__(self, sessions: Mapping[str, Session]) -> None:
@@ -77,7 +85,7 @@ class Denoiser:
     def reserve(self, jobs: Sequence[Job]) -> None:
         """Allocate for any one of ``jobs``."""
         for job in jobs:
-            for network in unet_networks(caching=job.cache is not None):
+            for network in job.networks:
                 self._sessions[network].reserve(self._sizes_of(job, 1 if job.unconditional is None else 2))
 
     def step(self, job: Job) -> None:
@@ -88,8 +96,7 @@ class Denoiser:
         """
         sizes = self._sizes_of(job, job.rows)
         shallow = job.cache is not None and job.cache.serves(sizes["rows"])
-        whole = "unet" if job.cache is None else "unet_deep"
-        unet = self._sessions["unet_shallow" if shallow else whole]
+        unet = self._sessions["unet_shallow" if shallow else job.networks[0]]
         self._fill(unet, job, sizes)
         if job.cache is not None and shallow:
             job.cache.give(unet.buffer("deep_feature", sizes))

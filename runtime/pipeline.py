@@ -20,7 +20,7 @@ from calotype.runtime.arguments import at_least, pair, prompts, seeds, whole
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.canvas import Canvas, Picture
 from calotype.runtime.conditioning import Conditioner, Inputs, TextEncoder
-from calotype.runtime.denoising import Denoiser, Job, unet_networks
+from calotype.runtime.denoising import INT8, Denoiser, Job, unet_networks
 from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.guidance import Guidance, guidances, scale_embedding
 from calotype.runtime.inpainting import latent_mask
@@ -29,7 +29,7 @@ from calotype.runtime.manifest import CACHING
 from calotype.runtime.profile import Profile
 from calotype.runtime.safetensors import SafetensorsFile
 from calotype.runtime.schedulers import Solver, create_solver
-from calotype.runtime.sessions import Session, check_backend, choose_backend, open_session
+from calotype.runtime.sessions import Session, check_backend, choose_backend, has_int8, open_session
 from calotype.runtime.sessions.low_memory import Turn, TurnTakingSession
 from calotype.runtime.start import Posterior, Start
 from calotype.runtime.textual_inversion import Embedding, add_embeddings
@@ -63,6 +63,7 @@ class Output:
         images: PIL images, or arrays: (H, W, 3) in 0..1 for ``"np"``, (C, h, w) for ``"latent"``.
         seeds: one for each; the seed alone makes the same image again.
         steps: of the whole schedule, of which a picture to start from saves some.
+        int8: whether the UNet was evaluated in int8.
         timings: seconds for ``text_encoder``, ``vae_encoder``, ``denoising``, ``vae_decoder``, ``total``, and a list
             ``steps``.
     """
@@ -70,6 +71,7 @@ class Output:
     images: list[Any]
     seeds: list[int]
     steps: int
+    int8: bool
     timings: dict[str, Any]
 
 
@@ -112,7 +114,7 @@ class Pipeline:
 
         with ThreadPoolExecutor() as pool:
             opened = pool.submit(lambda: Vae(autoencoder(), self._opened, vae_tiles, manifest.vae.scaling_factor))
-            self._open((*encoders, *unet_networks(caching=self._fast.caches)), overrides)
+            self._open((*encoders, *self._unet_networks(self._fast)), overrides)
             self._vae = opened.result()
         self._vae.check_fits(manifest.vae)
         self._unet_inputs = {spec.name: spec for spec in manifest.networks["unet"].inputs}
@@ -273,7 +275,7 @@ class Pipeline:
             raise InputError(f"latents have the shape {latents.shape}; {(len(texts), *shape)} is needed")
         common = self._size_conditioning(canvas, original_size, crops_coords_top_left, target_size)
         index = self._first_evaluation(canvas, solver)
-        self._open_for(acceleration)
+        int8 = self._open_for(acceleration)
 
         inputs = [
             self._inputs(text, negative, self._layers_to_skip(clip_skip), guidance, common)
@@ -294,6 +296,7 @@ class Pipeline:
                     solver=solver,
                     state=solver.new_state(shape),
                     cache=self._cache(acceleration, shape, rows=1 if unconditional is None else 2),
+                    int8=int8,
                     **begin.job(noise, rng),
                 )
             )
@@ -306,6 +309,7 @@ class Pipeline:
             images=list(images),
             seeds=given[: len(finished)],
             steps=solver.num_inference_steps,
+            int8=int8,
             timings={
                 "text_encoder": after_text - start,
                 "vae_encoder": after_encoder - after_text,
@@ -346,12 +350,26 @@ class Pipeline:
                 force_zeros_for_empty_prompt=self.manifest.force_zeros_for_empty_prompt,
             )
 
-    def _open_for(self, acceleration: Acceleration) -> None:
-        """Open the graphs of the UNet that a call needs and that are not open."""
+    def _open_for(self, acceleration: Acceleration) -> bool:
+        """Open the graphs of the UNet that a call needs and that are not open; returns whether it is in int8."""
         self._check_caching(acceleration)
-        missing = [name for name in unet_networks(caching=acceleration.caches) if name not in self._sessions]
+        networks = self._unet_networks(acceleration)
+        missing = [name for name in networks if name not in self._sessions]
         if missing:
             self._open(missing, self._merged(self._loras))
+        return networks == (INT8,)
+
+    def _unet_networks(self, acceleration: Acceleration) -> tuple[str, ...]:
+        """The sessions that a call needs; raises InputError where int8 is asked for and cannot be."""
+        if acceleration.precision == "int8" and self._loras:
+            raise InputError("an engine in int8 takes no LoRA: its weights were rounded when it was built; use float32")
+        int8 = acceleration.precision == "int8" or (
+            acceleration.precision is None
+            and not acceleration.caches
+            and not self._loras
+            and has_int8(self._bundle.path, self.manifest.networks["unet"], self.backend)
+        )
+        return unet_networks(caching=acceleration.caches, int8=int8)
 
     def _check_caching(self, acceleration: Acceleration) -> None:
         missing = sorted(set(unet_networks(caching=acceleration.caches)) - self.manifest.networks.keys())
@@ -378,11 +396,13 @@ class Pipeline:
         *,
         turns: bool = True,
     ) -> Session:
-        profile, spec = self._profile, bundle.manifest.networks[network]
+        profile, int8 = self._profile, network == INT8
+        spec = bundle.manifest.networks["unet" if int8 else network]
 
         def opener() -> Session:
             check = functools.partial(bundle.check_weights, spec)
-            return open_session(bundle.path, spec, self.backend, overrides, check, profile=profile is not None)
+            precision, watched = "int8" if int8 else "float32", profile is not None
+            return open_session(bundle.path, spec, self.backend, overrides, check, precision=precision, profile=watched)
 
         def watched() -> Session:
             return opener() if profile is None else profile.open(network, opener)

@@ -193,6 +193,10 @@ class Wanted(Protocol):
     def graphs(self) -> tuple[str, ...]:
         """The sha256 of each variant of the network's graph."""
 
+    @property
+    def precision(self) -> str | None:
+        """What it computes in; None is anything."""
+
     def differences(self, key: Mapping[str, Any]) -> list[str]:
         """What keeps the plan of ``key`` from serving, each as ``what: its own, here …``; empty when it serves."""
 
@@ -206,12 +210,14 @@ class WantedOnCpu:
         graphs: sha256 of the network's float32 graph.
         weights: sha256 of its weights files.
         processor: what :func:`calotype.runtime.processor.instruction_sets` says.
+        precision: ``float32`` or ``int8``.
     """
 
     version: str
     graphs: tuple[str, ...]
     weights: tuple[str, ...]
     processor: str
+    precision: str = "float32"
     backend: str = "cpu"
 
     def differences(self, key: Mapping[str, Any]) -> list[str]:
@@ -237,6 +243,7 @@ class WantedOnGpu:
         weights: sha256 of its weights files.
         gpu: name and compute capability, as in ``NVIDIA H100 sm90``.
         driver: the CUDA version it supports.
+        precision: see :class:`Wanted`.
     """
 
     backend: str
@@ -245,6 +252,7 @@ class WantedOnGpu:
     weights: tuple[str, ...]
     gpu: str
     driver: str
+    precision: str | None = None
 
     def differences(self, key: Mapping[str, Any]) -> list[str]:
         """See :meth:`Wanted.differences`."""
@@ -270,6 +278,8 @@ def find_plans(wanted: Wanted) -> tuple[list[tuple[Path, PlanRecord]], str]:
         record = read_record(path)
         with contextlib.suppress(KeyError, TypeError, OSError):
             if record is None or record.key["backend"] != wanted.backend or record.key["graph"] not in wanted.graphs:
+                continue
+            if wanted.precision not in (None, record.key["precision"]):
                 continue
             differences, age = wanted.differences(record.key), path.stat().st_mtime
             if differences:

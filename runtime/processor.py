@@ -27,6 +27,11 @@ def instruction_sets() -> str | None:
     return None if flags is None else " ".join([platform.machine(), *sorted(TELLING.intersection(flags.split()))])
 
 
+def multiplies_bytes() -> bool:
+    """Whether it adds up products of bytes exactly: older ones of x86-64 saturate at 16 bits."""
+    return not {"avx512_vnni", "avx_vnni", "asimddp"}.isdisjoint((instruction_sets() or "").split())
+
+
 @functools.cache
 def _lines() -> dict[str, str]:
     """Of the first core."""

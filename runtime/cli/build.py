@@ -17,8 +17,8 @@ import click
 @click.option("--static", is_flag=True, help="One guided picture of one size: fastest, and least memory.")
 @click.option(
     "--precision",
-    type=click.Choice(["float16", "float32"]),
-    help="What it computes in.  [default: float16 where the bundle has it]",
+    type=click.Choice(["float16", "float32", "int8"]),
+    help="What it computes in; int8, on the CPU, is the UNet alone.  [default: float16 where there is such a graph]",
 )
 @click.option(
     "--network",
@@ -73,7 +73,10 @@ def command(
         raise MissingPackageError(error.name or "onnx", "export") from error
     opened = Bundle.open(bundle)
     if backend == "cpu":
-        for path in build_engines(opened, networks=networks or None, force=force, say=_say).values():
+        engines = build_engines(
+            opened, networks=networks or None, precision=precision or "float32", force=force, say=_say
+        )
+        for path in engines.values():
             click.echo(str(path))
         return
     plans = build_bundle(
@@ -97,13 +100,13 @@ def command(
 
 def _refuse_for_cpu(context: click.Context) -> None:
     """What an engine of the CPU has no use for: it takes every size, and runs here alone."""
-    useful = {"bundle", "backend", "networks", "force", "as_list", "clean"}
+    useful = {"bundle", "backend", "precision", "networks", "force", "as_list", "clean"}
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name not in useful and source is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(
-                f"{parameter.opts[0]} is for plans of a GPU; an engine of the CPU takes every size, computes in "
-                "float32 and serves this processor: leave it out"
+                f"{parameter.opts[0]} is for plans of a GPU; an engine of the CPU takes every size and "
+                "serves this processor: leave it out"
             )
 
 

@@ -110,6 +110,11 @@ FILE = click.Path(path_type=Path)
     type=int,
     help="Evaluate the whole UNet every so many times, and its last layer in between; exact at 1.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "int8"]),
+    help="int8: nearly the same picture from the engine that calotype build made so; with --fast where there is one.",
+)
 @click.option("--clip-skip", type=int, default=0, help="Last layers of the text encoder to leave out.")
 @click.option("--original-size", type=int, nargs=2, metavar="HEIGHT WIDTH", help="SDXL's, before scaling.")
 @click.option("--crops-coords-top-left", type=int, nargs=2, metavar="TOP LEFT", help="SDXL's crop.")
@@ -194,8 +199,8 @@ def _acceleration(options: dict[str, Any]) -> Acceleration:
     from calotype.runtime.acceleration import EXACT, FAST
 
     preset = FAST if options["fast"] else EXACT
-    interval = options["cache_interval"]
-    return preset if interval is None else dataclasses.replace(preset, cache_interval=interval)
+    given = {name: options[name] for name in ("cache_interval", "precision") if options[name] is not None}
+    return dataclasses.replace(preset, **given)
 
 
 def _draw(pipeline: Pipeline, prompt: str, options: dict[str, Any]) -> Output:
@@ -267,6 +272,7 @@ def _parameters(pipeline: Pipeline, prompt: str, options: dict[str, Any], result
         "CFG rescale": options["guidance_rescale"] or None,
         "CFG interval": options["guidance_interval"] or acceleration.guidance_interval,
         "Cache interval": acceleration.cache_interval if acceleration.caches else None,
+        "Precision": "int8" if result.int8 else None,
         "Clip skip": options["clip_skip"] + 1 if options["clip_skip"] else None,
         "Original size": options["original_size"],
         "Crop": options["crops_coords_top_left"],

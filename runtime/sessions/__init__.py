@@ -16,7 +16,7 @@ from calotype.runtime.manifest import CACHING, Manifest
 from calotype.runtime.sessions.session import Session, Sizes
 from calotype.runtime.spec import ModelSpec
 
-__all__ = ["BACKENDS", "Session", "Sizes", "check_backend", "choose_backend", "open_session"]
+__all__ = ["BACKENDS", "Session", "Sizes", "check_backend", "choose_backend", "has_int8", "open_session"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +95,15 @@ def _obstacle_to_plans(backend: str, folder: Path) -> str | None:
     return None
 
 
+def has_int8(folder: Path, spec: ModelSpec, backend: str) -> bool:
+    """Whether ``backend`` can open the network in int8 here."""
+    if backend != "cpu":
+        return False
+    from calotype.runtime.sessions.onnxruntime_cpu import serving_engine
+
+    return serving_engine(folder, spec, "int8") is not None
+
+
 def open_session(
     folder: Path,
     spec: ModelSpec,
@@ -102,6 +111,7 @@ def open_session(
     overrides: Mapping[str, NDArray[np.floating[Any]]] | None = None,
     before_reading: Callable[[], None] = lambda: None,
     *,
+    precision: str = "float32",
     profile: bool = False,
 ) -> Session:
     """Open the network ``spec`` of the bundle in ``folder`` on ``backend``, a name that is not ``"auto"``.
@@ -113,6 +123,7 @@ def open_session(
         overrides: replace weights of those names, in the dtype in which the bundle stores them; names that the graph
             does not read are passed over.
         before_reading: called before the bundle's weights are read; an engine of the CPU backend has its own.
+        precision: ``int8`` is an engine of the CPU backend; with ``float32`` backends choose what they are fast in.
         profile: note the time of each operator, on backends that can.
 
     Raises:
@@ -123,7 +134,9 @@ def open_session(
     if backend == "cpu":
         from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
 
-        return OnnxRuntimeCpuSession(folder, spec, overrides, before_reading, profile=profile)
+        return OnnxRuntimeCpuSession(folder, spec, overrides, before_reading, precision=precision, profile=profile)
+    if precision != "float32":
+        raise BackendError(f"{backend} has no engines in {precision}; valid: cpu")
     before_reading()
     if backend == "cuda":
         from calotype.runtime.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession

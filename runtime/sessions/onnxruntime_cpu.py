@@ -47,7 +47,8 @@ class _Bound:
 class OnnxRuntimeCpuSession:
     """See :class:`calotype.runtime.sessions.session.Session`.
 
-    ``before_reading`` is called before the weights in ``folder`` are read, where they are.
+    ``before_reading`` is called before the weights in ``folder`` are read, where they are. ``precision`` int8 is an
+    engine's alone, and where there is none, that is a BackendError.
     """
 
     def __init__(
@@ -57,11 +58,17 @@ class OnnxRuntimeCpuSession:
         overrides: Overrides | None = None,
         before_reading: Callable[[], None] = lambda: None,
         *,
+        precision: str = "float32",
         profile: bool = False,
     ) -> None:
         self.inputs, self.outputs = spec.inputs, spec.outputs
         self._profiles = tempfile.TemporaryDirectory(prefix="calotype-") if profile else None
-        session = None if overrides else _open_engine(folder, spec, self._options())
+        session = None if overrides else _open_engine(folder, spec, precision, self._options())
+        if session is None and precision != "float32":
+            raise BackendError(
+                f"{spec.graphs['float32']} has no engine in {precision} for this machine; build one with: "
+                f"calotype build {folder} --backend cpu --precision {precision}"
+            )
         if session is None:
             before_reading()
             session = _open_graph(folder / spec.graphs["float32"], overrides or {}, self._options())
@@ -158,24 +165,27 @@ def _open_graph(graph: Path, overrides: Overrides, options: Any) -> Any:
         raise BackendError(f"ONNX Runtime cannot open {graph.name}: {error}") from error
 
 
-def _open_engine(folder: Path, spec: ModelSpec, options: Any) -> Any:
+def _open_engine(folder: Path, spec: ModelSpec, precision: str, options: Any) -> Any:
     """The session of the engine that serves ``spec`` here; None where there is none that is sound."""
-    found = _serving_engine(folder, spec)
+    found = serving_engine(folder, spec, precision)
     if found is None:
         return None
     path, record = found
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was done before
-    options.add_session_config_entry("session.disable_prepacking", "1")  # weights stay in the file's pages
+    # Weights in float32 stay in the file's pages. In int8 kernels would arrange theirs anew in every run.
+    options.add_session_config_entry("session.disable_prepacking", "1" if precision == "float32" else "0")
     options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     try:
         data = read_plan(path, record)
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        logger.info("%s: its engine in %s", spec.graphs["float32"], precision)
+        return session
     except Exception as error:
         logger.warning("the engine %s cannot be opened: %s; build it again with: calotype build", path.name, error)
         return None
 
 
-def _serving_engine(folder: Path, spec: ModelSpec) -> tuple[Path, PlanRecord] | None:
+def serving_engine(folder: Path, spec: ModelSpec, precision: str) -> tuple[Path, PlanRecord] | None:
     """The newest sound engine of the network for this processor and ONNX Runtime."""
     processor = instruction_sets()
     if processor is None or not any(".cpu." in path.name for path in list_plans()):
@@ -186,6 +196,7 @@ def _serving_engine(folder: Path, spec: ModelSpec) -> tuple[Path, PlanRecord] | 
         graphs=(files[spec.graphs["float32"]].sha256,),
         weights=tuple(files[path].sha256 for path in spec.weights),
         processor=processor,
+        precision=precision,
     )
     found, refusal = find_plans(wanted)
     for path, record in found:

@@ -1,0 +1,215 @@
+"""Engines in int8: a kernel's arithmetic held to numpy's, pictures to exact ones, and who may take them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+from safetensors.numpy import save_file
+
+from calotype.engine import cpu, int8
+from calotype.engine.cpu import build_engines
+from calotype.runtime import processor
+from calotype.runtime.acceleration import FAST, Acceleration
+from calotype.runtime.bundle import Bundle
+from calotype.runtime.errors import BackendError, BuildError, InputError
+from calotype.runtime.images import read_parameters
+from calotype.runtime.lora import Lora
+from calotype.runtime.pipeline import Pipeline
+from calotype.runtime.plans import describe_plan
+
+pytestmark = pytest.mark.skipif(not processor.multiplies_bytes(), reason="the processor cannot")
+INT8 = Acceleration(precision="int8")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CALOTYPE_CACHE", str(cache))
+    return cache
+
+
+@pytest.fixture(scope="module")
+def built(cache: Path) -> tuple[Path, list[str]]:
+    """Talbot's engine, and what was said."""
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CALOTYPE_CACHE", str(cache))
+        return build_engines(Bundle.open("talbot"), precision="int8", say=said.append)["unet"], said
+
+
+def small(operator: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    """A convolution, or a product with a turned matrix and a bias; its weights, and an input."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 8, 6, 6) if operator == "Conv" else (2, 6, 8), np.float32)
+    weights = {"w": rng.standard_normal((5, 8, 3, 3) if operator == "Conv" else (5, 8), np.float32)}
+    weights["b"] = rng.standard_normal(5, np.float32)
+    if operator == "Conv":
+        nodes = [helper.make_node("Conv", ["x", "w", "b"], ["y"], pads=[1] * 4)]
+    else:
+        nodes = [
+            helper.make_node("Transpose", ["w"], ["turned"], perm=[1, 0]),
+            helper.make_node("MatMul", ["x", "turned"], ["product"]),
+            helper.make_node("Add", ["product", "b"], ["y"]),
+        ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), weights, x
+
+
+def run(model: onnx.ModelProto, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["y"], {"x": x})[0])
+
+
+@pytest.mark.parametrize("operator", ["Conv", "MatMul"])
+def test_an_operator_computes_what_rounded_numbers_give(operator: str) -> None:
+    """Reference: the float32 operator on the numbers that int8 and uint8 stand for; a convolution rounds its output."""
+    model, weights, x = small(operator)
+    exact = run(model, x)
+    ranges = {name: (float(value.min()), float(value.max())) for name, value in {"x": x, "y": exact}.items()}
+    reference, _, _ = small(operator)
+    rounded, scales = int8.per_channel(weights["w"], axis=0)
+    shape = (-1, *[1] * (rounded.ndim - 1))
+    reference.graph.initializer[0].CopyFrom(numpy_helper.from_array(rounded * scales.reshape(shape), "w"))
+    step = np.float32(x.max() - x.min()) / np.float32(255)
+    zero = np.rint(-x.min() / step)
+    expected = run(reference, (np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step)
+    assert int8.quantize(model, {}, ranges) == {}  # all small enough to stand in the graph
+    assert {"QLinearConv", "MatMulIntegerToFloat"} & {node.op_type for node in model.graph.node}
+    got = run(model, x)
+    tolerance = (exact.max() - exact.min()) / 255 * 0.51 if operator == "Conv" else 1e-5
+    np.testing.assert_allclose(got, expected, atol=tolerance + 1e-5)
+    assert not np.allclose(got, exact, atol=1e-4)
+
+
+def test_what_stays_in_float32() -> None:
+    model, _, _ = small("Conv")
+    model.graph.initializer[0].name = model.graph.node[0].input[1] = "down_blocks.0.downsamplers.0.conv.weight"
+    int8.quantize(model, {}, {})
+    assert [node.op_type for node in model.graph.node] == ["Conv"]
+
+
+def test_talbots_engine_says_how_far_it_strays(built: tuple[Path, list[str]]) -> None:
+    path, said = built
+    record = describe_plan(path)
+    assert record.key["precision"] == "int8"
+    assert 0.001 < record.figures["root_mean_square"] <= cpu.MAX_ROOT_MEAN_SQUARE
+    assert record.figures["convolutions"] == 1
+    assert said[-1].endswith("with Conv and MatMul in int8")
+    operators = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+    assert {"QLinearConv", "MatMulIntegerToFloat"} <= operators
+    info = subprocess.run(
+        [sys.executable, "-m", "calotype.runtime", "info", str(path)], capture_output=True, text=True, check=True
+    )
+    assert "parity:     matrix products and convolutions in int8, at worst" in info.stdout
+
+
+@pytest.mark.usefixtures("built")
+def test_pictures_are_near_the_exact_ones_and_the_same_in_any_call() -> None:
+    """Over 30 dB, and under what float32 alone would give."""
+    prompts = ["red apple, twemoji style", "grinning face, noto style", "a dragon"]
+    arguments: dict[str, Any] = {"seed": 5, "output_type": "np"}
+    with Pipeline.load("talbot", "cpu") as pipeline:
+        exact = pipeline(prompts, **arguments)
+        near = pipeline(prompts, fast=INT8, **arguments)
+        alone = pipeline(prompts[1], fast=INT8, **{**arguments, "seed": 6})
+    assert (exact.int8, near.int8) == (False, True)
+    np.testing.assert_array_equal(near.images[1], alone.images[0])
+    for one, other in zip(exact.images, near.images, strict=True):
+        assert 30 < -10 * np.log10(np.square(one - other).mean()) < 80
+
+
+@pytest.mark.usefixtures("built")
+def test_fast_takes_it_where_it_is_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with Pipeline.load("talbot", "cpu", fast=True) as pipeline:
+        assert "unet.fp32.onnx: its engine in int8" in caplog.text
+        assert pipeline("apple", num_inference_steps=1).int8
+        assert not pipeline("apple", num_inference_steps=1, fast=False).int8
+        assert not pipeline("apple", num_inference_steps=1, fast=Acceleration(precision=None, cache_interval=2)).int8
+
+
+@pytest.mark.usefixtures("built")
+def test_the_picture_says_so(tmp_path: Path) -> None:
+    def draw(*arguments: str) -> str:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.png"
+        command = [sys.executable, "-m", "calotype.runtime", "generate", "apple", "--backend", "cpu", "--steps", "1"]
+        subprocess.run([*command, "-o", str(path), *arguments], check=True, capture_output=True)
+        return read_parameters(path)
+
+    assert "Precision: int8" in draw("--precision", "int8")
+    assert "Precision: int8" in draw("--fast")
+    assert "Precision" not in draw("--fast", "--precision", "float32")
+
+
+def test_without_an_engine(tiny_bundle: Path) -> None:
+    with pytest.raises(
+        BackendError, match=r"no engine in int8 for this machine; build one with: calotype build .* int8"
+    ):
+        Pipeline.load(tiny_bundle, "cpu", fast=INT8)
+    with Pipeline.load(tiny_bundle, "cpu", fast=FAST) as pipeline:
+        assert not pipeline("apple", num_inference_steps=1).int8
+
+
+def test_a_lora_needs_float32(tiny_bundle: Path, tmp_path: Path) -> None:
+    name = "unet.up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    pair = {f"{name}.lora_A.weight": (2, 32), f"{name}.lora_B.weight": (32, 2)}
+    path = tmp_path / "lora.safetensors"
+    save_file({key: np.ones(size, np.float32) for key, size in pair.items()}, path)
+    with pytest.raises(InputError, match="an engine in int8 takes no LoRA"):
+        Pipeline.load(tiny_bundle, "cpu", loras=[Lora(path=path)], fast=INT8)
+
+
+def test_what_int8_is_not_for() -> None:
+    with pytest.raises(InputError, match="vae_decoder is not built in int8; valid: unet"):
+        build_engines(Bundle.open("talbot"), networks=["vae_decoder"], precision="int8")
+    with pytest.raises(InputError, match="valid: float32, int8"):
+        build_engines(Bundle.open("talbot"), precision="float16")
+    with pytest.raises(InputError, match="cache_interval takes networks that have no engines in int8"):
+        Acceleration(precision="int8", cache_interval=2)
+    with pytest.raises(InputError, match="precision='int4' is not known"):
+        Acceleration(precision="int4")
+
+
+def test_an_engine_that_strays_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path))
+    monkeypatch.setattr(cpu, "MAX_ROOT_MEAN_SQUARE", 1e-9)
+    said: list[str] = []
+    with pytest.raises(BuildError, match=r"does not bear int8: .*% off .* build in float32"):
+        build_engines(Bundle.open(tiny_bundle), precision="int8", say=said.append)
+    assert [line for line in said if "with MatMul in int8" in line]
+    assert not [path for path in (tmp_path / "plans").iterdir() if path.suffix != ".lock"]
+
+
+def test_a_processor_that_saturates_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "multiplies_bytes", lambda: False)
+    with pytest.raises(BuildError, match="no instructions that multiply bytes exactly"):
+        build_engines(Bundle.open(tiny_bundle), precision="int8")
+
+
+def test_a_build_says_the_same_twice(tiny_bundle: Path) -> None:
+    """Calibration is deterministic."""
+    figures = []
+    for _ in range(2):
+        path = build_engines(Bundle.open(tiny_bundle), precision="int8", force=True)["unet"]
+        figures.append(json.dumps({**describe_plan(path).figures, "seconds": 0}))
+    assert figures[0] == figures[1]
