@@ -174,9 +174,14 @@ def int8(name: str, report: Mapping[str, Any], _folder: Path) -> str:
         rows = [
             [mode, *(f"{item[key]}" for key in ("psnr_db", "psnr_tenth_db", "distance", "seen_top5", "held_out_top5"))]
             for mode, item in report["modes"].items()
+            if item["psnr_db"] is not None
         ]
         heads = ["talbot", "PSNR, dB", "of the worst tenth", "distance", "found, trained on", "found, held out"]
-        about = f"{report['prompts']} prompts, {report['steps']} steps."
+        exact = report["modes"]["exact"]
+        about = (
+            f"{report['prompts']} prompts, {report['steps']} steps; exact pictures are found in {exact['seen_top5']}% "
+            f"and {exact['held_out_top5']}%."
+        )
     elif "operators" in report:
         ways = list(dict.fromkeys(way for own in report["operators"].values() for way in own))
         rows = [
@@ -205,7 +210,7 @@ def int8(name: str, report: Mapping[str, Any], _folder: Path) -> str:
             f"SD 1.5-sized UNet, random weights, {report['rounds']} rounds; built in {report['build_s']} s, "
             f"{report['off']}. The load was {report['machine']['load']}."
         )
-    return f"## A UNet in int8\n\n{_origin(name, report)} {about}\n\n{_table(heads, rows)}\n"
+    return f"## A UNet in int8: {name.split('-')[1]}\n\n{_origin(name, report)} {about}\n\n{_table(heads, rows)}\n"
 
 
 def schedulers(name: str, report: Mapping[str, Any], _folder: Path) -> str:
