@@ -91,8 +91,9 @@ def source(name: str, model: Model, work: Path) -> Path:
     """The model in the form that the peer ``name`` reads, made where it is not there yet."""
     converter = PEERS[name].converter
     if PEERS[name].environment == CALOTYPE:
-        if PEERS[name].mode == "built":
+        if PEERS[name].mode:
             command = [sys.executable, "-m", "calotype.runtime", "build", model.bundle, "--backend", "cpu"]
+            command += ["--precision", "int8"] if PEERS[name].mode == "int8" else []
             environment = {**os.environ, "CALOTYPE_CACHE": str(work / "engines")}
             subprocess.run(command, check=True, env=environment, stdout=sys.stderr)
         return model.bundle
@@ -156,7 +157,7 @@ def new_worker(name: str, work: Path) -> Worker:
     interpreter = environments.python(PEERS[name].environment, work / "peers")
     variables = {
         "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
-        "CALOTYPE_CACHE": str(work / ("engines" if PEERS[name].mode == "built" else "no-engines")),
+        "CALOTYPE_CACHE": str(work / ("engines" if PEERS[name].mode else "no-engines")),
     }
     return Worker(interpreter, f"benchmarks.peers.{PEERS[name].module}", variables)
 

@@ -53,6 +53,9 @@ PEERS = {
     # With engines that "calotype build" made, as the others' models are converted beforehand.
     CALOTYPE: Peer(module="calotype_peer", environment="calotype", mode="built", title="Calotype"),
     "calotype-unbuilt": Peer(module="calotype_peer", environment="calotype", title="Calotype, nothing built"),
+    "calotype-int8": Peer(
+        module="calotype_peer", environment="calotype", mode="int8", exact=False, title="Calotype, UNet in int8"
+    ),
     "diffusers": Peer(
         module="diffusers_peer", environment="diffusers", mode="eager", title="diffusers, PyTorch as it comes"
     ),

@@ -14,9 +14,10 @@ class Calotype:
     """A bundle on the CPU."""
 
     def __init__(self, model: str, mode: str) -> None:
+        from calotype.runtime.acceleration import EXACT, Acceleration
         from calotype.runtime.pipeline import Pipeline
 
-        self._pipeline = Pipeline.load(model, "cpu")
+        self._pipeline = Pipeline.load(model, "cpu", fast=Acceleration(precision="int8") if mode == "int8" else EXACT)
 
     def generate(self, task: Task, latents: Array) -> Made:
         """See :class:`Server`."""
