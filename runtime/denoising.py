@@ -81,9 +81,12 @@ class Denoiser:
     def __init__(self, sessions: Mapping[str, Session]) -> None:
         self._sessions = sessions
         self._sizes: dict[tuple[int, ...], dict[str, int]] = {}
+        # By network: the job whose inputs stand in its buffers, and the view by which the buffers are known again.
+        self._filled: dict[str, tuple[Job, Array]] = {}
 
     def reserve(self, jobs: Sequence[Job]) -> None:
         """Allocate for any one of ``jobs``."""
+        self._filled.clear()
         for job in jobs:
             for network in job.networks:
                 self._sessions[network].reserve(self._sizes_of(job, 1 if job.unconditional is None else 2))
@@ -96,8 +99,9 @@ class Denoiser:
         """
         sizes = self._sizes_of(job, job.rows)
         shallow = job.cache is not None and job.cache.serves(sizes["rows"])
-        unet = self._sessions["unet_shallow" if shallow else job.networks[0]]
-        self._fill(unet, job, sizes)
+        network = "unet_shallow" if shallow else job.networks[0]
+        unet = self._sessions[network]
+        self._fill(network, job, sizes)
         if job.cache is not None and shallow:
             job.cache.give(unet.buffer("deep_feature", sizes))
         unet.run(sizes)
@@ -111,19 +115,21 @@ class Denoiser:
         if job.known is not None:
             job.known.restore(job.latents, job.solver, job.index)
 
-    def _fill(self, unet: Session, job: Job, sizes: Mapping[str, int]) -> None:
-        """Write a step's inputs into the buffers."""
-        channels = job.latents.shape[0]
+    def _fill(self, network: str, job: Job, sizes: Mapping[str, int]) -> None:
+        """Write a step's inputs into the buffers; what does not change between steps, where it does not stand there."""
+        unet, channels = self._sessions[network], job.latents.shape[0]
+        text, filled = unet.buffer("encoder_hidden_states", sizes), self._filled.get(network)
+        if filled is None or filled[0] is not job or filled[1] is not text:
+            for index, inputs in enumerate((job.conditional, job.unconditional)[: sizes["rows"]]):
+                for name, row in (inputs or {}).items():
+                    unet.buffer(name, sizes)[index] = row
+            self._filled[network] = job, text
         sample = unet.buffer("sample", sizes)  # (rows, C + K, h, w)
         job.solver.scale_model_input(job.latents, job.index, sample[0, :channels])
         if job.context is not None:
             sample[0, channels:] = job.context
-        for name, row in job.conditional.items():
-            unet.buffer(name, sizes)[0] = row
-        if sizes["rows"] == 2 and job.unconditional is not None:
+        if sizes["rows"] == 2:
             sample[1] = sample[0]
-            for name, row in job.unconditional.items():
-                unet.buffer(name, sizes)[1] = row
         unet.buffer("timestep", sizes)[:] = job.solver.timesteps[job.index]
 
     def _sizes_of(self, job: Job, rows: int) -> dict[str, int]:

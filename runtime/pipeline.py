@@ -170,6 +170,11 @@ class Pipeline:
             profile=profile,
         )
 
+    @property
+    def engines(self) -> dict[str, Path | None]:
+        """By open network of the UNet and the text encoders: the plan of the CPU backend that runs it, None without."""
+        return {name: getattr(session, "engine", None) for name, session in self._sessions.items()}
+
     def set_loras(self, loras: Sequence[Lora]) -> None:
         """Open the networks that change again, with ``loras`` merged in place of those before; none restores the model.
 

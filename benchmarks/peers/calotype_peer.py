@@ -1,4 +1,7 @@
-"""Calotype as a peer: ``python -m benchmarks.peers.calotype_peer``, spoken to as ``protocol`` says."""
+"""Calotype as a peer: ``python -m benchmarks.peers.calotype_peer``, spoken to as ``protocol`` says.
+
+The mode ``built`` opens the engines that ``calotype build --backend cpu`` has made, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,9 @@ class Calotype:
         from calotype.runtime.pipeline import Pipeline
 
         self._pipeline = Pipeline.load(model, "cpu", fast=Acceleration(precision="int8") if mode == "int8" else EXACT)
+        engine = next(engine for name, engine in self._pipeline.engines.items() if name.startswith("unet"))
+        if (engine is not None) != bool(mode):
+            raise ValueError(f"the UNet's engine is {engine}, in the mode {mode!r}")
 
     def generate(self, task: Task, latents: Array) -> Made:
         """See :class:`Server`."""

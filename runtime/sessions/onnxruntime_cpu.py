@@ -31,6 +31,9 @@ try:
 except ModuleNotFoundError as error:
     raise MissingPackageError("onnxruntime", "cpu") from error
 
+# Bytes of weights up to which an engine packs them when it opens: a private copy that costs little, and products of few
+# rows are faster for it. Larger ones stay in the file's pages.
+PACKED = 256 << 20
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 Overrides = Mapping[str, NDArray[np.floating[Any]]]
 logger = logging.getLogger(__name__)
@@ -49,6 +52,9 @@ class OnnxRuntimeCpuSession:
 
     ``before_reading`` is called before the weights in ``folder`` are read, where they are. ``precision`` int8 is an
     engine's alone, and where there is none, that is a BackendError.
+
+    Attributes:
+        engine: the plan that was opened; None where it is the bundle's graph.
     """
 
     def __init__(
@@ -63,7 +69,10 @@ class OnnxRuntimeCpuSession:
     ) -> None:
         self.inputs, self.outputs = spec.inputs, spec.outputs
         self._profiles = tempfile.TemporaryDirectory(prefix="calotype-") if profile else None
-        session = None if overrides else _open_engine(folder, spec, precision, self._options())
+        self.engine: Path | None = None
+        session = None
+        if not overrides:
+            self.engine, session = _open_engine(folder, spec, precision, self._options())
         if session is None and precision != "float32":
             raise BackendError(
                 f"{spec.graphs['float32']} has no engine in {precision} for this machine; build one with: "
@@ -94,7 +103,7 @@ class OnnxRuntimeCpuSession:
         try:
             self._session.run_with_iobinding(bound.binding)
         except Exception as error:
-            raise BackendError(f"ONNX Runtime failed at {dict(sizes)}: {error}") from error
+            raise _explained(f"run at {', '.join(f'{name}={size}' for name, size in sizes.items())}", error) from error
 
     def operators(self) -> dict[str, float]:
         """Seconds that each kind of operator took in all runs; for a session opened to ``profile``, once."""
@@ -162,27 +171,38 @@ def _open_graph(graph: Path, overrides: Overrides, options: Any) -> Any:
             options.add_external_initializers(names, values)
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's own exceptions have no common class but this
-        raise BackendError(f"ONNX Runtime cannot open {graph.name}: {error}") from error
+        raise _explained(f"open {graph.name}", error) from error
 
 
-def _open_engine(folder: Path, spec: ModelSpec, precision: str, options: Any) -> Any:
-    """The session of the engine that serves ``spec`` here; None where there is none that is sound."""
+def _explained(what: str, error: Exception) -> BackendError:
+    text = " ".join(str(error).split())
+    if any(words in text for words in ("allocate memory", "bad allocation", "bad_alloc")):
+        return BackendError(
+            f"there is not enough memory to {what}; use a smaller size, --vae-tiling or --low-memory, or engines, "
+            "which need less: calotype build --backend cpu"
+        )
+    return BackendError(f"ONNX Runtime cannot {what}: {text}")
+
+
+def _open_engine(folder: Path, spec: ModelSpec, precision: str, options: Any) -> tuple[Path | None, Any]:
+    """The engine that serves ``spec`` here, and its session; None and None where there is none that is sound."""
     found = serving_engine(folder, spec, precision)
     if found is None:
-        return None
+        return None, None
     path, record = found
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was done before
-    # Weights in float32 stay in the file's pages. In int8 kernels would arrange theirs anew in every run.
-    options.add_session_config_entry("session.disable_prepacking", "1" if precision == "float32" else "0")
+    # Large weights in float32 stay in the file's pages. In int8 kernels would arrange theirs anew in every run.
+    if precision == "float32" and record.weights is not None and record.weights.size > PACKED:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     try:
         data = read_plan(path, record)
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         logger.info("%s: its engine in %s", spec.graphs["float32"], precision)
-        return session
+        return path, session
     except Exception as error:
         logger.warning("the engine %s cannot be opened: %s; build it again with: calotype build", path.name, error)
-        return None
+        return None, None
 
 
 def serving_engine(folder: Path, spec: ModelSpec, precision: str) -> tuple[Path, PlanRecord] | None:

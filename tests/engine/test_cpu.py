@@ -45,8 +45,12 @@ def outputs(folder: Path, spec: Any) -> list[np.ndarray[Any, Any]]:
     return found
 
 
-def test_an_engine_computes_what_the_graph_does_at_every_size(tiny_bundle: Path, folder: Path) -> None:
+@pytest.mark.parametrize("packed", [0, onnxruntime_cpu.PACKED])
+def test_an_engine_computes_what_the_graph_does_at_every_size(
+    tiny_bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, packed: int
+) -> None:
     """Odd sizes too, at which a UNet's upsamplings do not double."""
+    monkeypatch.setattr(onnxruntime_cpu, "PACKED", packed)
     bundle, lines = Bundle.open(tiny_bundle), []
     spec = bundle.manifest.networks["unet"]
     plain = outputs(tiny_bundle, spec)

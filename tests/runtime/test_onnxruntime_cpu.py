@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -97,3 +99,26 @@ def test_a_run_allocates_nothing_after_the_first(tiny_bundle: Path) -> None:
             assert tracemalloc.get_traced_memory()[1] < 2048  # Python's own small objects
         finally:
             tracemalloc.stop()
+
+
+def test_too_little_memory_says_what_to_do() -> None:
+    """In a process of its own, which may have 20 MB more than it has once the model is open."""
+    program = """
+import resource
+from pathlib import Path
+from calotype.runtime.errors import BackendError
+from calotype.runtime.pipeline import Pipeline
+
+with Pipeline.load("talbot", "cpu") as pipeline:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 20_000_000,) * 2)
+    try:
+        pipeline("apple", height=1024, width=1024, num_inference_steps=1)
+    except BackendError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith(
+        "there is not enough memory to run at rows=2, tokens=32, height=128, width=128; use a "
+    )
+    assert done.stdout.count("\n") == 1

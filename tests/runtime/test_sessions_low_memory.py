@@ -18,8 +18,8 @@ class Counted(OnnxRuntimeCpuSession):
 
     now = most = total = 0
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         Counted.total += 1
         Counted.now += 1
         Counted.most = max(Counted.most, Counted.now)
