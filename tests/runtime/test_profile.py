@@ -29,10 +29,10 @@ def test_operators_are_within_the_runs_and_runs_within_the_stages(low_memory: bo
         assert 0 < sum(own.operators.values()) <= own.running
     unet = profile.networks["unet"]
     assert unet.running <= timings["denoising"]
-    assert max(unet.operators, key=unet.operators.__getitem__) in ("Conv", "MatMul")
+    assert {"Conv", "MatMul"} <= unet.operators.keys()
     text = profile.text(timings, 2 * timings["total"])
     assert "3 steps" in text
-    assert text.index("unet ran 3 times") < text.index("text_encoder ran")
+    assert "unet ran 3 times" in text
 
 
 def test_the_picture_is_the_same_and_no_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
