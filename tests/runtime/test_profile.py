@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from calotype.runtime.pipeline import Pipeline
-from calotype.runtime.profile import Profile
+from calotype.runtime.profile import NetworkProfile, Profile
 
 
 @pytest.mark.parametrize("low_memory", [False, True])
@@ -33,6 +33,17 @@ def test_operators_are_within_the_runs_and_runs_within_the_stages(low_memory: bo
     text = profile.text(timings, 2 * timings["total"])
     assert "3 steps" in text
     assert "unet ran 3 times" in text
+
+
+def test_what_took_longest_comes_first() -> None:
+    profile = Profile()
+    profile.networks["one"] = NetworkProfile(runs=1, running=1.0)
+    profile.networks["two"] = NetworkProfile(runs=3, running=2.0, operators={"Add": 0.5, "Conv": 1.25})
+    timings = {"text_encoder": 0.0, "vae_encoder": 0.0, "denoising": 3.0, "vae_decoder": 0.0, "total": 3.0, "steps": []}
+    text = profile.text(timings, 4.0)
+    places = [text.index(part) for part in ("two ran 3 times, 2.000 s", "Conv", "Add", "all else", "one ran 1.000 s")]
+    assert places == sorted(places)
+    assert "0.250 s  12.5 %" in text
 
 
 def test_the_picture_is_the_same_and_no_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
