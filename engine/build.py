@@ -17,7 +17,7 @@ from calotype.engine.memory import estimate_activations
 from calotype.engine.profiles import Profile, Shapes, check_profiles, default_profile, network_shapes
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
-from calotype.runtime.manifest import CACHING
+from calotype.runtime.manifest import CACHING, FileRecord
 from calotype.runtime.plans import PORTABLE, cache_folder, list_plans, read_record
 from calotype.runtime.sessions.cuda import Gpu, load_cuda
 from calotype.runtime.sessions.libraries import Library, load_library
@@ -147,6 +147,7 @@ def _key(
         "network": job.network,
         "backend": library.name,
         "version": library.version,
+        "builder": FileRecord.of(Path(__file__)).sha256,
         "graph": files[job.graph].sha256,
         "weights": [] if options.strip_weights else [files[path].sha256 for path in job.weights],
         "precision": job.precision,

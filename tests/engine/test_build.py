@@ -13,6 +13,7 @@ import onnx
 import onnx.helper
 import pytest
 
+from calotype.engine import build
 from calotype.engine.build import Options, build_bundle, build_plan
 from calotype.engine.memory import estimate_activations
 from calotype.engine.profiles import Profile, Range, default_profile
@@ -78,6 +79,17 @@ def test_what_the_bundle_lacks_is_named(tiny_bundle: Path) -> None:
         build_bundle(bundle, backend="tensorrt-rtx", networks=["unett"])
     with pytest.raises(InputError, match="no int8 graph; valid: float32"):
         build_bundle(bundle, backend="tensorrt-rtx", options=Options(precision="int8"))
+
+
+@pytest.mark.usefixtures("library")
+def test_another_builder_builds_again(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, lines = Bundle.open(tiny_bundle), []
+    build_bundle(bundle, backend="tensorrt-rtx", networks=["vae_decoder"])
+    source = tmp_path / "build.py"
+    source.write_text(Path(build.__file__).read_text() + "\n# another flag\n")
+    monkeypatch.setattr(build, "__file__", str(source))
+    build_bundle(bundle, backend="tensorrt-rtx", networks=["vae_decoder"], say=lines.append)
+    assert any("these changed: builder" in line for line in lines)
 
 
 @pytest.mark.usefixtures("library")
