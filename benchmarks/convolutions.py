@@ -150,6 +150,8 @@ def _model(nodes: list[onnx.NodeProto], constants: dict[str, Any]) -> onnx.Model
 def _opened(model: onnx.ModelProto) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # The threads of the one whose turn it was would take a core from the next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
