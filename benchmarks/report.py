@@ -213,6 +213,24 @@ def int8(name: str, report: Mapping[str, Any], _folder: Path) -> str:
     return f"## A UNet in int8: {name.split('-')[1]}\n\n{_origin(name, report)} {about}\n\n{_table(heads, rows)}\n"
 
 
+def convolutions(name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """Milliseconds of a 3 x 3 convolution, and how far off."""
+    forms = list(next(iter(report["rows"].values())))
+    rows = [
+        [
+            what,
+            *(f"{own[form]['ms']} ms, {own[form]['off']:.1e}" for form in forms),
+            *(str(own[form]["times_faster"]) for form in forms[1:]),
+        ]
+        for what, own in report["rows"].items()
+    ]
+    heads = ["SD 1.5", *forms, *(f"{form}, times faster" for form in forms[1:])]
+    return (
+        f"## A convolution with fewer products\n\n{_origin(name, report)} {report['rounds']} rounds; random numbers; "
+        f"off from float64, over the largest value. In no engine yet.\n\n{_table(heads, rows)}\n"
+    )
+
+
 def schedulers(name: str, report: Mapping[str, Any], _folder: Path) -> str:
     """Microseconds of a step."""
     rows = [
@@ -321,6 +339,7 @@ SECTIONS = {
     "growth-": growth,
     "fast-": fast,
     "int8-": int8,
+    "convolutions-": convolutions,
     "startup-": startup,
     "schedulers-": schedulers,
     "attention-": attention,
