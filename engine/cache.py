@@ -26,7 +26,6 @@ from calotype.runtime.plans import (
 )
 
 Say = Callable[[str], None]
-CHOSEN = ("precision", "profiles")  # plans that differ in these do not take each other's place
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,12 +124,10 @@ def _reason(key: Mapping[str, Any], path: Path, trouble: str | None) -> str:
 
 
 def _changes(key: Mapping[str, Any]) -> str:
-    """What tells ``key`` from the latest plan of the same network, precision and profiles, which lie side by side."""
+    """What tells ``key`` from the latest plan of the same network."""
     others = sorted(cache_folder().glob(f"{_stem(key)}.*.plan"), key=lambda path: path.stat().st_mtime)
     for record in filter(None, map(read_record, reversed(others))):
         old = record.key
-        if any(key.get(name) != old.get(name) for name in CHOSEN):
-            continue
         names = sorted(name for name in key.keys() | old.keys() if key.get(name) != old.get(name))
         return f"built again, since these changed: {', '.join(names)}"
     return "not built before"

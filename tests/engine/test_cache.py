@@ -58,16 +58,6 @@ def test_what_changed_is_said() -> None:
     assert plans.list_plans() == sorted([first, second])
 
 
-@pytest.mark.parametrize("chosen", [{"precision": "int8"}, {"profiles": [{"name": "static"}]}])
-def test_a_plan_of_another_precision_or_profile_is_not_what_changed(chosen: dict[str, object]) -> None:
-    key, build, lines = KEY | {"precision": "float32", "profiles": []}, Builder(), []
-    cache.obtain(key, build, lines.append)
-    cache.obtain(key | chosen, build, lines.append)
-    cache.obtain(key | {"version": "2"}, build, lines.append)
-    assert "not built before" in lines[1]
-    assert "these changed: version" in lines[2]
-
-
 def test_one_flipped_byte_is_built_again() -> None:
     build, lines = Builder(), []
     path = cache.obtain(KEY, build, lines.append)
