@@ -17,15 +17,14 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 
 from benchmarks.machine import machine, origin
+from benchmarks.operators import node, opened
+from calotype.engine.cpu_operators import CONTRIB
 
-CONTRIB = "com.microsoft"
 # Rows, channels in and out, side; two rows are those of a guided picture in the UNet of SD 1.5, one is its decoder.
 SHAPES = {
     "UNet at 256, first level": (2, 320, 320, 32),
@@ -61,8 +60,7 @@ def measure(rows: int, channels: int, out: int, side: int, rounds: int) -> dict[
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, channels, side, side), np.float32)
     weight = rng.standard_normal((out, channels, 3, 3), np.float32) / np.float32(3 * np.sqrt(channels))
-    models = {"direct": direct(weight), **{f"{m} x {m}": minimal(weight, rows, side, m) for m in POINTS}}
-    sessions = {form: _opened(model) for form, model in models.items()}
+    sessions = {"direct": direct(weight), **{f"{m} x {m}": minimal(weight, rows, side, m) for m in POINTS}}
     exact = torch.nn.functional.conv2d(torch.tensor(x).double(), torch.tensor(weight).double(), padding=1).numpy()
     seconds: dict[str, list[float]] = {form: [] for form in sessions}
     found = {}
@@ -81,12 +79,12 @@ def measure(rows: int, channels: int, out: int, side: int, rounds: int) -> dict[
     }
 
 
-def direct(weight: NDArray[np.float32]) -> onnx.ModelProto:
-    """One ``Conv``."""
-    return _model([_node("Conv", "x w", "y", pads=[1] * 4)], {"w": weight})
+def direct(weight: NDArray[np.float32]) -> Any:
+    """A session of one ``Conv``."""
+    return opened([node("Conv", "x w", "y", pads=[1] * 4)], {"w": weight})
 
 
-def minimal(weight: NDArray[np.float32], rows: int, side: int, m: int) -> onnx.ModelProto:
+def minimal(weight: NDArray[np.float32], rows: int, side: int, m: int) -> Any:
     """The same of (rows, C, side, side), whose ``side`` is a multiple of ``m``."""
     back, kernel, tile = transforms(m)
     (out, channels), size, tiles = weight.shape[:2], (m + 2) ** 2, (side // m) ** 2
@@ -101,17 +99,17 @@ def minimal(weight: NDArray[np.float32], rows: int, side: int, m: int) -> onnx.M
         "pixels": np.array([rows, m * m * out, side // m, side // m]),
     }
     nodes = [
-        _node("Transpose", "x", "turned", perm=[1, 0, 2, 3]),
-        _node("Reshape", "turned planes", "plane"),
-        _node("Conv", "plane tile", "seen", strides=[m, m], pads=[1] * 4),
-        _node("Reshape", "seen apart", "factors"),
-        _node("FusedMatMul", "w factors", "products", domain=CONTRIB, transBatchB=1),  # channels first: never copied
-        _node("Reshape", "products flat", "sums"),
-        _node("MatMul", "back sums", "own"),
-        _node("Reshape", "own pixels", "blocks"),
-        _node("DepthToSpace", "blocks", "y", blocksize=m, mode="DCR"),
+        node("Transpose", "x", "turned", perm=[1, 0, 2, 3]),
+        node("Reshape", "turned planes", "plane"),
+        node("Conv", "plane tile", "seen", strides=[m, m], pads=[1] * 4),
+        node("Reshape", "seen apart", "factors"),
+        node("FusedMatMul", "w factors", "products", domain=CONTRIB, transBatchB=1),  # channels first: never copied
+        node("Reshape", "products flat", "sums"),
+        node("MatMul", "back sums", "own"),
+        node("Reshape", "own pixels", "blocks"),
+        node("DepthToSpace", "blocks", "y", blocksize=m, mode="DCR"),
     ]
-    return _model(nodes, constants)
+    return opened(nodes, constants)
 
 
 def transforms(m: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -133,26 +131,6 @@ def _polynomial(roots: list[Fraction]) -> list[Fraction]:
     for root in roots:
         found = [up - root * own for up, own in zip([Fraction(0), *found], [*found, Fraction(0)], strict=True)]
     return found
-
-
-def _node(kind: str, inputs: str, output: str, **how: Any) -> onnx.NodeProto:
-    return helper.make_node(kind, inputs.split(), [output], **how)
-
-
-def _model(nodes: list[onnx.NodeProto], constants: dict[str, Any]) -> onnx.ModelProto:
-    edges = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy"]
-    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "convolution", edges[:1], edges[1:], tensors)
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(CONTRIB, 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
-
-
-def _opened(model: onnx.ModelProto) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # The threads of the one whose turn it was would take a core from the next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 if __name__ == "__main__":

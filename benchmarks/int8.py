@@ -28,11 +28,12 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 
 from benchmarks.fast import compare
 from benchmarks.machine import machine, origin
+from benchmarks.operators import node, opened
 from benchmarks.quality.__main__ import PAIRS, judge, load_gallery
+from benchmarks.speed import PAUSE
 from calotype.engine import int8
 from calotype.engine.cpu import build_engines
 from calotype.engine.cpu_operators import CONTRIB
@@ -137,6 +138,7 @@ def _seconds(path: Path, size: int, rounds: int) -> dict[str, Any]:
     sessions = {precision: _open(path, precision, size) for precision in PRECISIONS}
     for _ in range(rounds + 1):
         for precision, session in sessions.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             session.run(_sizes(size))
             seconds[precision].append(time.perf_counter() - start)
@@ -173,17 +175,15 @@ def _product(rows: int, width: int, out: int) -> tuple[dict[str, Any], NDArray[n
     bytes_ = (np.rint(blocks / scales[..., None]) + 128).astype(np.uint8)
     unit = np.float32(np.abs(x).max() / 127)
     rounded = {"q": q, "s": s, "unit": unit}
-    multiplied = _node("MatMulIntegerToFloat", "x8 q unit s zero", "y", domain=CONTRIB)
-    fixed = [_node("QuantizeLinear", "x unit zero", "x8"), multiplied]
+    multiplied = node("MatMulIntegerToFloat", "x8 q unit s zero", "y", domain=CONTRIB)
+    fixed = [node("QuantizeLinear", "x unit zero", "x8"), multiplied]
     how = {"K": width, "N": out, "bits": 8, "block_size": 32, "accuracy_level": 4, "domain": CONTRIB}
     return {
-        "float32": _opened([_node("MatMul", "x w", "y")], {"w": w}),
-        "range of its own": _opened(
-            [_node("DynamicQuantizeLinear", "x", "x8 unit zero"), multiplied], {"q": q, "s": s}
-        ),
-        "range given": _opened(fixed, {**rounded, "zero": np.uint8(128)}),
-        "range given, signed": _opened(fixed, {**rounded, "zero": np.int8(0)}),
-        "blocks": _opened([_node("MatMulNBits", "x b s", "y", **how)], {"b": bytes_, "s": scales.reshape(-1)}),
+        "float32": opened([node("MatMul", "x w", "y")], {"w": w}),
+        "range of its own": opened([node("DynamicQuantizeLinear", "x", "x8 unit zero"), multiplied], {"q": q, "s": s}),
+        "range given": opened(fixed, {**rounded, "zero": np.uint8(128)}),
+        "range given, signed": opened(fixed, {**rounded, "zero": np.int8(0)}),
+        "blocks": opened([node("MatMulNBits", "x b s", "y", **how)], {"b": bytes_, "s": scales.reshape(-1)}),
     }, x
 
 
@@ -192,42 +192,29 @@ def _convolution(channels: int, out: int, side: int) -> tuple[dict[str, Any], ND
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, channels, side, side), np.float32)
     w = rng.standard_normal((out, channels, 3, 3), np.float32) / 50
-    plain = _opened([_node("Conv", "x w", "y", pads=[1] * 4)], {"w": w})
+    plain = opened([node("Conv", "x w", "y", pads=[1] * 4)], {"w": w})
     y = plain.run(["y"], {"x": x})[0]
     q, s = int8.per_channel(w, axis=0)
     given = {"q": q, "s": s, "unit": np.float32(np.abs(x).max() / 127), "out": np.float32(np.abs(y).max() / 127)}
     given["none"] = np.zeros(out, np.int8)
     fixed = [
-        _node("QuantizeLinear", "x unit zero", "x8"),
-        _node("QLinearConv", "x8 unit zero q s none out zero", "y8", pads=[1] * 4),
-        _node("DequantizeLinear", "y8 out zero", "y"),
+        node("QuantizeLinear", "x unit zero", "x8"),
+        node("QLinearConv", "x8 unit zero q s none out zero", "y8", pads=[1] * 4),
+        node("DequantizeLinear", "y8 out zero", "y"),
     ]
     own = [
-        _node("DynamicQuantizeLinear", "x", "x8 unit zero"),
-        _node("ConvInteger", "x8 q zero", "y32", pads=[1] * 4),
-        _node("Cast", "y32", "whole", to=onnx.TensorProto.FLOAT),
-        _node("Mul", "unit s", "scale"),
-        _node("Mul", "whole scale", "y"),
+        node("DynamicQuantizeLinear", "x", "x8 unit zero"),
+        node("ConvInteger", "x8 q zero", "y32", pads=[1] * 4),
+        node("Cast", "y32", "whole", to=onnx.TensorProto.FLOAT),
+        node("Mul", "unit s", "scale"),
+        node("Mul", "whole scale", "y"),
     ]
     return {
         "float32": plain,
-        "range given": _opened(fixed, {**given, "zero": np.uint8(128)}),
-        "range given, signed": _opened(fixed, {**given, "zero": np.int8(0)}),
-        "ConvInteger": _opened(own, {"q": q, "s": s.reshape(1, -1, 1, 1)}),
+        "range given": opened(fixed, {**given, "zero": np.uint8(128)}),
+        "range given, signed": opened(fixed, {**given, "zero": np.int8(0)}),
+        "ConvInteger": opened(own, {"q": q, "s": s.reshape(1, -1, 1, 1)}),
     }, x
-
-
-def _node(kind: str, inputs: str, outputs: str, **how: Any) -> onnx.NodeProto:
-    return helper.make_node(kind, inputs.split(), outputs.split(), **how)
-
-
-def _opened(nodes: list[onnx.NodeProto], constants: dict[str, Any]) -> Any:
-    edges = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy"]
-    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "operator", edges[:1], edges[1:], tensors)
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(CONTRIB, 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 def _timed(sessions: dict[str, Any], x: NDArray[np.float32], rounds: int) -> dict[str, Any]:
