@@ -5,6 +5,7 @@ measured of each stands in :mod:`benchmarks.gpu_parts`. Each backend runs in a p
 the GPU's libraries costs that backend's next parts alone; what fails, or does not fit into the budget, is said in its
 place. ``benchmarks/results/<gpu>-<date>.json`` is written after every part, and a later call of the same day adds to
 it. Without a GPU it says so and stops, unless ``--backend cpu`` is asked for, which shows that the measuring works.
+Where the sources lie without git, ``BENCHMARK_COMMIT`` in the environment says which commit they are of.
 """
 
 from __future__ import annotations

@@ -1,0 +1,36 @@
+"""Where figures are said to come from."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu, machine
+
+
+def test_a_copy_without_history_is_of_the_commit_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.delenv("BENCHMARK_COMMIT", raising=False)
+    assert gpu._about(need_gpu=False)["commit"] is None
+    monkeypatch.setenv("BENCHMARK_COMMIT", "abc1234")
+    assert gpu._about(need_gpu=False)["commit"] == "abc1234"
+
+
+def test_where_there_is_history_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        author = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        return subprocess.run(
+            ["git", *author, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setenv("BENCHMARK_COMMIT", "abc1234")
+    assert machine.commit() == git("log", "-1", "--format=%h").strip()
+    (tmp_path / "file").touch()
+    assert machine.commit().endswith("-dirty")
