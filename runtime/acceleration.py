@@ -64,13 +64,13 @@ class FeatureCache:
     """The deep feature of one job's last whole evaluation, allocated once; (rows, C, h, w) float32."""
 
     def __init__(self, interval: int, shape: tuple[int, ...]) -> None:
-        self._interval = interval
+        self.interval = interval
         self._feature: NDArray[np.float32] = np.zeros(shape, np.float32)
         self._rows = self._age = 0
 
     def serves(self, rows: int) -> bool:
         """Whether the next evaluation, of ``rows``, can do with it; where guidance sets in it has a row too few."""
-        return rows <= self._rows and self._age < self._interval
+        return rows <= self._rows and self._age < self.interval
 
     def keep(self, feature: NDArray[np.float32]) -> None:
         """Take over what a whole evaluation made."""

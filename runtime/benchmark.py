@@ -94,6 +94,10 @@ class InstantSession:
         )
         self._buffers: dict[tuple[str, tuple[tuple[str, int], ...]], NDArray[Any]] = {}
 
+    def takes(self, sizes: Sizes) -> bool:
+        """See :meth:`Session.takes`. Never: what is measured is a step of one picture."""
+        return False
+
     def reserve(self, sizes: Sizes) -> None:
         """See :meth:`Session.reserve`."""
         for spec in (*self.inputs, *self.outputs):
@@ -140,7 +144,8 @@ def host_overhead(side: int, *, jobs: int = 1, scheduler: str = "euler") -> dict
         )
 
     work = [new() for _ in range(jobs)]
-    denoiser.reserve(work)
+    for batch in denoiser.batches(work):
+        denoiser.reserve(*batch)
     times = []
     for _ in range(HOST_STEPS - 10):
         for job in work:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ Array = NDArray[np.float32]
 INT8 = "unet_int8"  # the session of the network unet whose engine is in int8
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(kw_only=True, eq=False)
 class Job:
     """One image on its way. Nothing in it is shared with another job but what never changes.
 
@@ -51,8 +52,12 @@ class Job:
     @property
     def rows(self) -> int:
         """Rows of the UNet's batch that the next step of this job takes."""
-        guided = self.unconditional is not None and self.guidance.active(self.solver.noise_level(self.index))
-        return 2 if guided else 1
+        return self._rows_at(self.index)
+
+    @property
+    def rows_to_come(self) -> tuple[int, ...]:
+        """The same for each step that is left."""
+        return tuple(self._rows_at(index) for index in range(self.index, len(self.solver)))
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -63,6 +68,17 @@ class Job:
     def done(self) -> bool:
         """Whether its schedule is through."""
         return self.index >= len(self.solver)
+
+    @property
+    def _phase(self) -> tuple[Any, ...]:
+        """What two jobs must have in common to go through the UNet together until they are done."""
+        tokens = self.conditional["encoder_hidden_states"].shape[0]
+        interval = None if self.cache is None else self.cache.interval
+        return self.networks, self.latents.shape, tokens, self.rows_to_come, interval
+
+    def _rows_at(self, index: int) -> int:
+        guided = self.unconditional is not None and self.guidance.active(self.solver.noise_level(index))
+        return 2 if guided else 1
 
 
 def unet_networks(*, caching: bool, int8: bool = False) -> tuple[str, ...]:
@@ -81,56 +97,105 @@ class Denoiser:
     def __init__(self, sessions: Mapping[str, Session]) -> None:
         self._sessions = sessions
         self._sizes: dict[tuple[int, ...], dict[str, int]] = {}
-        # By network: the job whose inputs stand in its buffers, and the view by which the buffers are known again.
-        self._filled: dict[str, tuple[Job, Array]] = {}
+        # By network: the jobs whose inputs stand in its buffers, and the view by which the buffers are known again.
+        self._filled: dict[str, tuple[tuple[Job, ...], Array]] = {}
 
-    def reserve(self, jobs: Sequence[Job]) -> None:
-        """Allocate for any one of ``jobs``."""
-        self._filled.clear()
+    def batches(self, jobs: Sequence[Job]) -> list[tuple[Job, ...]]:
+        """``jobs`` in those that go through the UNet together until they are done, as many as its sessions take."""
+        alike: dict[tuple[Any, ...], list[Job]] = {}
         for job in jobs:
-            for network in job.networks:
-                self._sessions[network].reserve(self._sizes_of(job, 1 if job.unconditional is None else 2))
+            alike.setdefault(job._phase, []).append(job)
+        found = []
+        for waiting in alike.values():
+            while waiting:
+                count = next((n for n in range(len(waiting), 1, -1) if self._takes(waiting[0], n)), 1)
+                found.append(tuple(waiting[:count]))
+                del waiting[:count]
+        return sorted(found, key=lambda batch: jobs.index(batch[0]))
 
-    def step(self, job: Job) -> None:
-        """Evaluate the UNet, or of it what the job's cache does not stand for, and move the latents one step.
+    def reserve(self, *jobs: Job) -> None:
+        """Allocate for the steps of a batch."""
+        self._filled.clear()
+        for sizes in self._sizes_to_come(jobs[0], len(jobs)):
+            for network in jobs[0].networks:
+                self._sessions[network].reserve(sizes)
 
-        One job is one run: a batch of several would let a matrix product's blocking, and so the last bits of an
-        image, depend on what else is in it, and a CPU is not faster for it.
+    def step(self, *jobs: Job) -> None:
+        """Evaluate the UNet, or of it what the jobs' caches do not stand for, and move their latents one step.
+
+        ``jobs`` are a batch: its rows are each job's conditional one and then, where guidance is on, its other one.
         """
-        sizes = self._sizes_of(job, job.rows)
-        shallow = job.cache is not None and job.cache.serves(sizes["rows"])
-        network = "unet_shallow" if shallow else job.networks[0]
+        first = jobs[0]
+        each = first.rows
+        sizes = self._sizes_of(first, each * len(jobs))
+        shallow = first.cache is not None and first.cache.serves(each)
+        network = "unet_shallow" if shallow else first.networks[0]
         unet = self._sessions[network]
-        self._fill(network, job, sizes)
-        if job.cache is not None and shallow:
-            job.cache.give(unet.buffer("deep_feature", sizes))
-        unet.run(sizes)
-        if job.cache is not None and not shallow:
-            job.cache.keep(unet.buffer("deep_feature", sizes))
-        noise_pred = unet.buffer("noise_pred", sizes)  # (rows, C, h, w)
-        if sizes["rows"] == 2:
-            job.guidance.apply(noise_pred[0], noise_pred[1])
-        job.solver.step(job.state, job.index, noise_pred[0], job.latents, job.rng)
-        job.index += 1
-        if job.known is not None:
-            job.known.restore(job.latents, job.solver, job.index)
+        self._fill(network, jobs, each, sizes)
+        if first.cache is None:
+            unet.run(sizes)
+        else:
+            self._run_cached(network, jobs, sizes)
+        noise_pred = iter(unet.buffer("noise_pred", sizes))  # (rows, C, h, w)
+        for job in jobs:
+            conditional = next(noise_pred)
+            if each == 2:
+                job.guidance.apply(conditional, next(noise_pred))
+            job.solver.step(job.state, job.index, conditional, job.latents, job.rng)
+            job.index += 1
+            if job.known is not None:
+                job.known.restore(job.latents, job.solver, job.index)
 
-    def _fill(self, network: str, job: Job, sizes: Mapping[str, int]) -> None:
+    def _run_cached(self, network: str, jobs: Sequence[Job], sizes: Mapping[str, int]) -> None:
+        """Run, with each job's deep feature handed in, or taken over."""
+        unet, each = self._sessions[network], sizes["rows"] // len(jobs)
+        feature = unet.buffer("deep_feature", sizes)  # (rows, C, h, w)
+        rows = [feature[row : row + each] for row in range(0, sizes["rows"], each)]
+        caches = [job.cache for job in jobs if job.cache is not None]
+        if network == "unet_shallow":
+            for cache, own in zip(caches, rows, strict=True):
+                cache.give(own)
+            unet.run(sizes)
+        else:
+            unet.run(sizes)
+            for cache, own in zip(caches, rows, strict=True):
+                cache.keep(own)
+
+    def _fill(self, network: str, jobs: tuple[Job, ...], each: int, sizes: Mapping[str, int]) -> None:
         """Write a step's inputs into the buffers; what does not change between steps, where it does not stand there."""
-        unet, channels = self._sessions[network], job.latents.shape[0]
+        unet, channels = self._sessions[network], jobs[0].latents.shape[0]
         text, filled = unet.buffer("encoder_hidden_states", sizes), self._filled.get(network)
-        if filled is None or filled[0] is not job or filled[1] is not text:
-            for index, inputs in enumerate((job.conditional, job.unconditional)[: sizes["rows"]]):
-                for name, row in (inputs or {}).items():
-                    unet.buffer(name, sizes)[index] = row
-            self._filled[network] = job, text
-        sample = unet.buffer("sample", sizes)  # (rows, C + K, h, w)
-        job.solver.scale_model_input(job.latents, job.index, sample[0, :channels])
-        if job.context is not None:
-            sample[0, channels:] = job.context
-        if sizes["rows"] == 2:
-            sample[1] = sample[0]
-        unet.buffer("timestep", sizes)[:] = job.solver.timesteps[job.index]
+        if filled is None or filled[0] != jobs or filled[1] is not text:
+            row = 0
+            for job in jobs:
+                for inputs in (job.conditional, job.unconditional)[:each]:
+                    for name, value in (inputs or {}).items():
+                        unet.buffer(name, sizes)[row] = value
+                    row += 1
+            self._filled[network] = jobs, text
+        sample, timestep = unet.buffer("sample", sizes), unet.buffer("timestep", sizes)  # (rows, C + K, h, w), (rows,)
+        row = 0
+        for job in jobs:
+            own = sample[row]
+            job.solver.scale_model_input(job.latents, job.index, own[:channels])
+            if job.context is not None:
+                own[channels:] = job.context
+            if each == 2:
+                sample[row + 1] = own
+            timestep[row : row + each] = job.solver.timesteps[job.index]
+            row += each
+
+    def _takes(self, job: Job, count: int) -> bool:
+        """Whether so many jobs like ``job`` may share their runs."""
+        return all(
+            self._sessions[network].takes(sizes)
+            for sizes in self._sizes_to_come(job, count)
+            for network in job.networks
+        )
+
+    def _sizes_to_come(self, job: Job, count: int) -> list[dict[str, int]]:
+        """Of the runs of so many jobs like ``job``, the largest first."""
+        return [self._sizes_of(job, rows * count) for rows in sorted(set(job.rows_to_come), reverse=True)]
 
     def _sizes_of(self, job: Job, rows: int) -> dict[str, int]:
         _, height, width = job.latents.shape

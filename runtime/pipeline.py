@@ -65,7 +65,7 @@ class Output:
         steps: of the whole schedule, of which a picture to start from saves some.
         int8: whether the UNet was evaluated in int8.
         timings: seconds for ``text_encoder``, ``vae_encoder``, ``denoising``, ``vae_decoder``, ``total``, and a list
-            ``steps``.
+            ``steps``, of each step of the pictures that share the UNet's runs.
     """
 
     images: list[Any]
@@ -250,7 +250,8 @@ class Pipeline:
             seed: 0..2⁶⁴-1; image k of the call is the image of seed + k alone. None picks one at random.
             latents: (N, C, height/f, width/f) of unit variance to start from instead of the seeds' noise.
             output_type: ``"pil"``, ``"np"`` or ``"latent"``.
-            callback_on_step_end: called after every step of every image; returning False stops the run.
+            callback_on_step_end: called after every step of every image; returning False stops the run. Images that
+                share the UNet's runs, in TensorRT's plans, take each step together.
 
         Raises:
             InputError: an argument is out of range, or does not fit the model.
@@ -307,12 +308,13 @@ class Pipeline:
             )
         step_times = self._denoise(jobs, callback_on_step_end)
         after_loop = time.perf_counter()
-        finished = [job.latents for job in jobs if job.done]
+        done = [number for number, job in enumerate(jobs) if job.done]
+        finished = [jobs[number].latents for number in done]
         images = finished if output_type == "latent" else [self._draw(item, canvas, output_type) for item in finished]
         end = time.perf_counter()
         return Output(
             images=list(images),
-            seeds=given[: len(finished)],
+            seeds=[given[number] for number in done],
             steps=solver.num_inference_steps,
             int8=int8,
             timings={
@@ -523,17 +525,21 @@ class Pipeline:
         )
 
     def _denoise(self, jobs: list[Job], callback: Callback | None) -> list[float]:
-        self._denoiser.reserve(jobs)
-        times = []
-        for number, job in enumerate(jobs):
-            first = job.index
-            while not job.done:
+        batches = self._denoiser.batches(jobs)
+        for batch in batches:
+            self._denoiser.reserve(*batch)
+        times, numbers = [], {job: number for number, job in enumerate(jobs)}
+        for batch in batches:
+            first = batch[0].index
+            while not batch[0].done:
                 before = time.perf_counter()
-                self._denoiser.step(job)
+                self._denoiser.step(*batch)
                 times.append(time.perf_counter() - before)
-                if callback is not None:
+                if callback is None:
+                    continue
+                for job in batch:
                     steps = len(job.solver) - first
-                    end = StepEnd(image=number, step=job.index - first, steps=steps, latents=job.latents)
+                    end = StepEnd(image=numbers[job], step=job.index - first, steps=steps, latents=job.latents)
                     if callback(end) is False:
                         return times
         return times

@@ -82,6 +82,10 @@ class _ProfiledSession:
         self.inputs, self.outputs = session.inputs, session.outputs
         self._session, self._profile = session, profile
 
+    def takes(self, sizes: Sizes) -> bool:
+        """See :meth:`Session.takes`."""
+        return self._session.takes(sizes)
+
     def reserve(self, sizes: Sizes) -> None:
         """See :meth:`Session.reserve`."""
         self._session.reserve(sizes)

@@ -30,6 +30,10 @@ class TurnTakingSession:
         self._session: Session | None = None
         self._reserved: set[tuple[tuple[str, int], ...]] = set()
 
+    def takes(self, sizes: Sizes) -> bool:
+        """See :meth:`Session.takes`."""
+        return self._on_turn().takes(sizes)
+
     def reserve(self, sizes: Sizes) -> None:
         """See :meth:`Session.reserve`. Waits for its turn: what is reserved beforehand would be closed again."""
 
@@ -57,14 +61,17 @@ class TurnTakingSession:
     ) -> None:
         self.close()
 
-    def _opened(self, sizes: Sizes) -> Session:
+    def _on_turn(self) -> Session:
         if self._session is None:
             if self._turn.holder is not None:
                 self._turn.holder.close()
             self._session = self._opener()
             self._turn.holder = self
-        key = tuple(sizes.items())
-        if key not in self._reserved:
-            self._session.reserve(sizes)
-            self._reserved.add(key)
         return self._session
+
+    def _opened(self, sizes: Sizes) -> Session:
+        session, key = self._on_turn(), tuple(sizes.items())
+        if key not in self._reserved:
+            session.reserve(sizes)
+            self._reserved.add(key)
+        return session

@@ -85,6 +85,10 @@ class OnnxRuntimeCpuSession:
         self._memory: dict[str, NDArray[Any]] = {}
         self._bound: dict[tuple[tuple[str, int], ...], _Bound] = {}
 
+    def takes(self, sizes: Sizes) -> bool:
+        """See :meth:`Session.takes`. Never: a picture's bytes are its own, and a CPU is no faster for more rows."""
+        return False
+
     def reserve(self, sizes: Sizes) -> None:
         """See :meth:`Session.reserve`."""
         for spec in (*self.inputs, *self.outputs):

@@ -67,6 +67,10 @@ class OnnxRuntimeCudaSession:
             release()
             raise
 
+    def takes(self, sizes: Sizes) -> bool:
+        """See :meth:`Session.takes`. Never: no profile says what the GPU's memory has room for."""
+        return False
+
     def reserve(self, sizes: Sizes) -> None:
         """See :meth:`Session.reserve`."""
         specs = (*self.inputs, *self.outputs)

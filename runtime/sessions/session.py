@@ -19,6 +19,12 @@ class Session(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    def takes(self, sizes: Sizes) -> bool:
+        """Whether one run of ``sizes`` may hold rows of several pictures.
+
+        Their last bits then depend on what else is in it, as a matrix product's blocking does.
+        """
+
     def reserve(self, sizes: Sizes) -> None:
         """Allocate every buffer for ``sizes``, the largest to come. Views handed out before are void."""
 

@@ -103,6 +103,10 @@ class TensorRtSession:
             self.close()
             raise
 
+    def takes(self, sizes: Sizes) -> bool:
+        """See :meth:`Session.takes`. Where a profile has the rows."""
+        return bool(self._fitting(sizes))
+
     def reserve(self, sizes: Sizes) -> None:
         """See :meth:`Session.reserve`; the first run, which is slow, is done here."""
         shape = self._at(sizes)
@@ -192,6 +196,13 @@ class TensorRtSession:
 
     def _choose(self, sizes: Sizes) -> tuple[int, int]:
         """(plan, profile): one tuned for this shape, else the one with the least room; the newest of equals."""
+        fitting = self._fitting(sizes)
+        if not fitting:
+            raise InputError(self._misfit(sizes))
+        return min(fitting)[2:]
+
+    def _fitting(self, sizes: Sizes) -> list[tuple[bool, int, int, int]]:
+        """(not tuned for this shape, room, plan, profile) of all that run it."""
         wanted = {spec.name: spec.resolve(sizes) for spec in self.inputs}
         fitting = []
         for index, (_, record) in enumerate(self._plans):
@@ -200,9 +211,7 @@ class TensorRtSession:
                     tuned = all(wanted[name] == tuple(profile[name][1]) for name in wanted)
                     room = sum(math.prod(profile[name][2]) for name in wanted)
                     fitting.append((not tuned, room, index, number))
-        if not fitting:
-            raise InputError(self._misfit(sizes))
-        return min(fitting)[2:]
+        return fitting
 
     def _misfit(self, sizes: Sizes) -> str:
         asked = ", ".join(f"{name}={size}" for name, size in sizes.items())

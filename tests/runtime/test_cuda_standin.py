@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from numpy.typing import NDArray
 
 from calotype.engine.build import Options, _job, _key
 from calotype.engine.cache import Built, obtain
-from calotype.engine.profiles import Profile, default_profile
+from calotype.engine.profiles import Profile, Range, default_profile
 from calotype.runtime.bundle import Bundle
+from calotype.runtime.denoising import Denoiser, Job
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
+from calotype.runtime.guidance import Guidance
+from calotype.runtime.schedulers import create_solver
 from calotype.runtime.sessions import choose_backend, device, libraries, open_session
 from calotype.runtime.sessions.cuda import load_cuda
 from calotype.runtime.sessions.session import Session
@@ -115,6 +119,63 @@ def test_one_graph_a_shape_and_the_oldest_is_given_back(cuda: Cuda, library: cud
             for tokens in (32, 64):
                 step(session, {**SIZES, "rows": rows, "tokens": tokens}, 5)
         assert len(cuda.graphs) == 8
+
+
+def new_job(number: int, interval: tuple[float, float] | None = None) -> Job:
+    """A guided picture of 8 x 8 latents, its embeddings its number."""
+    solver, row = create_solver("euler", {}, 12), np.full((32, 192), number, np.float32)
+    return Job(
+        latents=np.full((16, 8, 8), number, np.float32),
+        conditional={"encoder_hidden_states": row},
+        unconditional={"encoder_hidden_states": -row},
+        guidance=Guidance(scale=3.0, interval=interval),
+        solver=solver,
+        state=solver.new_state((16, 8, 8)),
+        rng=np.random.default_rng(number),
+    )
+
+
+@pytest.mark.parametrize("guided_from", [None, 3.0])
+def test_a_step_of_several_pictures_is_one_launch_and_allocates_nothing(
+    guided_from: float | None, cuda: Cuda, library: cuda_standin.Library
+) -> None:
+    """Also where guidance ends on the way and the rows become fewer: that shape was made ready before."""
+    keep_plan()
+    interval = None if guided_from is None else (guided_from, 1e9)
+    with open_unet() as session:
+        denoiser, jobs = Denoiser({"unet": session}), [new_job(number, interval) for number in range(6)]
+        assert set(jobs[0].rows_to_come) == ({2} if interval is None else {1, 2})
+        assert [len(batch) for batch in denoiser.batches(jobs)] == [4, 2]  # the profile has eight rows
+        batch = denoiser.batches(jobs)[0]
+        denoiser.reserve(*batch)
+        before, contexts = Counter(cuda.calls), library.contexts
+        for _ in range(12):
+            denoiser.step(*batch)
+        assert all(job.done for job in batch)
+        assert cuda.calls - before == Counter({"cudaGraphLaunch": 12, "cudaStreamSynchronize": 12})
+        assert library.contexts == contexts == (1 if interval is None else 2)
+        for job in batch:
+            alone = new_job(jobs.index(job), interval)
+            while not alone.done:
+                denoiser.step(alone)
+            np.testing.assert_array_equal(job.latents, alone.latents)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "taken"),
+    [("1:2:8", range(1, 9)), ("2", {2}), ("8", {8}), ("1:2:2 8", {1, 2, 8}), ("3:4:6", range(3, 7))],
+)
+@pytest.mark.usefixtures("library")
+def test_so_many_rows_are_taken_as_a_profile_has(ranges: str, taken: Collection[int]) -> None:
+    base = default_profile(BUNDLE.manifest)
+    keep_plan(
+        profiles=[
+            dataclasses.replace(base, name=text.replace(":", "-"), batch=Range.parse(text)) for text in ranges.split()
+        ]
+    )
+    with open_unet() as session:
+        assert {rows for rows in range(1, 12) if session.takes({**SIZES, "rows": rows})} == set(taken)
+        assert not session.takes({**SIZES, "rows": min(taken), "height": 99})
 
 
 def test_sessions_share_one_arena_and_follow_it_when_it_grows(cuda: Cuda, library: cuda_standin.Library) -> None:

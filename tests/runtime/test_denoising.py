@@ -37,7 +37,8 @@ def rows(unet: InstantSession, count: int) -> list[float]:
 def test_embeddings_are_written_once_for_a_job_and_again_after_another() -> None:
     unet = InstantSession(4, 768)
     denoiser, (one, other) = Denoiser({"unet": unet}), (new_job(1), new_job(2))
-    denoiser.reserve([one, other])
+    denoiser.reserve(one)
+    denoiser.reserve(other)
     denoiser.step(one)
     assert rows(unet, 2) == [1, -1]
     buffer = unet.buffer(TEXT, {"rows": 2, "tokens": 77, "height": 8, "width": 8})
@@ -53,7 +54,7 @@ def test_embeddings_are_written_once_for_a_job_and_again_after_another() -> None
 def test_buffers_that_were_allocated_again_are_written_again() -> None:
     unet = InstantSession(4, 768)
     denoiser, job = Denoiser({"unet": unet}), new_job(1)
-    denoiser.reserve([job])
+    denoiser.reserve(job)
     denoiser.step(job)
     unet.reserve({"rows": 2, "tokens": 77, "height": 8, "width": 8})  # as a network that was closed and opened has it
     assert rows(unet, 2) == [0, 0]

@@ -1,0 +1,230 @@
+"""Pictures that share runs of the UNet, as they do on a GPU: which, how often it runs, and that they stay themselves.
+
+ONNX Runtime on the CPU takes one picture at a time, for the sake of its bytes; here it is let take more rows. Pictures
+of a call are compared with the same call one by one. Other rows in a matrix product move the last bits: 2e-5 of
+pictures in 0..1 is allowed, where the least step of a PNG is 4e-3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calotype.runtime.acceleration import Acceleration
+from calotype.runtime.benchmark import InstantSession
+from calotype.runtime.denoising import Denoiser, Job
+from calotype.runtime.guidance import Guidance
+from calotype.runtime.pipeline import Output, Pipeline, StepEnd
+from calotype.runtime.profile import Profile
+from calotype.runtime.schedulers import create_solver
+from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
+from tests.runtime.conftest import Model
+
+TOLERANCE = 2e-5
+LONG = "red apple " * 60  # more than one chunk of tokens
+SETTINGS: dict[str, Any] = {"seed": 3, "num_inference_steps": 3, "output_type": "np"}
+Allow = Callable[[int], None]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_bundle: Path) -> Iterator[Pipeline]:
+    with Pipeline.load(tiny_bundle, "cpu") as opened:
+        yield opened
+
+
+@pytest.fixture
+def allow(monkeypatch: pytest.MonkeyPatch) -> Allow:
+    """Let the CPU take so many rows of several pictures."""
+    return lambda most: monkeypatch.setattr(OnnxRuntimeCpuSession, "takes", lambda _, sizes: sizes["rows"] <= most)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(pictures, rows) of each run of the UNet."""
+    seen: list[tuple[int, int]] = []
+    original = Denoiser.step
+
+    def record(self: Denoiser, *jobs: Job) -> None:
+        seen.append((len(jobs), sum(job.rows for job in jobs)))
+        original(self, *jobs)
+
+    monkeypatch.setattr(Denoiser, "step", record)
+    return seen
+
+
+def check_equal(got: Output, wanted: Output) -> None:
+    assert got.seeds == wanted.seeds
+    for picture, alone in zip(got.images, wanted.images, strict=True):
+        np.testing.assert_allclose(picture, alone, rtol=0, atol=TOLERANCE)
+    assert len({picture.tobytes() for picture in got.images}) == len(got.images)
+
+
+@pytest.mark.parametrize("scheduler", ["ddpm", "euler", "dpmpp-2m", "heun"])
+def test_as_many_as_fit_share_a_run(
+    scheduler: str, pipeline: Pipeline, allow: Allow, runs: list[tuple[int, int]]
+) -> None:
+    settings = SETTINGS | {"scheduler": scheduler, "negative_prompt": ["le", "a", "", "red", "le"]}
+    prompts = ["red", "le", "apple", "a", "red apple"]
+    wanted = pipeline(prompts, **settings)
+    assert set(runs) == {(1, 2)}
+    evaluations = len(runs) // 5
+    runs.clear()
+    allow(5)
+    got = pipeline(prompts, **settings)
+    assert runs == [(2, 4)] * evaluations + [(2, 4)] * evaluations + [(1, 2)] * evaluations
+    assert len(got.timings["steps"]) == len(runs)
+    check_equal(got, wanted)
+
+
+def test_only_pictures_with_as_many_rows_and_tokens_share(
+    pipeline: Pipeline, allow: Allow, runs: list[tuple[int, int]]
+) -> None:
+    prompts = ["red", LONG, "apple", "a", LONG, "le"]
+    settings = SETTINGS | {"guidance_scale": [1, 4, 3, 0, 7.5, 2]}
+    wanted = pipeline(prompts, **settings)
+    runs.clear()
+    allow(8)
+    got = pipeline(prompts, **settings)
+    # Red and a, without guidance; the long ones; apple and le.
+    assert runs == [(2, 2)] * 3 + [(2, 4)] * 3 + [(2, 4)] * 3
+    check_equal(got, wanted)
+
+
+@pytest.mark.parametrize(
+    "acceleration",
+    [
+        Acceleration(guidance_interval=(0.5, 3)),
+        Acceleration(cache_interval=2),
+        Acceleration(cache_interval=3, guidance_interval=(0.5, 3)),
+    ],
+)
+def test_with_caching_and_where_guidance_comes_and_goes(
+    acceleration: Acceleration, pipeline: Pipeline, allow: Allow, runs: list[tuple[int, int]]
+) -> None:
+    settings = SETTINGS | {"num_inference_steps": 7, "fast": acceleration, "guidance_scale": [3, 1, 7.5, 4]}
+    wanted = pipeline("red apple", num_images_per_prompt=4, **settings)
+    alone = [rows for _, rows in runs[:7]]
+    assert set(alone) == ({2} if acceleration.guidance_interval is None else {1, 2})
+    runs.clear()
+    allow(6)
+    got = pipeline("red apple", num_images_per_prompt=4, **settings)
+    assert runs == [(3, 3 * rows) for rows in alone] + [(1, 1)] * 7
+    check_equal(got, wanted)
+
+
+def test_a_deep_feature_serves_its_own_picture_in_a_batch(pipeline: Pipeline, allow: Allow) -> None:
+    """Runs of the two graphs, counted where they run: 2 whole ones and 4 shallow ones for all three."""
+    profile, fast = Profile(), Acceleration(cache_interval=3)
+    allow(6)
+    with Pipeline(pipeline._bundle, "cpu", profile=profile, fast=fast) as watched:
+        watched("red", num_images_per_prompt=3, **SETTINGS | {"num_inference_steps": 6})
+    assert {name: profile.networks[name].runs for name in ("unet_deep", "unet_shallow")} == {
+        "unet_deep": 2,
+        "unet_shallow": 4,
+    }
+
+
+def test_with_one_network_in_memory_at_a_time(pipeline: Pipeline, allow: Allow) -> None:
+    wanted, profile = pipeline("red", num_images_per_prompt=3, **SETTINGS), Profile()
+    allow(6)
+    with Pipeline(pipeline._bundle, "cpu", low_memory=True, profile=profile) as turns:
+        got = turns("red", num_images_per_prompt=3, **SETTINGS)
+    assert profile.networks["unet"].runs == 3
+    check_equal(got, wanted)
+
+
+@pytest.mark.parametrize("kind", ["masked", "inpainting", "sdxl", "lcm"])
+def test_every_kind_of_input_is_each_picture_s_own(
+    kind: str, tiny_bundle: Path, request: pytest.FixtureRequest, allow: Allow, runs: list[tuple[int, int]]
+) -> None:
+    fixtures = {"inpainting": "sd2_inpainting", "sdxl": "sdxl", "lcm": "lcm"}
+    settings = SETTINGS | {"guidance_scale": [3, 5, 7]}
+    if kind in ("masked", "inpainting"):
+        pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+        mask = Image.new("L", (32, 32))
+        mask.paste(255, (8, 8, 32, 24))
+        settings |= {"image": Image.fromarray(pixels), "mask_image": mask, "num_inference_steps": 4, "strength": 0.75}
+    model: Model | None = request.getfixturevalue(fixtures[kind]) if kind in fixtures else None
+    with Pipeline.load(tiny_bundle if model is None else model.bundle, "cpu") as opened:
+        wanted = opened(["red", "le", "apple"], **settings)
+        single = len(runs)
+        runs.clear()
+        allow(6)
+        check_equal(opened(["red", "le", "apple"], **settings), wanted)
+    assert single == 3 * len(runs)
+    assert {pictures for pictures, _ in runs} == {3}
+
+
+def test_a_callback_sees_each_picture_s_steps_and_stops_all(pipeline: Pipeline, allow: Allow) -> None:
+    """What is finished then is returned with its own seed, whatever was to be drawn between."""
+    allow(4)
+    seen: list[tuple[int, int, int]] = []
+
+    def until(count: int) -> Callable[[StepEnd], bool]:
+        seen.clear()
+
+        def see(end: StepEnd) -> bool:
+            seen.append((end.image, end.step, end.steps))
+            return len(seen) < count
+
+        return see
+
+    settings = SETTINGS | {"num_inference_steps": 2, "guidance_scale": [4, 1, 4]}
+    output = pipeline("a", num_images_per_prompt=3, callback_on_step_end=until(9), **settings)
+    assert seen == [(0, 1, 2), (2, 1, 2), (0, 2, 2), (2, 2, 2), (1, 1, 2), (1, 2, 2)]
+    assert output.seeds == [3, 4, 5]
+    stopped = pipeline("a", num_images_per_prompt=3, callback_on_step_end=until(5), **settings)
+    assert stopped.seeds == [3, 5]
+    for picture, number in zip(stopped.images, (0, 2), strict=True):
+        np.testing.assert_array_equal(picture, output.images[number])
+    assert pipeline("a", num_images_per_prompt=3, callback_on_step_end=until(2), **settings).images == []
+
+
+class Wide(InstantSession):
+    """A UNet for four rows."""
+
+    def takes(self, sizes: Any) -> bool:
+        return bool(sizes["rows"] <= 4)
+
+
+def new_job(value: float, scheduler: str, steps: int = 20, side: int = 8) -> Job:
+    """A guided job of embeddings and latents that are ``value``; for the negative prompt minus that."""
+    solver, shape = create_solver(scheduler, {}, steps), (4, side, side)
+    row = np.full((77, 768), value, np.float32)
+    return Job(
+        latents=np.full(shape, value, np.float32),
+        conditional={"encoder_hidden_states": row},
+        unconditional={"encoder_hidden_states": -row},
+        guidance=Guidance(scale=7.5),
+        solver=solver,
+        state=solver.new_state(shape),
+        rng=np.random.default_rng(0),
+    )
+
+
+def test_a_timestep_is_each_row_s_own() -> None:
+    unet = Wide(4, 768)
+    denoiser, jobs = Denoiser({"unet": unet}), [new_job(1, "ddim"), new_job(2, "dpmpp-2m")]
+    (batch,) = denoiser.batches(jobs)
+    assert list(batch) == jobs
+    denoiser.reserve(*batch)
+    denoiser.step(*batch)
+    sizes = {"rows": 4, "tokens": 77, "height": 8, "width": 8}
+    one, other = (float(job.solver.timesteps[0]) for job in jobs)
+    assert one != other
+    assert unet.buffer("timestep", sizes).tolist() == [one, one, other, other]
+    assert unet.buffer("encoder_hidden_states", sizes)[:, 0, 0].tolist() == [1, -1, 2, -2]
+    assert unet.buffer("sample", sizes)[:, 0, 0, 0].tolist() == [1, 1, 2, 2]
+
+
+def test_jobs_of_other_sizes_or_lengths_run_apart() -> None:
+    kinds: list[dict[str, Any]] = [{}, {"steps": 9}, {"side": 16}, {}, {"side": 16}, {}]
+    jobs = [new_job(1, "euler", **kind) for kind in kinds]
+    batches = Denoiser({"unet": Wide(4, 768)}).batches(jobs)
+    assert [[jobs.index(job) for job in batch] for batch in batches] == [[0, 3], [1], [2, 4], [5]]
+    assert [len(batch) for batch in Denoiser({"unet": InstantSession(4, 768)}).batches(jobs)] == [1] * 6
