@@ -36,7 +36,7 @@ from benchmarks.quality.__main__ import PAIRS, judge, load_gallery
 from benchmarks.speed import PAUSE
 from calotype.engine import int8
 from calotype.engine.cpu import build_engines
-from calotype.engine.cpu_operators import CONTRIB
+from calotype.engine.graph import CONTRIB
 from calotype.runtime.acceleration import Acceleration
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.pipeline import Output, Pipeline

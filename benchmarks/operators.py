@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
-from calotype.engine.cpu_operators import CONTRIB
+from calotype.engine.graph import CONTRIB
 
 
 def node(kind: str, inputs: str, outputs: str, **how: Any) -> onnx.NodeProto:

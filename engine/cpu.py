@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from calotype.engine import calibration, cpu_operators, int8
+from calotype.engine import calibration, cpu_operators, graph, int8, winograd
 from calotype.engine.cache import Built, Say, obtain, plan_path
 from calotype.engine.calibration import Evaluation, evaluations
-from calotype.engine.int8 import Arrays
+from calotype.engine.graph import Arrays
 from calotype.runtime import parity
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
@@ -46,6 +46,7 @@ MAX_ROOT_MEAN_SQUARE = 0.1  # in int8: that of the difference over that of the f
 PROMPTS = 4  # drawn to see what values an int8 engine meets; the last is kept for the comparison
 PRECISIONS = ("float32", "int8")
 INT8_NETWORK = "unet"  # where nearly all the time goes
+OPERATORS = (graph.__file__, cpu_operators.__file__, winograd.__file__)
 ROUNDING = (int8.__file__, calibration.__file__)
 WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -107,8 +108,7 @@ def build_engine(
         if precision == "int8":
             model, figures = _int8(bundle, spec, weights, say)
         else:
-            model, engine = _optimize(*_prepare(bundle.path, spec), weights)
-            figures = {"max_relative": _check(bundle, network, engine).max_relative}
+            model, figures = _float32(bundle, network, weights, say)
         _relocate(model.graph, weights_of(path).name)
         with weights.open("ab") as file:  # ONNX Runtime has none where all weights are small
             os.fchmod(file.fileno(), 0o600)
@@ -124,10 +124,11 @@ def build_engine(
     )
 
 
-def weights_size(graph: Path) -> int:
-    """Bytes of the weights of ``graph``, in float32."""
-    model = onnx.load(graph, load_external_data=False)
-    return sum(4 * math.prod(tensor.dims) for tensor in model.graph.initializer)
+def weights_size(path: Path) -> int:
+    """Bytes of the weights of a float32 engine of the graph ``path``."""
+    model = onnx.load(path, load_external_data=False)
+    stored: int = sum(4 * math.prod(tensor.dims) for tensor in model.graph.initializer)
+    return stored + winograd.growth(graph.Graph(model.graph))
 
 
 def _key(bundle: Bundle, network: str, precision: str) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def _key(bundle: Bundle, network: str, precision: str) -> dict[str, Any]:
         "weights": [files[path].sha256 for path in spec.weights],
         "precision": precision,
         "processor": processor,
-        "operators": FileRecord.of(Path(cpu_operators.__file__)).sha256,
+        "operators": [FileRecord.of(Path(item)).sha256 for item in OPERATORS],
         **({} if precision == "float32" else {"rounding": [FileRecord.of(Path(item)).sha256 for item in ROUNDING]}),
     }
 
@@ -179,7 +180,6 @@ def _optimize(model: onnx.ModelProto, stored: Arrays, weights: Path) -> tuple[on
         found = onnx.load(optimized, load_external_data=False)
     finally:
         optimized.unlink(missing_ok=True)
-    _name_apart(found.graph)
     return found, _open(found, weights.parent)
 
 
@@ -194,6 +194,23 @@ def _session(model: onnx.ModelProto, stored: Arrays, options: Any) -> Any:
         raise BuildError(f"ONNX Runtime cannot build the graph: {error}") from error
 
 
+def _float32(bundle: Bundle, network: str, weights: Path, say: Say) -> tuple[onnx.ModelProto, dict[str, float]]:
+    """The engine in float32, its convolutions in as few products as round finely enough; and how far it strays."""
+    spec = bundle.manifest.networks[network]
+    for largest in (4, 2, 1):
+        weights.unlink(missing_ok=True)
+        model, stored = _prepare(bundle.path, spec)
+        spread = winograd.rewrite(model, stored, largest)
+        model, engine = _optimize(model, {**stored, **spread}, weights)
+        figures, miss = _check(bundle, network, engine)
+        if miss is None:
+            return model, {"max_relative": figures.max_relative}
+        if not spread:
+            break
+        say(f"with convolutions by tiles of {largest} x {largest} pixels it is {miss}; smaller ones round less")
+    raise BuildError(f"the engine of {network} is {miss}; run without")
+
+
 def _int8(bundle: Bundle, spec: ModelSpec, weights: Path, say: Say) -> tuple[onnx.ModelProto, dict[str, float]]:
     """The engine in int8, its convolutions in float32 where it strays too far with them; and how far it strays."""
     if not multiplies_bytes():
@@ -204,7 +221,9 @@ def _int8(bundle: Bundle, spec: ModelSpec, weights: Path, say: Say) -> tuple[onn
     for operators in dict.fromkeys((int8.OPERATORS, ("MatMul",))):
         weights.unlink(missing_ok=True)
         model, stored = _prepare(bundle.path, spec)
-        found, engine = _optimize(model, {**stored, **int8.quantize(model, stored, ranges, operators)}, weights)
+        stored = {**stored, **int8.quantize(model, stored, ranges, operators)}
+        stored |= winograd.rewrite(model, stored)
+        found, engine = _optimize(model, stored, weights)
         error = max(_root_mean_square(engine, own) for own in unseen)
         how = f"{100 * error:.2f}% off its float32 graph at worst, with {' and '.join(operators)} in int8"
         if error <= MAX_ROOT_MEAN_SQUARE:
@@ -244,8 +263,11 @@ def _options() -> Any:
     return options
 
 
-def _check(bundle: Bundle, network: str, engine: Any) -> Figures:
-    """Compare ``engine`` with the bundle's graph as it stands, on the inputs that exports are checked with."""
+def _check(bundle: Bundle, network: str, engine: Any) -> tuple[Figures, str | None]:
+    """Compare ``engine`` with the bundle's graph as it stands, on the inputs that exports are checked with.
+
+    Returns the worst figures until it is too far off, and then where.
+    """
     spec = bundle.manifest.networks[network]
     tried = cases(network, spec.inputs, read_tokens(bundle, network), bundle.manifest.max_clip_skip, SIZES)
     graph, options = bundle.path / spec.graphs["float32"], _options()
@@ -257,9 +279,9 @@ def _check(bundle: Bundle, network: str, engine: Any) -> Figures:
             most = MAX_RELATIVE if case == "random" else parity.MAX_RELATIVE
             if figures is None or figures.max_relative > most:
                 how = "not finite" if figures is None else f"off by {figures.max_relative:.1e} of the largest value"
-                raise BuildError(f"the engine of {network} is {how} in {item.name!r} on {case!r} inputs; run without")
+                return worst, f"{how} in {item.name!r} on {case!r} inputs"
             worst = worst.worse(figures)
-    return worst
+    return worst, None
 
 
 def _run(session: Any, spec: ModelSpec, inputs: Inputs) -> Any:
@@ -267,31 +289,11 @@ def _run(session: Any, spec: ModelSpec, inputs: Inputs) -> Any:
 
 
 def _relocate(graph: onnx.GraphProto, location: str) -> None:
-    """Let the weights of ``graph``, and of its branches, lie in the file ``location``."""
+    """Let the weights of ``graph`` lie in the file ``location``."""
     for tensor in graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = location
-    for branch in _branches(graph):
-        _relocate(branch, location)
-
-
-def _name_apart(graph: onnx.GraphProto, prefix: str = "") -> None:
-    """Give what the branches of ``graph`` make names of their own: ONNX Runtime's layout gives two of them the same."""
-    own = {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
-    for tensor in graph.initializer:
-        tensor.name = prefix + tensor.name
-    for node in graph.node:
-        for names in (node.input, node.output):
-            names[:] = [prefix + name if name in own and name else name for name in names]
-    for item in (*graph.output, *graph.value_info):
-        item.name = prefix + item.name
-    for number, branch in enumerate(_branches(graph)):
-        _name_apart(branch, f"{prefix}branch{number}.")
-
-
-def _branches(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
-    return [item.g for node in graph.node for item in node.attribute if item.type == onnx.AttributeProto.GRAPH]
 
 
 def _mib(size: float) -> str:

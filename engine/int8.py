@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
-from calotype.engine.cpu_operators import CONTRIB, Graph
+from calotype.engine.graph import CONTRIB, Arrays, Graph, import_contrib
 
-Arrays = Mapping[str, NDArray[Any]]
 Ranges = Mapping[str, tuple[float, float]]
 OPERATORS = ("Conv", "MatMul")
 EDGES = ("Min", "Max")
@@ -83,8 +82,7 @@ def quantize(
     for layer in find_layers(quantizer.graph, operators):
         (quantizer.convolution if layer.node.op_type == "Conv" else quantizer.product)(layer)
     quantizer.graph.finish()
-    if not any(opset.domain == CONTRIB for opset in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
+    import_contrib(model)
     return quantizer.added
 
 
@@ -104,7 +102,7 @@ class _Quantizer:
         inputs += [self._constant(f"{out}.zeros", np.zeros(len(scales), np.int8)), *output]
         if len(node.input) > 2:
             unit = scales * self._scale(node.input[0])
-            bias = np.rint(self._float(self._origin(node.input[2])) / unit).astype(np.int32)
+            bias = np.rint(self._float(node.input[2]) / unit).astype(np.int32)
             inputs.append(self._constant(f"{out}.int32", bias))
         made.append(helper.make_node("QLinearConv", inputs, [f"{out}.uint8"]))
         made[-1].attribute.extend(node.attribute)
@@ -116,7 +114,7 @@ class _Quantizer:
         node, last, bias = layer.node, layer.node, ""
         sum_ = self.graph.only_reader(node.output[0], "Add")
         if sum_ is not None:
-            other = self._origin(next(name for name in sum_.input if name != node.output[0]))
+            other = self.graph.origin(next(name for name in sum_.input if name != node.output[0]))
             if other in self.graph.initializers and len(self.graph.initializers[other].dims) == 1:
                 last, bias = sum_, self._constant(f"{sum_.output[0]}.bias", self._float(other))
         out, x = last.output[0], node.input[0]
@@ -149,14 +147,8 @@ class _Quantizer:
         low, high = self._ranges[name]
         return np.float32(max(max(high, 0) - min(low, 0), 1e-12) / 255)
 
-    def _origin(self, name: str) -> str:
-        """What ``name`` is cast from."""
-        maker = self.graph.makers.get(name)
-        return maker.input[0] if maker is not None and maker.op_type == "Cast" else name
-
     def _float(self, name: str) -> NDArray[np.float32]:
-        value = self._stored[name] if name in self._stored else numpy_helper.to_array(self.graph.initializers[name])
-        return np.asarray(value, np.float32)
+        return self.graph.floats(name, self._stored)
 
     def _constant(self, name: str, value: Any) -> str:
         array = np.ascontiguousarray(value) if np.ndim(value) else np.asarray(value)

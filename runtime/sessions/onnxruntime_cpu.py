@@ -117,8 +117,6 @@ class OnnxRuntimeCpuSession:
         for event in json.loads(Path(self._session.end_profiling()).read_text()):
             if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
                 operator = event["args"]["op_name"]
-                if operator == "If":  # what its branch did is noted beside it
-                    continue
                 seconds[operator] = seconds.get(operator, 0.0) + event["dur"] / 1e6
         self._profiles.cleanup()
         self._profiles = None

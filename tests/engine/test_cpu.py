@@ -13,7 +13,7 @@ import onnx
 import pytest
 from safetensors.numpy import save_file
 
-from calotype.engine import cpu, cpu_operators
+from calotype.engine import cpu, cpu_operators, winograd
 from calotype.engine.cpu import build_engines
 from calotype.runtime import processor
 from calotype.runtime.bundle import Bundle
@@ -184,6 +184,35 @@ def test_an_engine_that_computes_something_else_is_not_kept(
     with pytest.raises(BuildError, match=r"the engine of unet is off by .* in 'noise_pred' on 'random' inputs"):
         build_engines(Bundle.open(tiny_bundle), networks=["unet"])
     assert {item.suffix for item in folder.iterdir()} == {".lock"}
+
+
+def test_convolutions_of_few_products_that_round_too_coarsely_are_taken_back(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 8)
+    bundle, lines = Bundle.open(tiny_bundle), []
+    path = build_engines(bundle, networks=["unet"], say=lines.append)["unet"]
+    assert not any("tiles" in line for line in lines)
+    assert "FusedMatMul" in {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+    monkeypatch.setitem(winograd.POINTS, 4, (0, 8, -8, 16, -16))
+    build_engines(bundle, networks=["unet"], say=lines.append, force=True)
+    assert [line for line in lines if "tiles" in line] == [lines[-1]]
+    assert lines[-1].startswith("with convolutions by tiles of 4 x 4 pixels it is off by")
+    assert describe_plan(path).figures["max_relative"] < 1e-5
+    with open_session(tiny_bundle, bundle.manifest.networks["unet"], "cpu") as session:
+        assert session.inputs
+
+
+def test_what_an_engine_will_need_counts_convolutions_of_few_products(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    graph = tiny_bundle / bundle.manifest.networks["unet"].graphs["float32"]
+    before = cpu.weights_size(graph)
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 8)
+    path = build_engines(bundle, networks=["unet"])["unet"]
+    assert cpu.weights_size(graph) > 2 * before
+    assert weights_of(path).stat().st_size == pytest.approx(cpu.weights_size(graph), rel=0.2)
 
 
 def test_what_cannot_be_built_says_why(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

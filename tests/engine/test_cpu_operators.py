@@ -6,48 +6,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from calotype.engine.cpu_operators import rewrite
+from tests.engine.graphs import Array, model, operators, run
 
-Array = NDArray[Any]
 RNG = np.random.default_rng(0)
-
-
-def model(
-    nodes: list[onnx.NodeProto], inputs: dict[str, list[Any]], constants: dict[str, Array], opset: int = 23
-) -> onnx.ModelProto:
-    """Of float32 inputs and the output ``y``; weights in float16, as bundles hold them, are cast in the graph."""
-    casts = []
-    for name, value in list(constants.items()):
-        if value.dtype == np.float16:
-            constants[f"{name}.stored"] = constants.pop(name)
-            casts.append(helper.make_node("Cast", [f"{name}.stored"], [name], to=TensorProto.FLOAT))
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()]
-    graph = helper.make_graph(
-        [*casts, *nodes],
-        "g",
-        values,
-        [helper.make_empty_tensor_value_info("y")],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-
-
-def run(made: onnx.ModelProto, feeds: dict[str, Array]) -> Array:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    output: Array = session.run(None, feeds)[0]
-    return output
-
-
-def operators(made: onnx.ModelProto) -> list[str]:
-    return [node.op_type for node in made.graph.node]
 
 
 def check(made: onnx.ModelProto, feeds: dict[str, Array]) -> None:
@@ -100,50 +65,3 @@ def test_attention_of_another_kind_stays(attributes: dict[str, Any]) -> None:
     made = attention(3, **attributes)
     assert rewrite(made) == {}
     assert "Attention" in operators(made)
-
-
-def doubling(
-    to_another: bool = False, *, bias: bool = True, dtype: type = np.float32, **attributes: Any
-) -> onnx.ModelProto:
-    """A picture of six channels, resized and convolved to ten; ``to_another``'s size, or twice its own."""
-    make, nodes = helper.make_node, []
-    how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    weights = {"weight": RNG.standard_normal((10, 6, 3, 3)).astype(dtype)}
-    weights |= {"bias": RNG.standard_normal(10).astype(dtype)} if bias else {}
-    constants = {"scales": np.array([1, 1, 2, 2], np.float32)}
-    inputs: dict[str, list[Any]] = {"x": ["b", 6, "h", "w"]}
-    if to_another:
-        inputs["other"] = ["b", 6, "h2", "w2"]
-        nodes += [make("Shape", ["other"], ["sizes"]), make("Resize", ["x", "", "", "sizes"], ["r"], **how)]
-    else:
-        nodes += [make("Resize", ["x", "", "scales"], ["r"], **how)]
-    settings = {"pads": [1] * 4, "strides": [1, 1], "dilations": [1, 1], "group": 1, **attributes}
-    nodes += [make("Conv", ["r", *weights], ["y"], kernel_shape=[3, 3], **settings)]
-    return model(nodes, inputs, {**weights, **constants})
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("bias", [True, False])
-def test_doubling(dtype: type, bias: bool) -> None:
-    made = doubling(bias=bias, dtype=dtype)
-    check(made, {"x": RNG.standard_normal((2, 6, 5, 3), np.float32)})
-    assert "Resize" not in operators(made)
-
-
-@pytest.mark.parametrize("size", [(10, 6), (9, 6), (10, 5), (9, 5)])
-def test_doubling_to_the_size_of_another_picture_that_may_be_a_row_less(size: tuple[int, int]) -> None:
-    made = doubling(True)
-    feeds = {"x": RNG.standard_normal((2, 6, 5, 3), np.float32), "other": np.zeros((2, 6, *size), np.float32)}
-    check(made, feeds)
-    assert "If" in operators(made)
-
-
-@pytest.mark.parametrize("attributes", [{"pads": [0] * 4}, {"strides": [2, 2]}, {"dilations": [2, 2]}])
-def test_another_convolution_stays(attributes: dict[str, Any]) -> None:
-    assert rewrite(doubling(**attributes)) == {}
-
-
-def test_what_others_read_stays() -> None:
-    made = doubling()
-    made.graph.output.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, None))
-    assert rewrite(made) == {}

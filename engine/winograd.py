@@ -1,0 +1,171 @@
+"""A 3 x 3 convolution with fewer products: m x m pixels at a time from (m + 2) x (m + 2) values a pair of channels.
+
+Winograd's minimal filtering (Lavin and Gray 2015, arXiv 1509.09308) in ONNX's own operators: a strided convolution of
+one channel transforms the pixels of each tile, matrix products of all tiles take the place of the kernel, and another
+one turns sums into pixels. Per pixel and pair of channels 9 products become 4 (m = 2) or 2.25 (m = 4); weights grow by
+16/9 or to 4 times. ``python -m benchmarks.convolutions`` says where that pays: not with few channels, nor with large
+kernels on the few pixels of a UNet's deepest level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from calotype.engine.graph import CONTRIB, Arrays, Graph, attributes, import_contrib
+
+# Where polynomials are evaluated, and infinity. Of those tried for m = 4, these round least: half as coarsely as the
+# usual 0, 1, -1, 1/2, -2.
+POINTS = {2: (0, 1, -1), 4: (0, Fraction(5, 8), Fraction(-5, 8), Fraction(3, 2), Fraction(-3, 2))}
+FEWEST_CHANNELS = 256  # in or out; with fewer the transforms cost what the products save
+LARGEST_KERNEL = 640 * 1280  # pairs of channels for which weights may take four times the room; above it, 16/9
+USUAL = {"pads": [1] * 4, "strides": [1, 1], "dilations": [1, 1], "group": 1, "auto_pad": b"NOTSET"}
+
+
+def rewrite(model: onnx.ModelProto, stored: Arrays, largest: int = 4) -> dict[str, NDArray[np.float32]]:
+    """Rewrite ``model`` in place where it pays; returns the weights that it reads besides ``stored``, by name.
+
+    Args:
+        model: with weights in ``stored`` where they are external data.
+        stored: by name.
+        largest: pixels a side that are made at a time at most; 4 rounds ten times as coarsely as one product after the
+            other does, 2 about as finely.
+    """
+    graph, added = Graph(model.graph), dict[str, NDArray[np.float32]]()
+    for node, m in tiles(graph).items():
+        m = min(m, largest)
+        if m in POINTS:
+            convolution = graph.nodes[node]
+            name = f"{convolution.output[0]}.weights"
+            added[name] = spread(graph.floats(convolution.input[1], stored), m)
+            graph.replace(convolution, minimal(graph, convolution, graph.external(name, added[name]), m))
+    graph.finish()
+    import_contrib(model)
+    return added
+
+
+def growth(graph: Graph) -> int:
+    """Bytes that weights in float32 grow by."""
+    pairs = {index: math.prod((graph.weight(graph.nodes[index].input[1]) or [])[:2]) for index in tiles(graph)}
+    return sum(4 * ((m + 2) ** 2 - 9) * pairs[index] for index, m in tiles(graph).items())
+
+
+def tiles(graph: Graph) -> dict[int, int]:
+    """How many pixels a side convolutions should make at a time, by the index of their nodes, where that pays."""
+    found, depths = {}, halvings(graph)
+    for index, node in enumerate(graph.nodes):
+        kernel = graph.weight(node.input[1]) if node.op_type == "Conv" else None
+        if kernel is None or kernel[2:] != [3, 3] or min(kernel[:2]) < FEWEST_CHANNELS or not _usual(node):
+            continue
+        if kernel[0] * kernel[1] <= LARGEST_KERNEL:
+            found[index] = 4
+        elif depths[index] < max(depths):
+            found[index] = 2
+    return found
+
+
+def halvings(graph: Graph) -> list[int]:
+    """How often the picture that a node makes was halved, of each node; 0 where it is larger than what came in."""
+    of_value: dict[str, int] = {}
+    found = []
+    for node in graph.nodes:
+        depth = max((of_value.get(name, 0) for name in node.input), default=0)
+        if node.op_type == "Conv" and attributes(node).get("strides") == [2, 2]:
+            depth += 1
+        elif node.op_type == "Resize":
+            depth = max(depth - 1, 0)
+        found.append(depth)
+        of_value |= dict.fromkeys(node.output, depth)
+    return found
+
+
+def _usual(node: onnx.NodeProto) -> bool:
+    how = {
+        "pads": [0] * 4,
+        "strides": [1, 1],
+        "dilations": [1, 1],
+        "group": 1,
+        "auto_pad": b"NOTSET",
+        **attributes(node),
+    }
+    return all(how[name] == value for name, value in USUAL.items())
+
+
+def spread(kernel: NDArray[np.float32], m: int) -> NDArray[np.float32]:
+    """The weights (1, (m + 2)^2, K, C) for a kernel (K, C, 3, 3); in float64, since it is done once."""
+    _, own, _ = transforms(m)
+    both = np.einsum("ij,kl->ikjl", own, own).reshape(-1, 9)
+    weights = (both @ kernel.reshape(-1, 9).T.astype(np.float64)).reshape(1, len(both), *kernel.shape[:2])
+    return np.asarray(weights, np.float32)
+
+
+def minimal(graph: Graph, node: onnx.NodeProto, weights: str, m: int) -> list[onnx.NodeProto]:
+    """The nodes that compute ``node`` on x (B, C, H, W), of any size, by tiles of m x m pixels, with spread weights."""
+    (x, weight, *bias), (out,), make = node.input, node.output, helper.make_node
+    (kernels, channels, *_), size = graph.weight(weight) or [], (m + 2) ** 2
+    back, _, tile = (np.einsum("ij,kl->ikjl", own, own) for own in transforms(m))
+
+    def constant(name: str, value: Sequence[int] | NDArray[np.generic]) -> str:
+        return graph.constant(f"{out}.{name}", np.asarray(value))
+
+    made = [
+        # Tiles: as many as cover the picture, since it is padded by m below and on the right.
+        make("Transpose", [x], [f"{out}.turned"], perm=[1, 0, 2, 3]),
+        make("Reshape", [f"{out}.turned", constant("planes", [-1, 1, 0, 0])], [f"{out}.plane"]),
+        make(
+            "Conv",
+            [f"{out}.plane", constant("tile", tile.reshape(size, 1, m + 2, m + 2).astype(np.float32))],
+            [f"{out}.seen"],
+            kernel_shape=[m + 2] * 2,
+            strides=[m, m],
+            pads=[1, 1, m, m],
+        ),
+        make("Shape", [f"{out}.seen"], [f"{out}.tiles"], start=2),
+        make("ReduceProd", [f"{out}.tiles"], [f"{out}.count"]),
+        make("Concat", [constant("rows", [channels, -1, size]), f"{out}.count"], [f"{out}.apart"], axis=0),
+        make("Reshape", [f"{out}.seen", f"{out}.apart"], [f"{out}.factors"]),
+        # Channels stand first in the factors, (C, B, size, tiles): read so, they need not be copied.
+        make("FusedMatMul", [weights, f"{out}.factors"], [f"{out}.products"], domain=CONTRIB, transBatchB=1),
+        make("Reshape", [f"{out}.products", constant("flat", [0, size, -1])], [f"{out}.sums"]),
+        make("MatMul", [constant("back", back.reshape(m * m, size).astype(np.float32)), f"{out}.sums"], [f"{out}.own"]),
+        make("Concat", [constant("blocks", [-1, m * m * kernels]), f"{out}.tiles"], [f"{out}.places"], axis=0),
+        make("Reshape", [f"{out}.own", f"{out}.places"], [f"{out}.pixels"]),
+        make("DepthToSpace", [f"{out}.pixels"], [f"{out}.whole"], blocksize=m, mode="DCR"),
+        make("Shape", [x], [f"{out}.size"], start=2),
+        make(
+            "Slice",
+            [f"{out}.whole", constant("corner", [0, 0]), f"{out}.size", constant("sides", [2, 3])],
+            [f"{out}.cut" if bias else out],
+        ),
+    ]
+    if bias:
+        column = make("Reshape", [*bias, constant("column", [-1, 1, 1])], [f"{out}.bias"])
+        made += [column, make("Add", [f"{out}.cut", f"{out}.bias"], [out])]
+    return made
+
+
+def transforms(m: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Of sums back to pixels (m, m + 2), of a kernel (m + 2, 3), of a tile's pixels (m + 2, m + 2); Toom and Cook."""
+    points = [Fraction(point) for point in POINTS[m]]
+    others = [[other for other in points if other != point] for point in points]
+    scale = [math.prod([point - other for other in rest]) for point, rest in zip(points, others, strict=True)]
+    back = [[point**power for point in points] + [Fraction(power == m - 1)] for power in range(m)]
+    kernel = [[point**power / own for power in range(3)] for point, own in zip(points, scale, strict=True)]
+    tile = [[*_polynomial(rest), Fraction(0)] for rest in others]
+    whole = (back, [*kernel, [Fraction(power == 2) for power in range(3)]], [*tile, _polynomial(points)])
+    back_, kernel_, tile_ = (np.array(item, dtype=np.float64) for item in whole)
+    return back_, kernel_, tile_
+
+
+def _polynomial(roots: list[Fraction]) -> list[Fraction]:
+    """Its coefficients, that of the least power first."""
+    found = [Fraction(1)]
+    for root in roots:
+        found = [up - root * own for up, own in zip([Fraction(0), *found], [*found, Fraction(0)], strict=True)]
+    return found
