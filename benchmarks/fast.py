@@ -43,6 +43,7 @@ from calotype.export.weights import write_weights
 from calotype.runtime.acceleration import EXACT, FAST, Acceleration
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.denoising import INT8
+from calotype.runtime.manifest import MANIFEST_NAME, FileRecord
 from calotype.runtime.pipeline import Output, Pipeline
 from calotype.runtime.sessions import Session, Sizes
 from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
@@ -194,11 +195,9 @@ def rounded(folder: Path) -> Bundle:
         islands = bundle.manifest.parity[name]["float16"]["float32_islands"]
         write_rounded(folder / spec.graphs["float32"], islands, folder / f"{name}.rounded.onnx")
         networks[name] = dataclasses.replace(spec, graphs={"float32": f"{name}.rounded.onnx"})
-    files = {
-        f"{name}.rounded.onnx": bundle.manifest.files[bundle.manifest.networks[name].graphs["float32"]]
-        for name in networks
-    }
+    files = {path.name: FileRecord.of(path) for path in folder.glob("*.rounded.onnx")}
     manifest = dataclasses.replace(bundle.manifest, networks=networks, files={**bundle.manifest.files, **files})
+    (folder / MANIFEST_NAME).write_text(manifest.dumps(), encoding="utf-8")
     return Bundle(folder, manifest)
 
 

@@ -1,7 +1,9 @@
 """What an engine in int8 gives and costs: ``python -m benchmarks.int8 talbot``, a bundle's folder, or operators; JSON.
 
-Of talbot's pictures (seed 0, the prompts of ``quality/pairs.csv``): PSNR and distance in the features of ``quality`` to
-the exact ones, and retrieval, with matrix products in int8, with convolutions too, and at half the steps beside.
+Of talbot's pictures (seeds from 0, the prompts of ``quality/pairs.csv``): PSNR and distance in the features of
+``quality`` to the exact ones, and retrieval, with matrix products in int8, with convolutions too, at half the steps
+beside, and with the float16 graphs rounded as a GPU would. ``top5_change`` is by how many points retrieval differs from
+the exact pictures', with its standard error: the pairs are the sample, each the mean of its seeds.
 
 Of a bundle, whose weights may be random: seconds of one guided evaluation of the UNet, float32 and int8 in turn after
 one run each, and memory of a process that has opened and run it. It is calibrated on pictures of the first ``--size``.
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -29,15 +32,16 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from benchmarks.fast import compare
+from benchmarks.fast import compare, rounded
 from benchmarks.machine import machine, origin
 from benchmarks.operators import node, opened
-from benchmarks.quality.__main__ import PAIRS, judge, load_gallery
+from benchmarks.quality.__main__ import PAIRS, judge, load_gallery, retrieved
+from benchmarks.quality.features import features
 from benchmarks.speed import PAUSE
 from calotype.engine import int8
 from calotype.engine.cpu import build_engines
 from calotype.engine.graph import CONTRIB
-from calotype.runtime.acceleration import Acceleration
+from calotype.runtime.acceleration import EXACT, Acceleration
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.pipeline import Output, Pipeline
 from calotype.runtime.sessions import Session, open_session
@@ -53,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.int8", description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--every", type=int, default=1, help="of the prompts, every so many")
+    parser.add_argument("--seeds", type=int, default=3, help="pictures of a prompt")
     parser.add_argument("--size", type=int, action="append", help="pixels of a bundle's pictures; may be repeated")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", choices=PRECISIONS, help="print a process's memory after a run, and stop")
@@ -64,8 +69,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CALOTYPE_CACHE"] = folder
         if arguments.model == "talbot":
-            what = f"talbot --every {arguments.every}"
-            report = talbot(arguments.every)
+            what = f"talbot --every {arguments.every} --seeds {arguments.seeds}"
+            report = talbot(arguments.every, arguments.seeds)
         elif arguments.model == "operators":
             what = f"operators --rounds {arguments.rounds}"
             report = {"rounds": arguments.rounds, "operators": operators(arguments.rounds)}
@@ -77,33 +82,55 @@ def main() -> None:
     print(json.dumps(about | report, indent=2))
 
 
-def talbot(every: int) -> dict[str, Any]:
+def talbot(every: int, seeds: int) -> dict[str, Any]:
     """How near pictures come."""
     if not data.data_path(CPU).exists():
         data.make(CPU)
     gallery = load_gallery(data.load(CPU))
     pairs = list(csv.DictReader(PAIRS.open(encoding="utf-8")))[::every]
-    prompts = [f"{pair['name']}, {pair['style']} style" for pair in pairs]
-    opened, drawn = Bundle.open("talbot"), {}
-    steps = opened.manifest.defaults.num_inference_steps
+    bundle, drawn = Bundle.open("talbot"), {}
+    steps = bundle.manifest.defaults.num_inference_steps
+    draw = functools.partial(_draw, prompts=[f"{pair['name']}, {pair['style']} style" for pair in pairs], seeds=seeds)
     for chosen in (("MatMul",), ("Conv", "MatMul")):
         whole, int8.OPERATORS = int8.OPERATORS, chosen
-        build_engines(opened, precision="int8", force=True)
+        build_engines(bundle, precision="int8", force=True)
         int8.OPERATORS = whole
-        drawn[f"{' and '.join(chosen)} in int8"] = _draw(prompts, INT8, steps)
-    drawn["exact"] = _draw(prompts, Acceleration(), steps)
-    drawn["half the steps"] = _draw(prompts, Acceleration(), steps // 2)
-    drawn["half the steps in int8"] = _draw(prompts, INT8, steps // 2)
+        drawn[f"{' and '.join(chosen)} in int8"] = draw(bundle, INT8, steps)
+    drawn["exact"] = draw(bundle, EXACT, steps)
+    drawn["half the steps"] = draw(bundle, EXACT, steps // 2)
+    drawn["half the steps in int8"] = draw(bundle, INT8, steps // 2)
+    with tempfile.TemporaryDirectory() as folder:
+        drawn["float16"] = draw(rounded(Path(folder)), EXACT, steps)
+    pictures = {name: [output.images[0] for output in own] for name, own in drawn.items()}
+    hits = {name: retrieved(features(own), gallery, pairs * seeds, 5) for name, own in pictures.items()}
     modes = {
-        name: compare(drawn["exact"], own) | judge([output.images[0] for output in own], gallery, pairs)
-        for name, own in drawn.items()
+        name: compare(drawn["exact"], drawn[name])
+        | judge(pictures[name], gallery, pairs * seeds)
+        | {"top5_change": change(hits["exact"], hits[name], pairs)}
+        for name in drawn
     }
-    return {"prompts": len(pairs), "steps": steps, "modes": modes}
+    return {"prompts": len(pairs), "seeds": seeds, "steps": steps, "modes": modes}
 
 
-def _draw(prompts: list[str], fast: Acceleration, steps: int) -> list[Output]:
-    with Pipeline.load("talbot", "cpu", fast=fast) as pipeline:
-        return [pipeline(prompt, seed=0, num_inference_steps=steps) for prompt in prompts]
+def change(
+    exact: NDArray[np.bool_], own: NDArray[np.bool_], pairs: list[dict[str, str]]
+) -> dict[str, dict[str, float]]:
+    """By how many points ``own`` is retrieved more often than ``exact``, and the standard error, by split.
+
+    Both are (seeds * pairs,), all pairs of a seed before the next one's. Seeds of a pair are not independent.
+    """
+    points = 100 * (own.astype(float) - exact).reshape(-1, len(pairs)).mean(axis=0)
+    found = {}
+    for split in ("seen", "held_out"):
+        part = points[[pair["split"] == split for pair in pairs]]
+        error = part.std(ddof=1) / np.sqrt(len(part))
+        found[split] = {"mean": round(float(part.mean()), 2), "error": round(float(error), 2)}
+    return found
+
+
+def _draw(bundle: Bundle, fast: Acceleration, steps: int, *, prompts: list[str], seeds: int) -> list[Output]:
+    with Pipeline(bundle, "cpu", fast=fast) as pipeline:
+        return [pipeline(prompt, seed=seed, num_inference_steps=steps) for seed in range(seeds) for prompt in prompts]
 
 
 def bundle(path: Path, sizes: tuple[int, ...], rounds: int) -> dict[str, Any]:

@@ -104,22 +104,27 @@ def _judge(
 ) -> dict[str, float]:
     wanted = np.array([STYLES.index(pair["style"]) for pair in pairs])
     right = classify(queries) == wanted
-    found = {count: np.zeros(len(pairs), bool) for count in (1, 5)}
-    for style in range(len(STYLES)):
-        shelf = np.flatnonzero(gallery.styles == style)
-        place = {gallery.slugs[index]: position for position, index in enumerate(shelf)}
-        asked = np.flatnonzero(wanted == style)
-        if not len(asked):
-            continue
-        truth = np.array([place[pairs[index]["slug"]] for index in asked])
-        for count, hits in found.items():
-            hits[asked] = top(queries[asked], gallery.features[shelf], truth, count)
+    found = {count: retrieved(queries, gallery, pairs, count) for count in (1, 5)}
     unseen = np.array([pair["split"] == "held_out" for pair in pairs])
     report = {}
     for split, mask in (("seen", ~unseen), ("held_out", unseen)):
         report |= {f"{split}_top{count}": _percent(hits[mask]) for count, hits in found.items()}
         report[f"{split}_style"] = _percent(right[mask])
     return report
+
+
+def retrieved(queries: Array, gallery: Gallery, pairs: list[dict[str, str]], count: int) -> NDArray[np.bool_]:
+    """(Q,): whether a pair's real picture is among the ``count`` nearest of its style."""
+    wanted = np.array([STYLES.index(pair["style"]) for pair in pairs])
+    hits = np.zeros(len(pairs), bool)
+    for style in range(len(STYLES)):
+        shelf = np.flatnonzero(gallery.styles == style)
+        place = {gallery.slugs[index]: position for position, index in enumerate(shelf)}
+        asked = np.flatnonzero(wanted == style)
+        if len(asked):
+            truth = np.array([place[pairs[index]["slug"]] for index in asked])
+            hits[asked] = top(queries[asked], gallery.features[shelf], truth, count)
+    return hits
 
 
 def move(picture: Image.Image) -> Image.Image:
