@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument("--model", default="talbot", help="a bundle")
     parser.add_argument("--scale", type=float, action="append", help="guidance scales; default: 1 and the model's own")
+    parser.add_argument("--steps", type=int, help="denoising steps; default: the model's own")
     parser.add_argument("--write-pairs", action="store_true", help="choose the pairs anew, by the rule, and stop")
     arguments = parser.parse_args()
     with Pipeline.load(arguments.model) as pipeline:
@@ -62,16 +64,16 @@ def main() -> None:
         gallery = load_gallery(dataset)
         pairs = list(csv.DictReader(PAIRS.open(encoding="utf-8")))
         scales = arguments.scale or [1.0, defaults.guidance_scale]
+        steps = arguments.steps or defaults.num_inference_steps
         report: dict[str, Any] = {
             "model": pipeline.manifest.name,
-            "steps": defaults.num_inference_steps,
+            "steps": steps,
             "ceiling": ceiling(gallery, pairs),
             "autoencoder_psnr_db": autoencoder_psnr(Bundle.open(arguments.model), dataset),
         }
         for scale in scales:
-            drawn = [
-                pipeline(f"{p['name']}, {p['style']} style", seed=0, guidance_scale=scale).images[0] for p in pairs
-            ]
+            draw = functools.partial(pipeline, seed=0, guidance_scale=scale, num_inference_steps=steps)
+            drawn = [draw(f"{p['name']}, {p['style']} style").images[0] for p in pairs]
             report[f"guidance {scale:g}"] = judge(drawn, gallery, pairs)
     print(json.dumps(report, indent=2))
 
