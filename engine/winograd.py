@@ -38,10 +38,10 @@ def rewrite(model: onnx.ModelProto, stored: Arrays, largest: int = 4) -> dict[st
             other does, 2 about as finely.
     """
     graph, added = Graph(model.graph), dict[str, NDArray[np.float32]]()
-    for node, m in tiles(graph).items():
+    for index, m in tiles(graph).items():
         m = min(m, largest)
         if m in POINTS:
-            convolution = graph.nodes[node]
+            convolution = graph.nodes[index]
             name = f"{convolution.output[0]}.weights"
             added[name] = spread(graph.floats(convolution.input[1], stored), m)
             graph.replace(convolution, minimal(graph, convolution, graph.external(name, added[name]), m))
@@ -52,8 +52,10 @@ def rewrite(model: onnx.ModelProto, stored: Arrays, largest: int = 4) -> dict[st
 
 def growth(graph: Graph) -> int:
     """Bytes that weights in float32 grow by."""
-    pairs = {index: math.prod((graph.weight(graph.nodes[index].input[1]) or [])[:2]) for index in tiles(graph)}
-    return sum(4 * ((m + 2) ** 2 - 9) * pairs[index] for index, m in tiles(graph).items())
+    return sum(
+        4 * ((m + 2) ** 2 - 9) * math.prod((graph.weight(graph.nodes[index].input[1]) or [])[:2])
+        for index, m in tiles(graph).items()
+    )
 
 
 def tiles(graph: Graph) -> dict[int, int]:
