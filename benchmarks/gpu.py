@@ -4,7 +4,8 @@ Models of real size are made on the spot with random weights, exported in float1
 measured of each stands in :mod:`benchmarks.gpu_parts`. Each backend runs in a process of its own, so that a crash of
 the GPU's libraries costs that backend's next parts alone; what fails, or does not fit into the budget, is said in its
 place. ``benchmarks/results/<gpu>-<date>.json`` is written after every part, and a later call of the same day adds to
-it. Without a GPU it says so and stops, unless ``--backend cpu`` is asked for, which shows that the measuring works.
+it; ``--part`` measures some parts alone and leaves what was measured of the others. Without a GPU it says so and stops,
+unless ``--backend cpu`` is asked for, which shows that the measuring works.
 Where the sources lie without git, ``BENCHMARK_COMMIT`` in the environment says which commit they are of.
 """
 
@@ -55,7 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for model in options.models:
         for backend in ("model", *options.backends):
             subject = Subject(
-                model=model, backend=backend, work=options.work, rounds=options.rounds, steps=options.steps
+                model=model,
+                backend=backend,
+                work=options.work,
+                rounds=options.rounds,
+                steps=options.steps,
+                parts=tuple(options.parts),
             )
             for record in _measured(subject, deadline - time.monotonic(), report["models"].setdefault(model, {})):
                 report["models"][model][backend] = {**record, "commit": report["commit"]}
@@ -71,6 +77,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--budget", type=float, default=math.inf, metavar="SECONDS", help="what does not fit is skipped"
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="runs that a median is taken of")
+    parser.add_argument("--part", action="append", dest="parts", default=[], help="measure it alone; may repeat")
     parser.add_argument("--steps", type=int, help="of a picture, instead of the model's own")
     parser.add_argument("--work", type=Path, default=Path(".work/gpu"), help="keeps the models that are made")
     parser.add_argument("--output", type=Path, help="the file of results")
@@ -116,7 +123,7 @@ def _measured(subject: Subject, seconds: float, earlier: dict[str, Any]) -> Iter
     elif subject.backend != "model" and ("failed" in made or "not_run" in made):
         yield {"not_run": "there is no model to run"}
     else:
-        record: dict[str, Any] = {}
+        record: dict[str, Any] = earlier.get(subject.backend, {}) if subject.parts else {}
         for part, value in run(subject, seconds):
             print(f"{subject.model} {subject.backend} {part}: {json.dumps(value)[:200]}", file=sys.stderr)
             record[part] = value

@@ -51,6 +51,7 @@ class Subject:
         work: the folder where models that are made lie.
         rounds: runs that a median is taken of.
         steps: of a picture; None are the model's in ``STEPS``.
+        parts: the names of those to measure; all if there are none.
     """
 
     model: str
@@ -58,6 +59,7 @@ class Subject:
     work: Path
     rounds: int = ROUNDS
     steps: int | None = None
+    parts: tuple[str, ...] = ()
 
     def bundle(self) -> Path:
         """The model, made where it is not there yet."""
@@ -100,9 +102,8 @@ def parts(subject: Subject) -> Parts:
     """What is measured, in this order; nothing follows where the first, ``ready``, fails."""
     if subject.backend == "model":
         return {"ready": lambda: {"bundle": subject.bundle().name}}
-    if subject.backend == "pytorch":
-        return PyTorchParts(subject).all()
-    return BackendParts(subject).all()
+    found = PyTorchParts(subject).all() if subject.backend == "pytorch" else BackendParts(subject).all()
+    return {name: part for name, part in found.items() if name in ("ready", *(subject.parts or found))}
 
 
 class BackendParts:

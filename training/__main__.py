@@ -55,6 +55,7 @@ def main() -> None:
         config = shortened(config, arguments.steps)
     if config.device == "cuda" and arguments.stage not in WITHOUT_DEVICE and not torch.cuda.is_available():
         parser.error("--gpu needs a CUDA device; PyTorch sees none")
+    torch.backends.cudnn.benchmark = True  # a stage's shapes never change
     for name, stage in STAGES.items():
         if arguments.stage in (name, "all"):
             stage(config)

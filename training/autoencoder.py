@@ -26,7 +26,13 @@ def train(config: TrainingConfig) -> None:
     model = Autoencoder(config.autoencoder)
     begin(model, config, "vae")
     model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.autoencoder_lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=config.autoencoder_lr,
+        betas=(0.9, 0.99),
+        weight_decay=1e-4,
+        fused=config.device == "cuda",
+    )
     ema = EMA(model, config.ema_decay)
     run = Run("autoencoder", config, config.autoencoder_budget)
     parts = {"model": model, "optimizer": optimizer, "ema": ema}

@@ -46,7 +46,10 @@ UNET = UNetConfig(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long a stage trains: ``steps``, or until ``minutes`` of wall time are spent if that is sooner."""
+    """How long a stage trains: ``steps``, or until ``minutes`` of wall time are spent if that is sooner.
+
+    The first step after a start, in which a network is compiled, takes none of the minutes.
+    """
 
     steps: int
     minutes: float | None = None
@@ -120,7 +123,7 @@ GPU = dataclasses.replace(
     autoencoder_crop=64,
     autoencoder_batch=128,
     unet_batch=512,
-    autoencoder_budget=Budget(steps=20_000, minutes=7.0),
-    text_budget=Budget(steps=4000, minutes=1.0),
-    unet_budget=Budget(steps=60_000, minutes=14.0),
+    autoencoder_budget=Budget(steps=20_000, minutes=2.6),
+    text_budget=Budget(steps=4000, minutes=1.5),
+    unet_budget=Budget(steps=20_000, minutes=5.6),
 )

@@ -63,6 +63,7 @@ class Run:
     def steps(self, optimizer: torch.optim.Optimizer, parts: dict[str, Any]) -> Iterator[Callable[[Tensor], None]]:
         """Yield once a step, until the budget is spent, a function that takes the loss and does the update."""
         start, since_save, since_log = time.monotonic() - self.spent, time.monotonic(), time.monotonic()
+        compiling = True  # at the first step: its time is not the budget's, else a warm-up of minutes would be skipped
         losses: list[Tensor] = []
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])  # kept in the checkpoint
@@ -83,6 +84,8 @@ class Run:
             torch.manual_seed(int(self.rng.integers(2**63)))
             yield update
             self.step += 1
+            if compiling:
+                start, since_log, compiling = time.monotonic() - self.spent, time.monotonic(), False
             self.spent = time.monotonic() - start
             if time.monotonic() - since_log > 15 or self.progress >= 1:
                 rate = len(losses) / (time.monotonic() - since_log)

@@ -56,15 +56,16 @@ def train(config: TrainingConfig) -> None:
     groups = [{"params": list(model.parameters())}]
     if along:
         groups.append({"params": list(text.text_model.parameters()), "lr": config.text_along_lr, "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW(groups, lr=config.unet_lr, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        groups, lr=config.unet_lr, betas=(0.9, 0.99), weight_decay=0.01, fused=config.device == "cuda"
+    )
     emas = {"ema": EMA(model, config.ema_decay), "text_ema": EMA(text, config.ema_decay)}
     run = Run("unet", config, config.unet_budget)
     parts = {"model": model, "text": text, "optimizer": optimizer, **emas}
     run.resume(parts)
     alphas = alphas_cumprod().to(config.device)
-    error = torch.compile(loss) if config.compile else loss
 
-    def loss_on(part: np.ndarray, rng: np.random.Generator) -> Tensor:
+    def loss_on(part: np.ndarray, rng: np.random.Generator, error: Callable[..., Tensor] = loss) -> Tensor:
         chosen = rng.choice(part, config.unet_batch)
         captions = [sample_caption(dataset.concepts[n], dataset.styles[n], rng) for n in chosen]
         kept = rng.random(len(chosen)) >= config.prompt_dropout
@@ -74,8 +75,9 @@ def train(config: TrainingConfig) -> None:
         with config.autocast():
             return error(model, clean, timestep, alphas[timestep], text(ids)[0], config.min_snr_gamma)
 
+    training_loss = torch.compile(loss) if config.compile else loss
     for update in run.steps(optimizer, parts):
-        update(loss_on(seen, run.rng))
+        update(loss_on(seen, run.rng, training_loss))
         emas["ema"].update(run.step)
         if along:
             emas["text_ema"].update(run.step)

@@ -75,6 +75,10 @@ def test_the_whole_path_on_the_cpu_and_a_later_call_that_adds_to_it(tmp_path: Pa
     later = json.loads(path.read_text())["models"]
     assert later["talbot"] == report["models"]["talbot"]
     assert later["sd1"]["cpu"]["not_run"] == "the budget was spent before it began"
+    gpu.main([*arguments, "--part", "stages_ms"])
+    alone = json.loads(path.read_text())["models"]["talbot"]["cpu"]
+    assert {name for name, value in alone.items() if value != later["talbot"]["cpu"][name]} >= {"stages_ms"}
+    assert alone["pictures"] == later["talbot"]["cpu"]["pictures"]
 
 
 @pytest.mark.parametrize("backend", ["cuda", "tensorrt-rtx"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,16 @@ def test_a_finished_run_trains_no_more_until_its_budget_grows(tmp_path: Path) ->
     assert again.step == 5 and torch.equal(trained.weight, same.weight)
     longer, other = train_a_line(tmp_path, Budget(steps=8))
     assert longer.step == 8 and not torch.equal(trained.weight, other.weight)
+
+
+def test_the_first_step_which_compiles_takes_none_of_the_minutes(tmp_path: Path) -> None:
+    run, model = Run("line", config(tmp_path), Budget(steps=10**9, minutes=0.005)), torch.nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for update in run.steps(optimizer, {"model": model}):
+        if run.step == 0:
+            time.sleep(0.5)
+        update(model(torch.ones(2)).square().mean())
+    assert run.step > 1
 
 
 def test_minutes_end_a_run_before_its_steps_do(tmp_path: Path) -> None:
