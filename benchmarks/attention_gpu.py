@@ -131,6 +131,7 @@ def row(backend: str, shape: Shape, rounds: int = ROUNDS) -> dict[str, Any]:
                 found[form] = {"ready_seconds": seconds, "off": float(f"{off:.1e}"), "cuda_graph": captured}
             except Exception as error:  # whatever it is: the other forms are measured even so
                 queues.pop(form, None)
+                device.cuda.abandon_capture(device.stream)  # the others' work would be recorded, not done
                 found[form] = _failed(error)
         for form, microseconds in _timed(queues, device, rounds).items():
             found[form] |= microseconds
@@ -243,11 +244,7 @@ def _in_tensorrt(
     if asks is not None and not asks(stream):
         return enqueue, False
     cuda.begin_capture(stream)
-    try:
-        enqueue()
-        graph = cuda.end_capture(stream)
-    except BaseException:
-        cuda.abandon_capture(stream)
-        raise
+    enqueue()
+    graph = cuda.end_capture(stream)
     stack.callback(cuda.destroy_graph, graph)
     return lambda: cuda.launch(graph, stream), True

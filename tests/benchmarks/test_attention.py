@@ -19,6 +19,7 @@ from benchmarks.gpu_parts import Subject
 from calotype.engine.build import build_plan
 from calotype.engine.profiles import Shapes
 from calotype.runtime.sessions.cuda_operators import for_cuda
+from calotype.runtime.sessions.device import Device
 from calotype.runtime.sessions.libraries import load_library
 from tests import computing_standins
 from tests.runtime import cuda_standin
@@ -67,10 +68,11 @@ def test_a_form_that_fails_or_is_wrong_is_one_line_and_the_others_are_timed(
 ) -> None:
     opened = attention_gpu.opened
 
-    def some(backend: str, form: str, *rest: Any) -> Any:
+    def some(backend: str, form: str, shape: Shape, device: Device, *rest: Any) -> Any:
         if form == "Attention":
+            device.cuda.begin_capture(device.stream)
             raise ZeroDivisionError("a\nb")
-        return (lambda: None, True) if form == "parts" else opened(backend, form, *rest)
+        return (lambda: None, True) if form == "parts" else opened(backend, form, shape, device, *rest)
 
     monkeypatch.setattr(attention_gpu, "opened", some)
     found = attention_gpu.row("cuda", SMALL, rounds=1)
