@@ -2,17 +2,20 @@
 
 The same attention is written as opset 23's ``Attention`` and as MatMul, Softmax, MatMul of opset 20. Both run in ONNX
 Runtime on the CPU in float32, on one thread, and take turns; what counts is the processor's time, which other programs
-on the machine hardly change.
+on the machine hardly change. With ``--backend cuda``, ``tensorrt-rtx`` or ``tensorrt`` it is
+:mod:`benchmarks.attention_gpu` that measures.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import statistics
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +37,20 @@ SHAPES = (
 
 
 def main() -> None:
+    """Measure here or on the GPU."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.attention", description="Measure forms of attention.")
+    parser.add_argument("--backend", choices=("cpu", "cuda", "tensorrt-rtx", "tensorrt"), default="cpu")
+    parser.add_argument("--output", type=Path, help="the file of a GPU's results; the CPU's are printed")
+    options = parser.parse_args()
+    if options.backend == "cpu":
+        on_cpu()
+        return
+    from benchmarks import attention_gpu  # which needs what a GPU's machine has
+
+    attention_gpu.main(options.backend, options.output)
+
+
+def on_cpu() -> None:
     """Measure, print."""
     rows = []
     for name, *shape in SHAPES:
