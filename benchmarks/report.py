@@ -250,7 +250,13 @@ def startup(name: str, report: Mapping[str, Any], _folder: Path) -> str:
 
 
 def attention(name: str, report: Mapping[str, Any], _folder: Path) -> str:
-    """One node or its parts."""
+    """One node or its parts; on a GPU, every form."""
+    if "gpu" in report:
+        forms = list(dict.fromkeys(form for row in report["rows"] for form in row["forms"] if form != "failed"))
+        rows = [[row["attention"], *(_attention_us(row["forms"], form) for form in forms)] for row in report["rows"]]
+        about = f"`{report['command']}`, commit {report['commit']}; [figures](results/{name}.json). Of one attention."
+        title = f"Attention, {report['backend']} on {report['gpu']['name']}"
+        return f"## {title}\n\n{about}\n\n{_table(['', *forms], rows)}\n"
     rows = [
         [row["attention"], *(f"{row['median_processor_ms'][form]} ms" for form in ("Attention", "parts"))]
         for row in report["rows"]
@@ -259,6 +265,11 @@ def attention(name: str, report: Mapping[str, Any], _folder: Path) -> str:
         f"## Attention as one node or in parts\n\n{_origin(name, report)} More in [a note](attention.md).\n\n"
         f"{_table(['', 'one node', 'parts'], rows)}\n"
     )
+
+
+def _attention_us(forms: Mapping[str, Any], form: str) -> str:
+    own = forms.get(form, forms)
+    return f"{own['median_us']} µs" if "median_us" in own else own.get("failed", "")
 
 
 def export(name: str, report: Mapping[str, Any], _folder: Path) -> str:
