@@ -51,7 +51,7 @@ class Binding:
 class InferenceSession:
     """A graph that was made for CUDA, on the CPU."""
 
-    def __init__(self, model: bytes, options: Any, providers: Any) -> None:
+    def __init__(self, model: bytes, options: Any, providers: Any, enable_fallback: int) -> None:
         assert providers[0][0] == "CUDAExecutionProvider"
         standard = in_standard_operators(model)
         self.real = onnxruntime.InferenceSession(standard, options, providers=["CPUExecutionProvider"])

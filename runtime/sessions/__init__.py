@@ -86,12 +86,12 @@ def _obstacle_to_plans(backend: str, folder: Path) -> str | None:
     from calotype.runtime.sessions.cuda import load_cuda
     from calotype.runtime.sessions.tensorrt import serving_plans
 
-    gpu = load_cuda(backend).gpu()
-    version = load_library(backend).version
+    gpu, library = load_cuda(backend).gpu(), load_library(backend)
+    library.check_gpu(gpu)
     for name, spec in Manifest.read(folder).networks.items():
         if name in CACHING:
             continue
-        serving_plans(folder, spec, backend, version, gpu.identity, gpu.driver)
+        serving_plans(folder, spec, backend, library.version, gpu.identity, gpu.driver)
     return None
 
 

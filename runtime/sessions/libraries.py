@@ -12,6 +12,7 @@ from collections import deque
 from typing import Any
 
 from calotype.runtime.errors import BackendError, MissingPackageError
+from calotype.runtime.sessions.cuda import Gpu
 
 # Backend -> modules; the lean runtime executes version-compatible plans and builds none.
 MODULES = {"tensorrt": ("tensorrt", "tensorrt_lean"), "tensorrt-rtx": ("tensorrt_rtx",)}
@@ -30,6 +31,11 @@ class Library:
     def builds(self) -> bool:
         """Whether it builds plans: the lean runtime does not."""
         return hasattr(self.api, "Builder")
+
+    def check_gpu(self, gpu: Gpu) -> None:
+        """Raises BackendError for a GPU that it does not run on, as TensorRT-RTX does not on Hopper."""
+        if self.name == "tensorrt-rtx" and not hasattr(self.api.ComputeCapability, gpu.capability.upper()):
+            raise BackendError(f"{self.name} {self.version} does not run on {gpu.identity}; use --backend cuda")
 
 
 def installed(name: str) -> bool:

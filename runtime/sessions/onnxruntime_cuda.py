@@ -138,7 +138,8 @@ class OnnxRuntimeCudaSession:
             }
             try:
                 providers = [(PROVIDER, settings), "CPUExecutionProvider"]
-                session = onnxruntime.InferenceSession(model, options, providers=providers)
+                # Without the fallback, which opens on the CPU what CUDA has refused, and hides why.
+                session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
             except Exception as error:
                 if captured == "0":
                     raise BackendError(self._explain(f"cannot open {graph.name}", error)) from error

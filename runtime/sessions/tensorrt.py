@@ -95,6 +95,7 @@ class TensorRtSession:
         try:
             self._library = load_library(backend)
             gpu = self._device.gpu
+            self._library.check_gpu(gpu)
             self._plans = serving_plans(folder, spec, backend, self._library.version, gpu.identity, gpu.driver)
             if overrides:  # a plan with weights of its own would refuse them
                 self._plans = [plan for plan in self._plans if plan[1].key["stripped"]] or self._plans

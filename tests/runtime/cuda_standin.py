@@ -36,7 +36,7 @@ class Mode(enum.Enum):
 
 
 class Properties:
-    name, major, minor, totalGlobalMem = b"Stand-in\0\0", 9, 0, 1 << 30
+    name, major, minor, totalGlobalMem = b"Stand-in\0\0", 8, 9, 1 << 30
 
 
 class Cuda:
@@ -193,6 +193,9 @@ class Library:
 
     class DynamicShapesKernelSpecializationStrategy(enum.Enum):
         EAGER = 1
+
+    class ComputeCapability(enum.Enum):
+        SM89 = 89
 
     __version__ = "1.7"
     __spec__ = "a module has one"

@@ -359,6 +359,17 @@ def test_a_missing_binding_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("library")
+def test_a_gpu_that_the_library_has_no_kernels_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in BUNDLE.manifest.networks:
+        keep_plan(name)
+    monkeypatch.setattr(cuda_standin.Properties, "major", 9)
+    monkeypatch.setattr(cuda_standin.Properties, "minor", 0)
+    with pytest.raises(BackendError, match=r"tensorrt-rtx 1\.7 does not run on Stand-in sm90; use --backend cuda"):
+        open_unet()
+    assert choose_backend("auto", BUNDLE.path) == "cpu"
+
+
+@pytest.mark.usefixtures("library")
 def test_auto_takes_what_runs_and_says_why_not_the_others(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     assert choose_backend("auto", BUNDLE.path) == "cpu"

@@ -19,7 +19,7 @@ def finding(backend: str) -> doctor.Finding:
 
 def test_a_gpu_makes_what_is_installed_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", Cuda())  # type: ignore[arg-type]
-    assert machine()["gpu"] == "Stand-in sm90, 1 GiB, CUDA 13000"
+    assert machine()["gpu"] == "Stand-in sm89, 1 GiB, CUDA 13000"
     rtx = finding("tensorrt-rtx")
     assert (rtx.usable, rtx.version, rtx.advice) == (True, importlib.metadata.version("tensorrt-rtx"), "")
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from calotype.runtime.errors import BackendError
+from calotype.runtime.sessions.cuda import Gpu
 from calotype.runtime.sessions.libraries import load_library
 
 
@@ -63,3 +65,11 @@ def test_memory_is_that_of_the_build_that_asks(logger: Any) -> None:
     note(logger, "Total time: 3 s")
     assert logger.memory(mark) == {"Weights Memory": 100, "Activation Memory": 20}
     assert logger.memory(logger.mark()) == {}
+
+
+def test_tensorrt_rtx_says_itself_which_gpus_it_runs_on() -> None:
+    library = load_library("tensorrt-rtx")
+    ada = Gpu(name="NVIDIA L40S", capability="sm89", driver="13000", memory=48 << 30)
+    library.check_gpu(ada)
+    with pytest.raises(BackendError, match="does not run on NVIDIA H100 sm90"):
+        library.check_gpu(Gpu(name="NVIDIA H100", capability="sm90", driver="13000", memory=80 << 30))

@@ -66,7 +66,10 @@ class OnnxRuntime:
     def get_providers(self) -> list[str]:
         return self.providers
 
-    def InferenceSession(self, graph: bytes, options: Any, providers: Any) -> OnnxRuntime:  # noqa: N802
+    def InferenceSession(  # noqa: N802
+        self, graph: bytes, options: Any, providers: Any, enable_fallback: int
+    ) -> OnnxRuntime:
+        assert enable_fallback == 0, "what CUDA refuses is opened on the CPU"
         settings = providers[0][1]
         self.opened.append(settings)
         if self.refuses_graphs and settings["enable_cuda_graph"] == "1":
