@@ -152,7 +152,8 @@ def run(
             if value is not None:
                 yield begun, value
                 begun = "end"
-        yield begun, {"failed": "the budget was spent before it was done"}
+        if begun != "end":  # what is left then is the process's own tidying up
+            yield begun, {"failed": "the budget was spent before it was done"}
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid or 0, signal.SIGKILL)  # what it has started, too
