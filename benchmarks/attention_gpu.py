@@ -194,7 +194,7 @@ def _in_onnxruntime(graph: bytes, device: Device, staging: Staging, shape: Shape
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         providers = [(PROVIDER, {**settings, "enable_cuda_graph": captured}), "CPUExecutionProvider"]
-        return onnxruntime.InferenceSession(graph, options, providers=providers)
+        return onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
 
     captured = True
     try:

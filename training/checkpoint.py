@@ -91,7 +91,7 @@ def make(config: TrainingConfig) -> None:
             "name": "talbot",
             "license": "Apache-2.0 AND CC-BY-4.0 AND MIT",
             "attribution": list(ATTRIBUTION),
-            "defaults": {"height": size, "width": size, "num_inference_steps": 20, "guidance_scale": 3.0},
+            "defaults": {"height": size, "width": size, "num_inference_steps": 20, "guidance_scale": 5.0},
         },
     )
     shutil.rmtree(folder, ignore_errors=True)

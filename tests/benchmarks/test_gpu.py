@@ -96,7 +96,7 @@ def test_the_unet_in_pytorch_eager_and_compiled(monkeypatch: pytest.MonkeyPatch)
     found: dict[str, Any] = {}
     monkeypatch.setattr(gpu_parts, "PyTorchParts", lambda item: PyTorchParts(item, "cpu"))
     measure(subject("pytorch"), lambda part, value=None: found.update({part: value}))
-    assert found["ready"] == {"rows": 2, "pixels": 64, "dtype": "torch.float32"}
+    assert found["ready"] == {"rows": 2, "pixels": 128, "dtype": "torch.float32"}
     assert found["eager"]["call_ms"]["median"] > 0
     assert found["compiled"]["call_ms"]["median"] > 0
 

@@ -245,7 +245,7 @@ def test_a_shape_outside_every_profile_names_them() -> None:
     keep_plan()
     with (
         open_unet() as session,
-        pytest.raises(InputError, match=r"height=99.*\(default: batch 1:2:8, 64:64:64 x 64:64:64"),
+        pytest.raises(InputError, match=r"height=99.*\(default: batch 1:2:8, 64:128:192 x 64:128:192"),
     ):
         session.reserve({**SIZES, "height": 99})
 
