@@ -152,6 +152,46 @@ def test_what_becomes_of_an_attention(
     np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 if dtype is np.float32 else 3e-3)
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_the_first_of_the_largest_integers_is_found_among_floats_without_ties(
+    dtype: type, keepdims: int, tmp_path: Path
+) -> None:
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    made = [onnx.helper.make_node("Identity", ["given"], ["x"])]
+    made += [onnx.helper.make_node("ArgMax", ["x"], ["place"], axis=-1, keepdims=keepdims, select_last_index=0)]
+    given = onnx.helper.make_tensor_value_info("given", kind, ["rows", 77])
+    place = onnx.helper.make_tensor_value_info("place", onnx.TensorProto.INT64, None)
+    graph = onnx.helper.make_graph(made, "end", [given], [place])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=10)
+    onnx.save(onnx.shape_inference.infer_shapes(model), tmp_path / "g.onnx")
+    rewritten = onnx.load_from_string(for_cuda(tmp_path / "g.onnx")[0])
+    ranks = onnx.helper.make_tensor_value_info(rewritten.graph.node[-1].input[0], onnx.TensorProto.FLOAT, None)
+    rewritten.graph.output.append(ranks)
+    random, rows = np.random.default_rng(0), [np.zeros(77), np.full(77, 49407), np.arange(77), np.arange(77)[::-1]]
+    for most in (2, 4, 49408):  # ties are many, some, few
+        rows += list(random.integers(0, most, (40, 77)))
+    rows += [np.where(np.arange(77) < end, random.integers(0, 49406, 77), 49407) for end in range(77)]
+    x = np.array(rows, dtype)
+    got, ranked = run(rewritten.SerializeToString(), tmp_path, {"given": x})
+    np.testing.assert_array_equal(got, x.argmax(-1, keepdims=bool(keepdims)))
+    assert all(np.unique(row).size == row.size for row in ranked)
+
+
+def test_sdxl_s_second_text_encoder_finds_the_end_of_each_text(request: pytest.FixtureRequest) -> None:
+    bundle = Bundle.open(request.getfixturevalue("sdxl").bundle)
+    spec = bundle.manifest.networks["text_encoder_2"]
+    path = bundle.path / spec.graphs["float32"]
+    tokens = read_tokens(bundle, "text_encoder_2")
+    tried = cases("text_encoder_2", spec.inputs, tokens, bundle.manifest.max_clip_skip, SIZES)
+    for inputs in tried.values():
+        wanted, got = run(path.read_bytes(), bundle.path, inputs), run(for_standard(path), bundle.path, inputs)
+        for one, other in zip(wanted, got, strict=True):
+            np.testing.assert_allclose(other, one, rtol=0, atol=1e-5)
+    (ending,) = nodes(onnx.load_from_string(for_cuda(path)[0]), "ArgMax")
+    assert ending.input[0].endswith(".ranked")
+
+
 def test_weights_that_a_cache_of_the_hub_links_to_are_read_where_they_lie(tmp_path: Path) -> None:
     """ONNX Runtime refuses links out of the folder of a graph that is given as bytes."""
     bundle = Bundle.open(in_hub_cache(Bundle.open("talbot").path, tmp_path))
