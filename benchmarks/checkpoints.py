@@ -72,6 +72,7 @@ SIZES: dict[str, dict[str, tuple[type[nn.Module], ModelConfig]]] = {
         "vae": (Autoencoder, AutoencoderConfig(scaling_factor=0.13025)),
     },
 }
+LATENTS = {"sd1": 64, "sdxl": 128}  # of a side, as the released models have them: 512 and 1024 pixels
 PIPELINES = {"sd1": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
 LIBRARIES = {
     "scheduler": ("diffusers", "EulerDiscreteScheduler"),
@@ -123,7 +124,7 @@ def _random(family: str, folder: Path) -> None:
         torch.set_default_dtype(torch.float16)
         module = build(config)
         torch.set_default_dtype(torch.float32)
-        _write_component(folder / name, config, module.state_dict(), sample_size=64)
+        _write_component(folder / name, config, module.state_dict(), sample_size=LATENTS[family])
     for name in ("tokenizer", "tokenizer_2")[: 2 if family == "sdxl" else 1]:
         _write_tokenizer(folder / name, Tokenizer.clip("!" if name == "tokenizer_2" else "<|endoftext|>"), 77)
     _write_pipeline(folder, PIPELINES[family], EULER)

@@ -6,7 +6,7 @@ the GPU's libraries costs that backend's next parts alone; what fails, or does n
 place. ``benchmarks/results/<gpu>-<date>.json`` is written after every part, and a later call of the same day adds to
 it; ``--part`` measures some parts alone and leaves what was measured of the others. Without a GPU it says so and stops,
 unless ``--backend cpu`` is asked for, which shows that the measuring works.
-Where the sources lie without git, ``BENCHMARK_COMMIT`` in the environment says which commit they are of.
+Where the sources are a copy, ``BENCHMARK_COMMIT`` in the environment says which commit they are of.
 """
 
 from __future__ import annotations

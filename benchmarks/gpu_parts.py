@@ -127,7 +127,7 @@ class BackendParts:
         }
 
     def ready(self) -> dict[str, Any]:
-        """Plans are built, or taken from the cache, and the GPU's free memory is noted."""
+        """Plans are built, or taken from the cache, and the GPU's free memory is noted; the size that times are of."""
         backend, start = self.subject.backend, time.perf_counter()
         if backend.startswith("tensorrt") and not installed(backend):
             raise NotRunError(f"{backend} is not installed")
@@ -140,7 +140,8 @@ class BackendParts:
             raise NotRunError(reason)
         self.cuda: Cuda | None = None if backend == "cpu" else load_cuda(backend)
         self.free = self._free()
-        return {"seconds": round(time.perf_counter() - start, 1)}
+        seconds = round(time.perf_counter() - start, 1)
+        return {"seconds": seconds, "pixels": self.bundle.manifest.defaults.height}
 
     def parity(self) -> dict[str, Any]:
         """Of every network."""

@@ -32,10 +32,10 @@ def machine() -> dict[str, Any]:
 def commit(*sources: str) -> str:
     """The last that changed ``sources``, marked where a file differs from it.
 
-    A copy without history, as it lies on a borrowed machine, is of the commit that ``BENCHMARK_COMMIT`` names.
+    Where ``BENCHMARK_COMMIT`` names one, it is that: a copy on a borrowed machine has no history, or one of its own.
     """
     told = os.environ.get("BENCHMARK_COMMIT")
-    if told and not (ROOT / ".git").exists():
+    if told:
         return told
     last = _git("log", "-1", "--format=%h", "--", *sources)
     return f"{last}-dirty" if _git("status", "--porcelain", "--", *sources) else last

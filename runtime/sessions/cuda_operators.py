@@ -7,6 +7,20 @@ cores do; its sums are atomic additions, so that an image's last bits may differ
 transposes. The provider's option ``prefer_nhwc`` does less, and puts the arithmetic of shapes on the GPU, with copies
 that no CUDA graph can hold. The operators are described in
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
+
+``ArgMax`` has kernels for floating-point numbers alone. Of integers it would run on the CPU, and SDXL's second text
+encoder be no CUDA graph, four times as slow.
+
+No ``Attention`` may stay but those that are causal. With heads of 160 channels and 256 tokens, as SD 1.5 has them at
+512x512, it is wrong in float16: off by 1.3 of its outputs' norm (1.31.1, H200), where ``MultiHeadAttention`` is off by
+0.001. Both have flash attention, on an H200 the latter cuDNN's and the former ONNX Runtime's own, which serves both on
+GPUs before Hopper, where neither has been compared. The causal ones are the text encoders', of 77 tokens and heads of
+64 channels, and were right.
+
+Heads of more than 256 channels, the autoencoder's, are too wide for flash attention: in parts (MatMul, Softmax, MatMul)
+they took 112 µs instead of 440 on the H200. The logits, and the weights made of them, then lie in memory: together
+64 MiB at 512x512, 1 GiB at 1024x1024. Up to some 1450x1450 that is less than a decoder takes for its last level;
+beyond, tiles keep it small.
 """
 
 from __future__ import annotations
@@ -16,6 +30,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,10 +40,12 @@ from calotype.runtime.protobuf import field, fields
 
 Attribute = int | float | str | tuple[int, ...]
 Attributes = Mapping[str, Attribute]
+EMPTY = memoryview(b"")
 CONTRIB = "com.microsoft"
-FLOAT, INT64 = 1, 7
-DTYPES = {FLOAT: np.float32, INT64: np.int64, 10: np.float16}
+FLOAT, INT32, INT64, FLOAT16 = 1, 6, 7, 10
+DTYPES = {FLOAT: np.float32, INT64: np.int64, FLOAT16: np.float16}
 MOST_IN_GROUP = 512  # channels, of which GroupNorm's kernel takes an even number
+MOST_IN_HEAD = 256  # channels, of which ONNX Runtime has flash attention
 HEADS = (0, 2, 1, 3)  # (B, T, heads, D) <-> (B, heads, T, D)
 LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # channels
 
@@ -59,6 +76,15 @@ class _Tensor:
     dtype: int
     shape: tuple[int, ...]
     values: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Heads:
+    """Tokens, how many heads they are taken apart into, and the dtype that they are cast to on the way; 0 is none."""
+
+    tokens: str
+    heads: int
+    dtype: int
 
 
 def for_cuda(path: Path) -> tuple[bytes, Path]:
@@ -94,6 +120,7 @@ def _places(path: Path) -> tuple[Path, dict[str, str]]:
 class _Graph:
     def __init__(self, message: bytes, locations: Mapping[str, str]) -> None:
         self._rest, self._nodes, self._tensors = b"", list[_Node](), dict[str, _Tensor]()
+        self._types = dict[str, memoryview]()  # of values between the nodes
         self._outputs: set[str] = set()
         self._added: list[bytes] = []
         for number, _, value in fields(memoryview(message)):
@@ -105,6 +132,9 @@ class _Graph:
                 self._tensors[name] = tensor
                 value = memoryview(_moved(value, locations))
             self._rest += field(number, value)
+            if number == 13 and isinstance(value, memoryview):
+                described = _once(value)
+                self._types[_text(described[1])] = described.get(2, EMPTY)
             if number == 12 and isinstance(value, memoryview):
                 self._outputs |= {_text(part) for where, _, part in fields(value) if where == 1}
         self._producers = {name: node for node in self._nodes for name in node.outputs}
@@ -114,7 +144,12 @@ class _Graph:
 
     def rewritten(self) -> bytes:
         """The graph, encoded."""
-        ways = {"GroupNormalization": self._group_norm, "Attention": self._attention, "Conv": self._convolution}
+        ways = {
+            "GroupNormalization": self._group_norm,
+            "Attention": self._attention,
+            "Conv": self._convolution,
+            "ArgMax": self._first_largest,
+        }
         places = {id(node): place for place, node in enumerate(self._nodes)}
         gone: set[int] = set()
         instead: dict[int, list[_Node]] = {}
@@ -195,6 +230,28 @@ class _Graph:
             _Node(op="Transpose", inputs=(names[2],), outputs=(out,), attributes={"perm": FIRST}),
         ], []
 
+    def _first_largest(self, node: _Node) -> tuple[list[_Node], list[_Node]] | None:
+        """Of integers, as CLIP looks for a text's end: in float32, as CUDA has no kernel for them.
+
+        That kernel promises nothing of ties. ``x * N - place`` has none, and is largest at the first of the largest
+        ``x``; exactly, since ids of tokens, under 50,000, times 77 of them are less than 2^24.
+        """
+        (x,), (out,) = node.inputs, node.outputs
+        kind = _read_type(self._types.get(x, EMPTY))
+        count = kind.shape[-1] if kind.shape else 0
+        last = node.attributes.get("axis", 0) in (-1, len(kind.shape) - 1)
+        if kind.dtype not in (INT32, INT64) or not count or not last or node.attributes.get("select_last_index"):
+            return None
+        factor = self._constant(f"{out}.count", FLOAT, [count])
+        places = self._constant(f"{out}.places", FLOAT, list(range(count)))
+        names = [f"{out}.{part}" for part in ("float", "scaled", "ranked")]
+        return [
+            _Node(op="Cast", inputs=(x,), outputs=(names[0],), attributes={"to": FLOAT}),
+            _Node(op="Mul", inputs=(names[0], factor), outputs=(names[1],)),
+            _Node(op="Sub", inputs=(names[1], places), outputs=(names[2],)),
+            dataclasses.replace(node, inputs=(names[2],), raw=b""),
+        ], []
+
     def _silu(self, x: str) -> list[_Node]:
         """The nodes of ``x * sigmoid(x)`` where ``x`` serves nothing else, the product last; else none."""
         users = [node for node in self._nodes if x in node.inputs]
@@ -205,46 +262,93 @@ class _Graph:
         return users if fits and self._uses[sigmoid.outputs[0]] == 1 else []
 
     def _attention(self, node: _Node) -> tuple[list[_Node], list[_Node]] | None:
-        """Where heads are taken apart before it and put together after it, and nothing is masked."""
-        plain = not any(node.attributes.get(name) for name in ("is_causal", "softcap", "qk_matmul_output_mode"))
-        apart = [self._heads_apart(name) for name in node.inputs]
-        together = self._heads_together(node.outputs[0])
-        heads = {count for _, count in filter(None, apart)}
-        if not plain or len(apart) != 3 or None in apart or together is None or len(heads) != 1:
+        """In one node where heads are taken apart before it and put together after it, else in parts.
+
+        Where it is in float32 among nodes in float16, casts may lie between all of these.
+        """
+        masks = ("is_causal", "softcap", "qk_matmul_output_mode")
+        if len(node.inputs) != 3 or any(node.attributes.get(name) for name in masks):
+            return None
+        apart, together = [self._heads_apart(name) for name in node.inputs], self._heads_together(node.outputs[0])
+        query = _read_type(self._types.get(node.inputs[0], EMPTY))  # (B, heads, T, D)
+        size = query.shape[-1] if query.shape else 0
+        heads = {found.heads for found in apart if found is not None}
+        fits = None not in apart and together is not None and len(heads) == 1
+        if size and (not fits or (query.dtype == FLOAT16 and size > MOST_IN_HEAD)):
+            return self._attention_in_parts(node, query.dtype, size), []
+        if not fits or together is None:
             return None
         how: dict[str, int | float] = {"num_heads": heads.pop()}
         if scale := float(node.attributes.get("scale", 0.0)):  # type: ignore[arg-type]
             how["scale"] = scale
-        made = _Node(
-            op="MultiHeadAttention",
-            domain=CONTRIB,
-            inputs=tuple(name for name, _ in filter(None, apart)),
-            outputs=together[-1].outputs,
-            attributes=how,
+        out, made, inputs = node.outputs[0], list[_Node](), list[str]()
+        for found in filter(None, apart):
+            inputs.append(self._cast(found.tokens, found.dtype, f"{out}.{len(inputs)}", made))
+        final = together[-1].outputs[0]
+        casts = [int(after.attributes["to"]) for after in together if after.op == "Cast"]  # type: ignore[arg-type]
+        attended = f"{out}.tokens" if casts else final
+        made.append(
+            _Node(op="MultiHeadAttention", domain=CONTRIB, inputs=tuple(inputs), outputs=(attended,), attributes=how)
         )
-        return [made], together
+        if casts:
+            made.append(_Node(op="Cast", inputs=(attended,), outputs=(final,), attributes={"to": casts[-1]}))
+        return made, together
 
-    def _heads_apart(self, name: str) -> tuple[str, int] | None:
-        """The tokens (B, T, heads * D) that ``name`` (B, heads, T, D) is a view of, and how many heads."""
-        transpose = self._producers.get(name)
+    def _attention_in_parts(self, node: _Node, dtype: int, size: int) -> list[_Node]:
+        (q, k, v), (out,) = node.inputs, node.outputs
+        factor = float(node.attributes.get("scale", 0.0)) or size**-0.5  # type: ignore[arg-type]
+        scale = self._constant(f"{out}.scale", dtype, [factor])
+        names = [f"{out}.{part}" for part in ("scaled", "turned", "logits", "weights")]
+        return [
+            _Node(op="Mul", inputs=(q, scale), outputs=(names[0],)),  # before the product, which then overflows less
+            _Node(op="Transpose", inputs=(k,), outputs=(names[1],), attributes={"perm": (0, 1, 3, 2)}),
+            _Node(op="MatMul", inputs=(names[0], names[1]), outputs=(names[2],)),
+            _Node(op="Softmax", inputs=(names[2],), outputs=(names[3],), attributes={"axis": -1}),
+            _Node(op="MatMul", inputs=(names[3], v), outputs=(out,)),
+        ]
+
+    def _heads_apart(self, name: str) -> _Heads | None:
+        """The tokens (B, T, heads * D) that ``name`` (B, heads, T, D) is a view of."""
+        transpose, dtype = self._source(name)
         if transpose is None or transpose.op != "Transpose" or transpose.attributes.get("perm") != HEADS:
             return None
-        reshape = self._producers.get(transpose.inputs[0])
+        reshape, earlier = self._source(transpose.inputs[0])
         shape = None if reshape is None or reshape.op != "Reshape" else self._producers.get(reshape.inputs[1])
         if reshape is None or shape is None or shape.op != "Concat" or len(shape.inputs) != 4:
             return None
         heads = self._tensors.get(shape.inputs[2])
-        return None if heads is None or len(heads.values) != 1 else (reshape.inputs[0], heads.values[0])
+        if heads is None or len(heads.values) != 1:
+            return None
+        return _Heads(tokens=reshape.inputs[0], heads=heads.values[0], dtype=dtype or earlier)
 
     def _heads_together(self, name: str) -> list[_Node] | None:
-        """The transpose and the reshape after which ``name`` is tokens again, where it serves nothing else."""
-        transpose = self._users.get(name)
-        reshape = None if transpose is None else self._users.get(transpose.outputs[0])
-        if transpose is None or reshape is None or self._uses[name] != 1 or self._uses[transpose.outputs[0]] != 1:
-            return None
-        fits = (transpose.op, reshape.op) == ("Transpose", "Reshape") and transpose.attributes.get("perm") == HEADS
-        shape = self._producers.get(reshape.inputs[1]) if fits else None
-        return None if shape is None or shape.op != "Concat" or len(shape.inputs) != 3 else [transpose, reshape]
+        """The nodes, casts among them, after which ``name`` is tokens again, where it serves nothing else."""
+        found: list[_Node] = []
+        for wanted in ("Transpose", "Reshape"):
+            for op in ("Cast", wanted):
+                user = self._users.get(name)
+                if user is None or self._uses[name] != 1 or user.op not in (op, wanted):
+                    return None
+                if user.op == op:
+                    found.append(user)
+                    name = user.outputs[0]
+        transpose, reshape = (node for node in found if node.op != "Cast")
+        shape = self._producers.get(reshape.inputs[1]) if transpose.attributes.get("perm") == HEADS else None
+        return None if shape is None or shape.op != "Concat" or len(shape.inputs) != 3 else found
+
+    def _source(self, name: str) -> tuple[_Node | None, int]:
+        """What makes ``name``; where that is a cast, what makes its input, and the dtype after it, else 0."""
+        node = self._producers.get(name)
+        if node is None or node.op != "Cast":
+            return node, 0
+        return self._producers.get(node.inputs[0]), int(node.attributes["to"])  # type: ignore[arg-type]
+
+    def _cast(self, name: str, dtype: int, into: str, made: list[_Node]) -> str:
+        """``name`` in ``dtype``; itself where that is 0."""
+        if not dtype:
+            return name
+        made.append(_Node(op="Cast", inputs=(name,), outputs=(into,), attributes={"to": dtype}))
+        return into
 
     def _weight(self, name: str) -> _Tensor | None:
         """The initializer that ``name`` is, or is cast from; in the dtype after that."""
@@ -292,7 +396,7 @@ def _read_attribute(message: memoryview) -> dict[str, Attribute]:
         elif number == 2 and isinstance(value, memoryview):
             one = float(np.frombuffer(value, "<f4")[0])
         elif number == 3 and isinstance(value, int):
-            one = value
+            one = value - (value >> 63 << 64)  # signed
         elif number == 4 and isinstance(value, memoryview):
             one = bytes(value).decode(errors="replace")
         elif number == 8:
@@ -316,6 +420,18 @@ def _read_tensor(message: bytes) -> tuple[str, _Tensor]:
         elif number == 9 and isinstance(value, memoryview) and dtype == INT64:
             values += np.frombuffer(value, "<i8").tolist()
     return name, _Tensor(dtype=dtype, shape=tuple(shape), values=tuple(values))
+
+
+def _read_type(message: memoryview) -> _Tensor:
+    """Of a value between the nodes; a dimension that is not known is 0."""
+    tensor = _once(_once(message).get(1, EMPTY))
+    shape = tuple(int(_once(dimension).get(1, 0)) for _, _, dimension in fields(tensor.get(2, EMPTY)))  # type: ignore[arg-type]
+    return _Tensor(dtype=int(tensor.get(1, 0)), shape=shape)
+
+
+def _once(message: memoryview) -> dict[int, Any]:
+    """The fields of a message that has none twice."""
+    return {number: value for number, _, value in fields(message)}
 
 
 def _moved(tensor: memoryview, locations: Mapping[str, str]) -> bytes:

@@ -16,6 +16,7 @@ import pytest
 
 from benchmarks import gpu, gpu_parts
 from benchmarks.gpu_parts import NotRunError, PyTorchParts, Subject, measure
+from calotype.runtime.bundle import Bundle
 
 PARTS = ["ready", "parity", "picture_parity", "stages_ms", "unet_rows_ms", "pictures", "images_in_a_call"]
 PARTS += ["low_memory"]
@@ -50,6 +51,7 @@ def check(record: dict[str, Any], *, on_gpu: bool) -> None:
     """That every part has figures."""
     assert [part for part in record if part not in ("commit", "warnings")] == PARTS
     assert "failed" not in json.dumps(record)
+    assert record["ready"]["pixels"] == Bundle.open("talbot").manifest.defaults.height
     assert all(math.isfinite(number) for number in numbers(record))
     assert {"text_encoder", "unet", "vae_decoder", "vae_encoder"} == record["stages_ms"].keys()
     assert len(record["parity"]) >= 5

@@ -20,7 +20,7 @@ def test_a_copy_without_history_is_of_the_commit_that_the_environment_names(
     assert gpu._about(need_gpu=False)["commit"] == "abc1234"
 
 
-def test_where_there_is_history_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_history_counts_where_the_environment_names_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> str:
         author = ("-c", "user.name=a", "-c", "user.email=a@b.c")
         return subprocess.run(
@@ -30,7 +30,9 @@ def test_where_there_is_history_that_counts(tmp_path: Path, monkeypatch: pytest.
     git("init", "-q")
     git("commit", "-q", "--allow-empty", "-m", "first")
     monkeypatch.setattr(machine, "ROOT", tmp_path)
-    monkeypatch.setenv("BENCHMARK_COMMIT", "abc1234")
+    monkeypatch.delenv("BENCHMARK_COMMIT", raising=False)
     assert machine.commit() == git("log", "-1", "--format=%h").strip()
     (tmp_path / "file").touch()
     assert machine.commit().endswith("-dirty")
+    monkeypatch.setenv("BENCHMARK_COMMIT", "abc1234")
+    assert machine.commit() == "abc1234"

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 from calotype.runtime.bundle import Bundle
+from calotype.runtime.denoising import Denoiser, Job
 from calotype.runtime.errors import BackendError
+from calotype.runtime.guidance import Guidance
+from calotype.runtime.schedulers import create_solver
 from calotype.runtime.sessions import device, onnxruntime_cuda, open_session
-from tests.runtime.cuda_standin import Cuda
+from tests.runtime.cuda_standin import Cuda, Properties
 
 BUNDLE = Bundle.open("talbot")
 UNET = BUNDLE.manifest.networks["unet"]
@@ -56,6 +59,7 @@ class OnnxRuntime:
     def __init__(self, cuda: Cuda) -> None:
         self.cuda, self.opened = cuda, list[dict[str, str]]()
         self.graphs: dict[str, int] = {}
+        self.runs = 0
         self.refuses_graphs = False
         self.fails: str | None = None
         self.providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -82,6 +86,7 @@ class OnnxRuntime:
     def run_with_iobinding(self, binding: Binding, options: RunOptions) -> None:
         if self.fails is not None:
             raise RuntimeError(self.fails)
+        self.runs += 1
         arrays = {}
         for name, (kind, _, dtype, shape, pointer) in {**binding.inputs, **binding.outputs}.items():
             assert kind == "cuda"
@@ -126,6 +131,60 @@ def test_buffers_follow_the_largest_size_and_graphs_their_addresses(cuda: Cuda, 
     assert library.opened[0]["user_compute_stream"] == "7"
 
 
+def new_job(number: int, interval: tuple[float, float] | None = None) -> Job:
+    """A guided picture of 8 x 8 latents, its embeddings its number."""
+    width = next(item.shape[-1] for item in UNET.inputs if item.name == "encoder_hidden_states")
+    row, shape = np.full((32, int(width)), number, np.float32), (BUNDLE.manifest.vae.latent_channels, 8, 8)
+    solver = create_solver("euler", {}, 12)
+    return Job(
+        latents=np.full(shape, number, np.float32),
+        conditional={"encoder_hidden_states": row},
+        unconditional={"encoder_hidden_states": -row},
+        guidance=Guidance(scale=3.0, interval=interval),
+        solver=solver,
+        state=solver.new_state(shape),
+        rng=np.random.default_rng(number),
+    )
+
+
+@pytest.mark.parametrize("interval", [None, (3.0, 1e9)])
+def test_a_batch_and_the_rest_take_turns_at_graphs_that_stay(
+    interval: tuple[float, float] | None, cuda: Cuda, library: OnnxRuntime
+) -> None:
+    """Also where guidance ends on the way, which makes the rows fewer."""
+    with open_session(BUNDLE.path, UNET, "cuda") as session:
+        denoiser, jobs = Denoiser({"unet": session}), [new_job(number, interval) for number in range(11)]
+        batches = denoiser.batches(jobs)
+        assert [len(batch) for batch in batches] == [8, 3]
+        for batch in batches:
+            denoiser.reserve(*batch)
+        before = cuda.calls["cudaMalloc"] + cuda.calls["cudaMallocHost"]
+        while not jobs[0].done:
+            for batch in batches:
+                denoiser.step(*batch)
+        assert cuda.calls["cudaMalloc"] + cuda.calls["cudaMallocHost"] == before
+        assert len(library.graphs) == (2 if interval is None else 4)
+        assert library.runs == 2 * 12
+        for number, job in enumerate(jobs):
+            alone = new_job(number, interval)
+            while not alone.done:
+                denoiser.step(alone)
+            np.testing.assert_array_equal(job.latents, alone.latents)
+
+
+@pytest.mark.parametrize(
+    ("memory_gib", "side", "most"), [(24, 64, 16), (24, 128, 12), (8, 64, 16), (8, 128, 4), (4, 64, 8), (1, 64, 2)]
+)
+@pytest.mark.usefixtures("library")
+def test_so_many_rows_are_taken_as_the_memory_has_room_for(
+    memory_gib: int, side: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Properties, "totalGlobalMem", memory_gib << 30)
+    with open_session(BUNDLE.path, UNET, "cuda") as session:
+        sizes = {**SIZES, "height": side, "width": side}
+        assert [rows for rows in range(1, 40) if session.takes({**sizes, "rows": rows})] == [*range(1, most + 1)]
+
+
 @pytest.mark.usefixtures("cuda")
 def test_a_network_that_cannot_be_a_graph_is_opened_without(
     library: OnnxRuntime, caplog: pytest.LogCaptureFixture
@@ -140,7 +199,7 @@ def test_a_network_that_cannot_be_a_graph_is_opened_without(
     ("reason", "message"),
     [
         ("cuDNN is gone", "ONNX Runtime failed at .*cuDNN is gone"),
-        ("Out of memory", "MiB are free: use a smaller size"),
+        ("Out of memory", "MiB are free: use a smaller size, fewer images in a call, or --low-memory"),
     ],
 )
 def test_a_failing_run(library: OnnxRuntime, reason: str, message: str) -> None:
