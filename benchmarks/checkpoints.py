@@ -26,7 +26,7 @@ from calotype.export.models.unet import UNet, UNetConfig
 from calotype.export.tokenizer import Tokenizer
 from calotype.runtime.bundle import BUNDLED
 from calotype.runtime.manifest import Manifest
-from training.config import CPU
+from training.config import TALBOT
 
 EULER = {
     "_class_name": "EulerDiscreteScheduler",
@@ -133,9 +133,9 @@ def _random(family: str, folder: Path) -> None:
 def _talbot(name: str, folder: Path) -> None:
     bundle = BUNDLED / name
     manifest = Manifest.read(bundle)
-    vae = dataclasses.replace(CPU.autoencoder, scaling_factor=manifest.vae.scaling_factor)
+    vae = dataclasses.replace(TALBOT.autoencoder, scaling_factor=manifest.vae.scaling_factor)
     sample_size = manifest.defaults.height // manifest.vae.downscale
-    for component, config in {"text_encoder": CPU.text_encoder, "unet": CPU.unet, "vae": vae}.items():
+    for component, config in {"text_encoder": TALBOT.text_encoder, "unet": TALBOT.unet, "vae": vae}.items():
         weights = load_file(bundle / f"{component}.safetensors")
         _write_component(folder / component, config, weights, sample_size=sample_size)
     spec = manifest.tokenizers["tokenizer"]

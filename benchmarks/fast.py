@@ -48,7 +48,7 @@ from calotype.runtime.pipeline import Output, Pipeline
 from calotype.runtime.sessions import Session, Sizes
 from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
 from training import data
-from training.config import CPU, UNET
+from training.config import TALBOT
 
 NEVER = 1e9
 SD1 = UNetConfig(cross_attention_dim=768)
@@ -127,9 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def talbot(steps: int, every: int, modes: Mapping[str, Mode]) -> dict[str, Any]:
     """The figures of ``modes``, and of the float16 graphs."""
-    if not data.data_path(CPU).exists():
-        data.make(CPU)
-    gallery = load_gallery(data.load(CPU))
+    if not data.data_path(TALBOT).exists():
+        data.make(TALBOT)
+    gallery = load_gallery(data.load(TALBOT))
     pairs = list(csv.DictReader(PAIRS.open(encoding="utf-8")))[::every]
     drawn: dict[str, list[Output]] = {name: [] for name in [*modes, "float16"]}
     operations: dict[str, list[float]] = {name: [] for name in modes}
@@ -164,7 +164,7 @@ def count_operations(pipeline: Pipeline, accelerations: Iterable[Acceleration]) 
     """Let every network of talbot's UNet that these take count; the one in int8 makes what the whole one does."""
     for acceleration in accelerations:
         pipeline("a", fast=acceleration, num_inference_steps=2)  # opens them
-    counts = unet_operations(UNET, 8, 32)
+    counts = unet_operations(TALBOT.unet, 16, 32)
     for name, count in {**counts, INT8: counts["unet"]}.items():
         if name in pipeline._sessions:
             pipeline._sessions[name] = Counted(pipeline._sessions[name], count)

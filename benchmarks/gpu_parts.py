@@ -273,13 +273,13 @@ class PyTorchParts:
 
         from benchmarks.checkpoints import SIZES
         from calotype.export.models.unet import UNet
-        from training.config import CPU
+        from training.config import TALBOT
 
         if self.device == "cuda" and not torch.cuda.is_available():
             raise NotRunError("this PyTorch has no CUDA")
         torch.backends.cudnn.benchmark = True
         dtype = torch.float16 if self.device == "cuda" else torch.float32
-        config: Any = CPU.unet if self.subject.model == "talbot" else SIZES[self.subject.model]["unet"][1]
+        config: Any = TALBOT.unet if self.subject.model == "talbot" else SIZES[self.subject.model]["unet"][1]
         self.module = UNet(config).to(self.device, dtype).eval()
         manifest = Bundle.open(self.subject.bundle()).manifest
         sizes = image_sizes(manifest)

@@ -46,7 +46,7 @@ from calotype.runtime.bundle import Bundle
 from calotype.runtime.pipeline import Output, Pipeline
 from calotype.runtime.sessions import Session, open_session
 from training import data
-from training.config import CPU
+from training.config import TALBOT
 
 INT8 = Acceleration(precision="int8")
 PRECISIONS = ("float32", "int8")
@@ -84,9 +84,9 @@ def main() -> None:
 
 def talbot(every: int, seeds: int) -> dict[str, Any]:
     """How near pictures come."""
-    if not data.data_path(CPU).exists():
-        data.make(CPU)
-    gallery = load_gallery(data.load(CPU))
+    if not data.data_path(TALBOT).exists():
+        data.make(TALBOT)
+    gallery = load_gallery(data.load(TALBOT))
     pairs = list(csv.DictReader(PAIRS.open(encoding="utf-8")))[::every]
     bundle, drawn = Bundle.open("talbot"), {}
     steps = bundle.manifest.defaults.num_inference_steps

@@ -28,7 +28,7 @@ from calotype.export.models.autoencoder import Autoencoder
 from calotype.export.models.unet import UNet
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.sessions import open_session
-from training.config import CPU
+from training.config import TALBOT
 
 NETWORKS = ("unet", "vae_decoder")
 ORDER = 4096  # of the matrices
@@ -87,7 +87,7 @@ def fraction(name: str, bundle: Bundle, network: str, sizes: dict[str, int], rou
 
 
 def _plans(name: str) -> list[GraphPlan]:
-    unet, autoencoder = CPU.unet, CPU.autoencoder
+    unet, autoencoder = TALBOT.unet, TALBOT.autoencoder
     if name in SIZES:
         unet, autoencoder = (SIZES[name][part][1] for part in ("unet", "vae"))
     with torch.device("meta"):

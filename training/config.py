@@ -127,3 +127,5 @@ GPU = dataclasses.replace(
     text_budget=Budget(steps=4000, minutes=1.5),
     unet_budget=Budget(steps=20_000, minutes=5.6),
 )
+# The run that the bundled model comes from.
+TALBOT = GPU

@@ -125,9 +125,9 @@ def test_talbots_engine_says_how_far_it_strays(built: tuple[Path, list[str]]) ->
 
 @pytest.mark.usefixtures("built")
 def test_pictures_are_near_the_exact_ones_and_the_same_in_any_call() -> None:
-    """Over 30 dB, and under what float32 alone would give."""
+    """Over 30 dB, and under what float32 alone would give; without guidance, which multiplies what is off."""
     prompts = ["red apple, twemoji style", "grinning face, noto style", "a dragon"]
-    arguments: dict[str, Any] = {"seed": 5, "output_type": "np"}
+    arguments: dict[str, Any] = {"seed": 5, "guidance_scale": 1.0, "output_type": "np"}
     with Pipeline.load("talbot", "cpu") as pipeline:
         exact = pipeline(prompts, **arguments)
         near = pipeline(prompts, fast=INT8, **arguments)

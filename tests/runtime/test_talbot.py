@@ -11,7 +11,7 @@ from calotype.runtime.bundle import BUNDLED, Bundle
 from calotype.runtime.pipeline import Pipeline
 from tests.runtime.references import psnr
 from training.checkpoint import SCHEDULER
-from training.config import CPU
+from training.config import TALBOT
 
 
 def test_it_is_whole_and_small() -> None:
@@ -36,8 +36,8 @@ def test_its_weights_draw_the_same_in_diffusers() -> None:
     """The modules of diffusers and transformers, loaded strictly: the names and shapes are theirs, and the picture."""
     folder = BUNDLED / "talbot"
     manifest = Bundle.open(folder).manifest
-    text = CPU.text_encoder.to_json()
-    levels = len(CPU.autoencoder.block_out_channels)
+    text = TALBOT.text_encoder.to_json()
+    levels = len(TALBOT.autoencoder.block_out_channels)
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
     settings: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 3.0, "output_type": "np"}
     prompt, latents = "red apple, noto style", np.random.default_rng(1).standard_normal((1, 16, 16, 16), np.float32)
@@ -49,11 +49,11 @@ def test_its_weights_draw_the_same_in_diffusers() -> None:
         from safetensors.torch import load_file
 
         del text["with_projection"]
-        autoencoder = CPU.autoencoder.to_json() | kinds | {"scaling_factor": manifest.vae.scaling_factor}
+        autoencoder = TALBOT.autoencoder.to_json() | kinds | {"scaling_factor": manifest.vae.scaling_factor}
         vocabulary = {"vocab": str(folder / "tokenizer/vocab.json"), "merges": str(folder / "tokenizer/merges.txt")}
         reference = diffusers.StableDiffusionPipeline(
             vae=diffusers.AutoencoderKL.from_config(autoencoder),
-            unet=diffusers.UNet2DConditionModel.from_config(CPU.unet.to_json()),
+            unet=diffusers.UNet2DConditionModel.from_config(TALBOT.unet.to_json()),
             text_encoder=transformers.CLIPTextModel(transformers.CLIPTextConfig(**text)),
             tokenizer=transformers.CLIPTokenizer(**vocabulary, model_max_length=32),
             scheduler=diffusers.DPMSolverMultistepScheduler.from_config(SCHEDULER),
