@@ -172,15 +172,19 @@ def int8(name: str, report: Mapping[str, Any], _folder: Path) -> str:
     """Pictures of an engine in int8, or its time and memory."""
     if "modes" in report:
         rows = [
-            [mode, *(f"{item[key]}" for key in ("psnr_db", "psnr_tenth_db", "distance", "seen_top5", "held_out_top5"))]
+            [
+                mode,
+                *(f"{item[key]}" for key in ("psnr_db", "psnr_tenth_db", "distance")),
+                *(_found(item, split) for split in ("seen", "held_out")),
+            ]
             for mode, item in report["modes"].items()
             if item["psnr_db"] is not None
         ]
         heads = ["talbot", "PSNR, dB", "of the worst tenth", "distance", "found, trained on", "found, held out"]
         exact = report["modes"]["exact"]
         about = (
-            f"{report['prompts']} prompts, {report['steps']} steps; exact pictures are found in {exact['seen_top5']}% "
-            f"and {exact['held_out_top5']}%."
+            f"{report['prompts']} prompts, {report['seeds']} seeds, {report['steps']} steps; exact pictures are found "
+            f"in {exact['seen_top5']}% and {exact['held_out_top5']}%. In brackets: points more, ± standard error."
         )
     elif "operators" in report:
         ways = list(dict.fromkeys(way for own in report["operators"].values() for way in own))
@@ -211,6 +215,11 @@ def int8(name: str, report: Mapping[str, Any], _folder: Path) -> str:
             f"{report['off']}. The load was {report['machine']['load']}."
         )
     return f"## A UNet in int8: {name.split('-')[1]}\n\n{_origin(name, report)} {about}\n\n{_table(heads, rows)}\n"
+
+
+def _found(item: Mapping[str, Any], split: str) -> str:
+    change = item["top5_change"][split]
+    return f"{item[f'{split}_top5']}% ({change['mean']:+.1f} ± {change['error']:.1f})"
 
 
 def convolutions(name: str, report: Mapping[str, Any], _folder: Path) -> str:
@@ -323,6 +332,8 @@ def _reason(value: Mapping[str, Any]) -> str | None:
 
 
 def _gpu_rows(model: str, backend: str, record: Mapping[str, Any]) -> list[list[str]]:
+    if "pixels" in record.get("ready", {}):
+        model += f", {record['ready']['pixels']} pixels"
     calls = {part: value for part, value in record.items() if isinstance(value, dict) and "call_ms" in value}
     rows = [
         [model, f"PyTorch, {part}", f"{value['call_ms']['median']}", "", "", f"{value['gpu_memory_mib']} MiB", "", ""]
@@ -332,13 +343,15 @@ def _gpu_rows(model: str, backend: str, record: Mapping[str, Any]) -> list[list[
     if "picture_ms" not in pictures:
         return rows
     cosines = [value["min_cosine"] for value in record.get("parity", {}).values() if isinstance(value, dict)]
-    distance = "the same" if parity.get("psnr_db", "") is None else f"{parity.get('psnr_db', '?')} dB"
+    distance = "not compared"
+    if "psnr_db" in parity:
+        distance = "the same" if parity["psnr_db"] is None else f"{parity['psnr_db']} dB"
     numbers = [
         f"{pictures['picture_ms']['median']} ({pictures['steps']} steps)",
         f"{pictures['step_ms']}",
         f"{pictures['host_us_per_step']} µs",
         f"{pictures['gpu_memory_mib']} MiB",
-        f"{min(cosines):.6f}" if cosines else "?",
+        f"{min(cosines):.6f}" if cosines else "not compared",
         distance,
     ]
     return [*rows, [model, backend, *numbers]]

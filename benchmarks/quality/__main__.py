@@ -2,13 +2,14 @@
 
 It draws every pair of ``pairs.csv`` once (seed 0, the prompt ``<name>, <style> style``) and asks, in the fixed space of
 ``features.py``, whether the real picture is among the five nearest of all real pictures of that style. The ceiling is
-the same question asked of real pictures that were shifted by a pixel and reduced; for the style it is how often the
-classifier is right on real pictures of concepts that it was not fitted on. Renders the data if they are not there.
+the same questions asked of real pictures that were shifted by a pixel and reduced; for the classifier of styles it is
+how often it is right on real pictures of concepts that it was not fitted on. Renders the data if they are not there.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import csv
 import dataclasses
 import functools
@@ -91,7 +92,11 @@ def load_gallery(dataset: data.Dataset) -> Gallery:
 
 
 def judge(drawn: list[Image.Image], gallery: Gallery, pairs: list[dict[str, str]]) -> dict[str, float]:
-    """Retrieval (top 1 and top 5, among the real pictures of the pair's style) and style, in per cent, by split."""
+    """In per cent, by split.
+
+    Retrieval: top 1 and top 5, among the real pictures of the pair's style. Style, in two ways: by the classifier, and
+    by whether the nearest of the concept's own three real pictures is the one in the pair's style.
+    """
     return _judge(features(drawn), style_classifier(gallery, np.ones(len(gallery.slugs), bool)), gallery, pairs)
 
 
@@ -107,11 +112,13 @@ def _judge(
     wanted = np.array([STYLES.index(pair["style"]) for pair in pairs])
     right = classify(queries) == wanted
     found = {count: retrieved(queries, gallery, pairs, count) for count in (1, 5)}
+    nearest = nearest_style(queries, gallery, pairs) == wanted
     unseen = np.array([pair["split"] == "held_out" for pair in pairs])
     report = {}
     for split, mask in (("seen", ~unseen), ("held_out", unseen)):
         report |= {f"{split}_top{count}": _percent(hits[mask]) for count, hits in found.items()}
         report[f"{split}_style"] = _percent(right[mask])
+        report[f"{split}_nearest_style"] = _percent(nearest[mask])
     return report
 
 
@@ -127,6 +134,18 @@ def retrieved(queries: Array, gallery: Gallery, pairs: list[dict[str, str]], cou
             truth = np.array([place[pairs[index]["slug"]] for index in asked])
             hits[asked] = top(queries[asked], gallery.features[shelf], truth, count)
     return hits
+
+
+def nearest_style(queries: Array, gallery: Gallery, pairs: list[dict[str, str]]) -> NDArray[np.int64]:
+    """(Q,): the style of the nearest real picture of the pair's own concept."""
+    own = collections.defaultdict(list)
+    for index, slug in enumerate(gallery.slugs):
+        own[slug].append(index)
+    found = []
+    for query, pair in zip(queries, pairs, strict=True):
+        rows = own[pair["slug"]]
+        found.append(gallery.styles[rows[np.square(gallery.features[rows] - query).sum(axis=1).argmin()]])
+    return np.array(found)
 
 
 def move(picture: Image.Image) -> Image.Image:
@@ -148,7 +167,8 @@ def ceiling(gallery: Gallery, pairs: list[dict[str, str]]) -> dict[str, float]:
     for part in range(5):
         classify = style_classifier(gallery, fold != part)
         right.append(classify(gallery.features[fold == part]) == gallery.styles[fold == part])
-    return {name: value for name, value in report.items() if "top" in name} | {"style": _percent(np.concatenate(right))}
+    style = {"style": _percent(np.concatenate(right))}
+    return {name: value for name, value in report.items() if "top" in name or "nearest" in name} | style
 
 
 def autoencoder_psnr(bundle: Bundle, dataset: data.Dataset) -> float:

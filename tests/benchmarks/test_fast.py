@@ -13,7 +13,7 @@ from calotype.runtime.acceleration import EXACT, FAST, Acceleration
 from calotype.runtime.denoising import INT8
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions import open_session
-from training.config import UNET
+from training.config import TALBOT
 
 
 def test_the_command_that_is_written_down_has_the_modes(
@@ -38,7 +38,7 @@ def test_operations_are_counted_whatever_runs(int8: bool, monkeypatch: pytest.Mo
         "open_session",
         lambda *arguments, **how: open_session(*arguments, **{**how, "precision": "float32"}),
     )
-    counts = fast.unet_operations(UNET, 8, 32)
+    counts = fast.unet_operations(TALBOT.unet, 16, 32)
     caching = Acceleration(cache_interval=2)
     with Pipeline.load("talbot", "cpu") as pipeline:
         fast.count_operations(pipeline, [EXACT, caching, FAST])

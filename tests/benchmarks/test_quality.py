@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.int8 import change
-from benchmarks.quality.__main__ import Gallery, retrieved
+from benchmarks.quality.__main__ import Gallery, nearest_style, retrieved
 from training.config import STYLES
 
 SLUGS = ("red-apple", "pear", "fig")
@@ -23,6 +23,15 @@ def test_a_picture_is_sought_among_those_of_its_style() -> None:
     np.testing.assert_array_equal(retrieved(queries, gallery, pairs, 1), [True, False, False])
     np.testing.assert_array_equal(retrieved(queries, gallery, pairs, 2), [True, True, True])
     np.testing.assert_array_equal(retrieved(queries[:0], gallery, [], 1), [])
+
+
+def test_the_nearest_style_is_sought_among_the_pictures_of_the_pairs_own_concept() -> None:
+    features = np.arange(9.0)[:, None]
+    gallery = Gallery(
+        pictures=[], features=features, moved=features, slugs=[*SLUGS] * 3, styles=np.repeat(np.arange(3), 3)
+    )
+    pairs = [{"slug": "pear"}, {"slug": "pear"}, {"slug": "fig"}]  # at 1, 4 and 7; at 2, 5 and 8
+    np.testing.assert_array_equal(nearest_style(np.array([[2.1], [6.0], [3.0]]), gallery, pairs), [0, 2, 0])
 
 
 def test_a_change_is_in_points_and_its_error_that_of_pairs_not_of_pictures() -> None:
