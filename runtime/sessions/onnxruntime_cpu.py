@@ -140,6 +140,9 @@ class OnnxRuntimeCpuSession:
     def _options(self) -> Any:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # A pattern lays all that a size takes into one piece, which the second run asks for beside the pieces that the
+        # first one took: with engines of SD 1.5 that made 6.6 GB at 512 x 512, where it is 3.7 without.
+        options.enable_mem_pattern = False
         if self._profiles is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(self._profiles.name) / "profile")

@@ -101,6 +101,28 @@ def test_a_run_allocates_nothing_after_the_first(tiny_bundle: Path) -> None:
             tracemalloc.stop()
 
 
+def test_a_second_run_takes_no_more_memory() -> None:
+    """In a process of its own; ONNX Runtime's memory pattern would take all that the first one did once more."""
+    program = """
+import numpy as np
+from calotype.runtime.pipeline import Pipeline
+from pathlib import Path
+
+def own():
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0])
+
+with Pipeline.load("talbot", "cpu") as pipeline:
+    found = [own()]
+    for _ in range(2):
+        pipeline("apple", height=256, width=256, num_inference_steps=1, output_type="np")
+        found.append(own())
+print(*np.diff(found))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    first, second = map(int, done.stdout.split())
+    assert second < 0.2 * first
+
+
 def test_too_little_memory_says_what_to_do() -> None:
     """In a process of its own, which may have 20 MB more than it has once the model is open."""
     program = """
