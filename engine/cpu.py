@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from calotype.engine import calibration, cpu_operators, graph, int8, winograd
+from calotype.engine import bands, calibration, cpu_operators, graph, int8, winograd
 from calotype.engine.cache import Built, Say, obtain, plan_path
 from calotype.engine.calibration import Evaluation, evaluations
 from calotype.engine.graph import Arrays
@@ -46,7 +46,7 @@ MAX_ROOT_MEAN_SQUARE = 0.1  # in int8: that of the difference over that of the f
 PROMPTS = 4  # drawn to see what values an int8 engine meets; the last is kept for the comparison
 PRECISIONS = ("float32", "int8")
 INT8_NETWORK = "unet"  # where nearly all the time goes
-OPERATORS = (graph.__file__, cpu_operators.__file__, winograd.__file__)
+OPERATORS = (graph.__file__, cpu_operators.__file__, winograd.__file__, bands.__file__)
 ROUNDING = (int8.__file__, calibration.__file__)
 WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -258,6 +258,7 @@ def _open(model: onnx.ModelProto, folder: Path) -> Any:
 def _options() -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.enable_mem_pattern = False  # as where engines run: it takes a size's memory twice
     # Packed copies of the weights would be private memory, for half a per cent of a step's time.
     options.add_session_config_entry("session.disable_prepacking", "1")
     return options
@@ -294,6 +295,10 @@ def _relocate(graph: onnx.GraphProto, location: str) -> None:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = location
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _relocate(attribute.g, location)
 
 
 def _mib(size: float) -> str:

@@ -26,6 +26,7 @@ class Graph:
         for node in graph.node:
             for name in node.input:
                 self._readers[name].append(node)
+        self.inputs = [item.name for item in graph.input]
         self._outputs = {item.name for item in graph.output}
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._instead: dict[str, list[onnx.NodeProto]] = {}
@@ -85,12 +86,18 @@ class Graph:
         for node in reversed(nodes):  # a node stands before those that read it
             if read.intersection(node.output):
                 kept.append(node)
-                read.update(node.input)
+                read.update(reads(node))
         del self._graph.node[:]
         self._graph.node.extend(reversed(kept))
         kept_tensors = [tensor for tensor in self._graph.initializer if tensor.name in read]
         del self._graph.initializer[:]
         self._graph.initializer.extend(kept_tensors)
+
+
+def reads(node: onnx.NodeProto) -> set[str]:
+    """What ``node`` reads, and what the graphs inside it do."""
+    inside = [own for item in node.attribute if item.HasField("g") for own in item.g.node]
+    return set(node.input).union(*map(reads, inside))
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:

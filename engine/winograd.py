@@ -9,6 +9,7 @@ kernels on the few pixels of a UNet's deepest level.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -18,6 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from calotype.engine.bands import by_bands
 from calotype.engine.graph import CONTRIB, Arrays, Graph, attributes, import_contrib
 
 # Where polynomials are evaluated, and infinity. Of those tried for m = 4, these round least: half as coarsely as the
@@ -25,6 +27,9 @@ from calotype.engine.graph import CONTRIB, Arrays, Graph, attributes, import_con
 POINTS = {2: (0, 1, -1), 4: (0, Fraction(5, 8), Fraction(-5, 8), Fraction(3, 2), Fraction(-3, 2))}
 FEWEST_CHANNELS = 256  # in or out; with fewer the transforms cost what the products save
 LARGEST_KERNEL = 640 * 1280  # pairs of channels for which weights may take four times the room; above it, 16/9
+# Tiles that are worked on at a time where a picture is larger than what came in, as a decoder's are. All at once they
+# take gigabytes in SD 1.5's at 512 x 512 pixels; a UNet has few, and bands would cost it time.
+BAND = 512
 USUAL = {"pads": [1] * 4, "strides": [1, 1], "dilations": [1, 1], "group": 1, "auto_pad": b"NOTSET"}
 
 
@@ -38,13 +43,15 @@ def rewrite(model: onnx.ModelProto, stored: Arrays, largest: int = 4) -> dict[st
             other does, 2 about as finely.
     """
     graph, added = Graph(model.graph), dict[str, NDArray[np.float32]]()
+    depths = halvings(graph)
     for index, m in tiles(graph).items():
         m = min(m, largest)
         if m in POINTS:
             convolution = graph.nodes[index]
             name = f"{convolution.output[0]}.weights"
             added[name] = spread(graph.floats(convolution.input[1], stored), m)
-            graph.replace(convolution, minimal(graph, convolution, graph.external(name, added[name]), m))
+            weights = graph.external(name, added[name])
+            graph.replace(convolution, minimal(graph, convolution, weights, m, bands=depths[index] < 0))
     graph.finish()
     import_contrib(model)
     return added
@@ -73,17 +80,19 @@ def tiles(graph: Graph) -> dict[int, int]:
 
 
 def halvings(graph: Graph) -> list[int]:
-    """How often the picture that a node makes was halved, of each node; 0 where it is larger than what came in."""
-    of_value: dict[str, int] = {}
+    """How often the picture that a node makes was halved, of each node; below 0 where it is larger than the input."""
+    of_value = dict.fromkeys(graph.inputs, 0)
     found = []
     for node in graph.nodes:
-        depth = max((of_value.get(name, 0) for name in node.input), default=0)
+        read = [of_value[name] for name in node.input if name in of_value]
+        depth = max(read, default=0)
         if node.op_type == "Conv" and attributes(node).get("strides") == [2, 2]:
             depth += 1
         elif node.op_type == "Resize":
-            depth = max(depth - 1, 0)
+            depth -= 1
         found.append(depth)
-        of_value |= dict.fromkeys(node.output, depth)
+        if read and node.op_type != "Shape":  # a picture's size is no picture, nor what is computed from it
+            of_value |= dict.fromkeys(node.output, depth)
     return found
 
 
@@ -107,17 +116,36 @@ def spread(kernel: NDArray[np.float32], m: int) -> NDArray[np.float32]:
     return np.asarray(weights, np.float32)
 
 
-def minimal(graph: Graph, node: onnx.NodeProto, weights: str, m: int) -> list[onnx.NodeProto]:
-    """The nodes that compute ``node`` on x (B, C, H, W), of any size, by tiles of m x m pixels, with spread weights."""
-    (x, weight, *bias), (out,), make = node.input, node.output, helper.make_node
+def minimal(graph: Graph, node: onnx.NodeProto, weights: str, m: int, *, bands: bool = False) -> list[onnx.NodeProto]:
+    """The nodes that compute ``node`` on x (B, C, H, W), of any size, by tiles of m x m pixels, with spread weights.
+
+    With ``bands`` of about ``BAND`` tiles, one after the other.
+    """
+    (x, _, *bias), (out,) = node.input, node.output
+    kernels, *_ = graph.weight(node.input[1]) or []
+    column = []
+    if bias:  # not in a band, where ONNX Runtime would keep a copy
+        column = [helper.make_node("Reshape", [*bias, graph.constant(f"{out}.column", [-1, 1, 1])], [f"{out}.bias"])]
+    # As many tiles as cover the picture, since it is padded by m on the right, and below.
+    if not bands:
+        return [*column, *_tiled(graph, node, weights, m, x, out, [1, 1, m, m])]
+    make_band = functools.partial(_tiled, graph, node, weights, m, pads=[0, 1, 0, m])
+    return [*column, *by_bands(graph, x, out, kernels, m, BAND, make_band)]
+
+
+def _tiled(
+    graph: Graph, node: onnx.NodeProto, weights: str, m: int, x: str, made: str, pads: list[int]
+) -> list[onnx.NodeProto]:
+    """The nodes that make ``made`` of ``x`` with as many zeros around it as ``pads`` says."""
+    (_, weight, *bias), (out,), make = node.input, node.output, helper.make_node
     (kernels, channels, *_), size = graph.weight(weight) or [], (m + 2) ** 2
     back, _, tile = (np.einsum("ij,kl->ikjl", own, own) for own in transforms(m))
+    cut = [axis for axis, zeros in ((2, pads[2]), (3, pads[3])) if zeros]  # where tiles reach beyond the picture
 
     def constant(name: str, value: Sequence[int] | NDArray[np.generic]) -> str:
         return graph.constant(f"{out}.{name}", np.asarray(value))
 
-    made = [
-        # Tiles: as many as cover the picture, since it is padded by m below and on the right.
+    nodes = [
         make("Transpose", [x], [f"{out}.turned"], perm=[1, 0, 2, 3]),
         make("Reshape", [f"{out}.turned", constant("planes", [-1, 1, 0, 0])], [f"{out}.plane"]),
         make(
@@ -126,11 +154,11 @@ def minimal(graph: Graph, node: onnx.NodeProto, weights: str, m: int) -> list[on
             [f"{out}.seen"],
             kernel_shape=[m + 2] * 2,
             strides=[m, m],
-            pads=[1, 1, m, m],
+            pads=pads,
         ),
         make("Shape", [f"{out}.seen"], [f"{out}.tiles"], start=2),
         make("ReduceProd", [f"{out}.tiles"], [f"{out}.count"]),
-        make("Concat", [constant("rows", [channels, -1, size]), f"{out}.count"], [f"{out}.apart"], axis=0),
+        make("Concat", [constant("factor", [channels, -1, size]), f"{out}.count"], [f"{out}.apart"], axis=0),
         make("Reshape", [f"{out}.seen", f"{out}.apart"], [f"{out}.factors"]),
         # Channels stand first in the factors, (C, B, size, tiles): read so, they need not be copied.
         make("FusedMatMul", [weights, f"{out}.factors"], [f"{out}.products"], domain=CONTRIB, transBatchB=1),
@@ -139,17 +167,16 @@ def minimal(graph: Graph, node: onnx.NodeProto, weights: str, m: int) -> list[on
         make("Concat", [constant("blocks", [-1, m * m * kernels]), f"{out}.tiles"], [f"{out}.places"], axis=0),
         make("Reshape", [f"{out}.own", f"{out}.places"], [f"{out}.pixels"]),
         make("DepthToSpace", [f"{out}.pixels"], [f"{out}.whole"], blocksize=m, mode="DCR"),
-        make("Shape", [x], [f"{out}.size"], start=2),
+        make("Shape", [x], [f"{out}.size"], start=cut[0]),
         make(
             "Slice",
-            [f"{out}.whole", constant("corner", [0, 0]), f"{out}.size", constant("sides", [2, 3])],
-            [f"{out}.cut" if bias else out],
+            [f"{out}.whole", constant("corner", [0] * len(cut)), f"{out}.size", constant("sides", cut)],
+            [f"{out}.cut" if bias else made],
         ),
     ]
     if bias:
-        column = make("Reshape", [*bias, constant("column", [-1, 1, 1])], [f"{out}.bias"])
-        made += [column, make("Add", [f"{out}.cut", f"{out}.bias"], [out])]
-    return made
+        nodes.append(make("Add", [f"{out}.cut", f"{out}.bias"], [made]))
+    return nodes
 
 
 def transforms(m: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:

@@ -62,6 +62,34 @@ def test_pixels_of_any_size(m: int, rows: int, size: tuple[int, int]) -> None:
     np.testing.assert_allclose(got, expected, atol=5e-6 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("size", [(6, 8), (5, 3), (1, 1), (9, 2)])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("band", [1, 8, 1000])
+@pytest.mark.parametrize("m", [2, 4])
+def test_bands_of_a_picture_that_is_larger_than_the_input(
+    m: int, band: int, rows: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winograd, "BAND", band)
+    weights: dict[str, Array] = {"weight": RNG.standard_normal((10, 6, 3, 3)).astype(np.float32)}
+    weights |= {"bias": RNG.standard_normal(10).astype(np.float32), "twice": np.array([1, 1, 2, 2], np.float32)}
+    nodes = [
+        helper.make_node("Resize", ["x", "", "twice"], ["doubled"], mode="nearest"),
+        helper.make_node("Shape", ["x"], ["size"], start=2),  # of the input: not how large the doubled picture is
+        helper.make_node("Concat", ["rows", "size"], ["shape"], axis=0),
+        helper.make_node("Mul", ["shape", "larger"], ["larger_shape"]),
+        helper.make_node("Reshape", ["doubled", "larger_shape"], ["same"]),
+        helper.make_node("Conv", ["same", "weight", "bias"], ["y"], kernel_shape=[3, 3], pads=[1] * 4),
+    ]
+    weights |= {"rows": np.array([-1, 6]), "larger": np.array([1, 1, 2, 2])}
+    made = model(nodes, {"x": ["b", 6, "h", "w"]}, weights)
+    picture = {"x": RNG.standard_normal((rows, 6, *size), np.float32)}
+    banded = rewritten(made, m)
+    expected, got = run(made, picture), run(banded, picture)
+    assert "Scan" in operators(banded)
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got, expected, atol=5e-6 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("bias", [True, False])
 def test_weights_of_any_kind(dtype: type, bias: bool) -> None:
