@@ -203,6 +203,32 @@ def test_convolutions_of_few_products_that_round_too_coarsely_are_taken_back(
         assert session.inputs
 
 
+def test_a_decoder_that_works_in_bands_opens_from_the_cache(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ONNX Runtime may keep weights in the graph of a band, which lie in the same file."""
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 8)
+    monkeypatch.setattr(winograd, "BAND", 4)
+    bundle = Bundle.open(tiny_bundle)
+    spec, sizes = bundle.manifest.networks["vae_decoder"], {"batch": 2, "height": 5, "width": 6}
+
+    def decoded() -> np.ndarray[Any, Any]:
+        with open_session(tiny_bundle, spec, "cpu") as session:
+            session.reserve(sizes)
+            latents = session.buffer("latents", sizes)
+            latents[:] = np.random.default_rng(3).standard_normal(latents.shape)
+            session.run(sizes)
+            return session.buffer("image", sizes).copy()
+
+    plain = decoded()
+    path = build_engines(bundle, networks=["vae_decoder"])["vae_decoder"]
+    assert "Scan" in {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+    got = decoded()
+    assert not caplog.messages
+    assert not np.array_equal(got, plain)
+    np.testing.assert_allclose(got, plain, atol=1e-5 * np.abs(plain).max())
+
+
 def test_what_an_engine_will_need_counts_convolutions_of_few_products(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
