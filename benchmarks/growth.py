@@ -1,6 +1,7 @@
 """How the time grows with pixels, steps and batch: ``python -m benchmarks.growth``. Writes ``results/growth-…``.
 
-One of the three is changed at a time, the others stay at the model's own, and all settings take turns round by round.
+One of the three is changed at a time, the others stay as they are in the first setting, which is the model's own or is
+given, and all settings take turns round by round. Engines are built beforehand.
 With them, the host's own share of a step, from an engine that answers at once.
 """
 
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 import time
 from typing import Any
 
@@ -15,7 +18,9 @@ from benchmarks import speed
 from benchmarks.checkpoints import MODELS, model
 from benchmarks.environments import WORK
 from benchmarks.machine import RESULTS, machine, origin
+from calotype.engine.cpu import build_engines
 from calotype.runtime.benchmark import PROMPT, host_overhead
+from calotype.runtime.bundle import Bundle
 from calotype.runtime.pipeline import Pipeline
 
 
@@ -23,23 +28,31 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
     parser.add_argument("model", nargs="?", choices=MODELS, default="talbot")
-    parser.add_argument("--size", type=int, nargs="*", default=[128, 256], help="pixels of a side, beside its own")
-    parser.add_argument("--steps", type=int, nargs="*", default=[5, 10, 40], help="beside its own")
+    parser.add_argument("--size", type=int, nargs="*", default=[128, 256], help="pixels of a side, beside the first")
+    parser.add_argument("--steps", type=int, nargs="*", default=[5, 10, 40], help="beside the first")
     parser.add_argument("--images", type=int, nargs="*", default=[2, 4, 8], help="in a call, beside one")
+    parser.add_argument("--first", type=int, nargs=2, metavar=("SIZE", "STEPS"), help="default: the model's own")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     chosen = model(arguments.model, WORK / "benchmarks")
-    report = {**origin("python -m benchmarks.growth"), "machine": machine(), "rounds": arguments.rounds}
+    os.environ["CALOTYPE_CACHE"] = str(WORK / "engines")
+    build_engines(Bundle.open(chosen.bundle), say=print)
+    report = {
+        **origin(" ".join(["python -m benchmarks.growth", *sys.argv[1:]])),
+        "machine": machine(),
+        "rounds": arguments.rounds,
+    }
     with Pipeline.load(chosen.bundle, "cpu") as pipeline:
         defaults = pipeline.manifest.defaults
-        own = {"size": defaults.height, "steps": defaults.num_inference_steps, "images": 1}
+        size, steps = arguments.first or (defaults.height, defaults.num_inference_steps)
+        first = {"size": size, "steps": steps, "images": 1}
         report["rows"] = measure(
             pipeline,
             [
-                own,
-                *({**own, "size": size} for size in arguments.size),
-                *({**own, "steps": steps} for steps in arguments.steps),
-                *({**own, "images": images} for images in arguments.images),
+                first,
+                *({**first, "size": size} for size in arguments.size),
+                *({**first, "steps": steps} for steps in arguments.steps),
+                *({**first, "images": images} for images in arguments.images),
             ],
             arguments.rounds,
         )
