@@ -124,12 +124,13 @@ def _reason(key: Mapping[str, Any], path: Path, trouble: str | None) -> str:
 
 
 def _changes(key: Mapping[str, Any]) -> str:
-    """What tells ``key`` from the latest plan of the same network."""
+    """What tells ``key`` from the latest plan of the same network in the same precision."""
     others = sorted(cache_folder().glob(f"{_stem(key)}.*.plan"), key=lambda path: path.stat().st_mtime)
     for record in filter(None, map(read_record, reversed(others))):
         old = record.key
         names = sorted(name for name in key.keys() | old.keys() if key.get(name) != old.get(name))
-        return f"built again, since these changed: {', '.join(names)}"
+        if "precision" not in names:
+            return f"built again, since these changed: {', '.join(names)}"
     return "not built before"
 
 

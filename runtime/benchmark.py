@@ -11,6 +11,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +29,7 @@ from calotype.runtime.spec import TensorSpec
 
 PROMPT = "a lighthouse at dusk"
 HOST_STEPS = 100
+SAMPLING = 0.01  # seconds between two looks at a process's memory
 
 
 def latency(
@@ -45,10 +47,12 @@ def latency(
     }
 
 
-def cold_start(bundle: Bundle, backend: str, *, cached: bool, steps: int | None = None) -> dict[str, float]:
+def cold_start(bundle: Bundle, backend: str, *, cached: bool, steps: int | None = None) -> dict[str, float | None]:
     """Seconds from the start of a process to a picture on disk, and its largest resident size in MB.
 
-    Without ``cached``, the bundle's files are first dropped from the system's cache, where the system can.
+    ``peak_own_mb`` leaves out the pages of mapped files, which the system takes back when it needs them; None where
+    the system does not tell. Without ``cached``, the bundle's files are first dropped from the system's cache, where
+    the system can.
     """
     if not cached:
         drop_cache(bundle.path / name for name in bundle.manifest.files)
@@ -58,13 +62,27 @@ def cold_start(bundle: Bundle, backend: str, *, cached: bool, steps: int | None 
         command += [] if steps is None else ["--steps", str(steps)]
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
+        with ThreadPoolExecutor(1) as pool:
+            own = pool.submit(_peak_own, process.pid)
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise subprocess.CalledProcessError(process.returncode, command)
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-    return {"seconds": seconds, "peak_resident_mb": usage.ru_maxrss * unit / 1e6}
+    return {"seconds": seconds, "peak_resident_mb": usage.ru_maxrss * unit / 1e6, "peak_own_mb": own.result()}
+
+
+def _peak_own(pid: int) -> float | None:
+    """The most MB of the process ``pid`` that are not pages of files, until it ends; looked at now and then."""
+    path, peak = Path(f"/proc/{pid}/status"), None
+    while True:
+        try:
+            values = dict(line.split(":", 1) for line in path.read_text().splitlines())
+            peak = max(peak or 0, int(values["RssAnon"].split()[0]) * 1024 / 1e6)
+        except (OSError, KeyError, ValueError):  # no such system, or it has ended
+            return peak
+        time.sleep(SAMPLING)
 
 
 def drop_cache(paths: Iterable[Path]) -> None:
@@ -175,10 +193,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _text(value: Any) -> str:
-    return (
-        f"{value:.3g}"
-        if isinstance(value, float) and abs(value) < 1000
-        else f"{value:.0f}"
-        if isinstance(value, float)
-        else json.dumps(value).strip('"')
-    )
+    if value is None:
+        return "unknown"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return json.dumps(value).strip('"')

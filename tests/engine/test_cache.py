@@ -58,6 +58,15 @@ def test_what_changed_is_said() -> None:
     assert plans.list_plans() == sorted([first, second])
 
 
+def test_another_precision_is_no_change() -> None:
+    build, lines = Builder(), []
+    cache.obtain(KEY | {"precision": "float32", "version": "1"}, build, lines.append)
+    cache.obtain(KEY | {"precision": "int8", "version": "1"}, build, lines.append)
+    cache.obtain(KEY | {"precision": "float32", "version": "2"}, build, lines.append)
+    assert "not built before" in lines[1]
+    assert "these changed: version" in lines[2]
+
+
 def test_one_flipped_byte_is_built_again() -> None:
     build, lines = Builder(), []
     path = cache.obtain(KEY, build, lines.append)

@@ -28,6 +28,8 @@ def test_it_measures_a_bundle_and_says_so_as_json(tiny_bundle: Path) -> None:
         assert 0 < 2 * row["images"] * row["step_s"] / 2 <= row["images"] * row["picture_s"]
     assert {row["disk_cache"] for row in report["cold_start"]} == {"cold", "warm"}
     assert all(row["seconds"] > 0.05 and row["peak_resident_mb"] > 20 for row in report["cold_start"])
+    if Path("/proc/self/status").exists():
+        assert all(10 < row["peak_own_mb"] < row["peak_resident_mb"] for row in report["cold_start"])
     assert [(row["latents"], row["jobs"]) for row in report["host"]] == [
         ("64x64x4", 1),
         ("64x64x4", 8),
