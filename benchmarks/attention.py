@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+
+from benchmarks.machine import machine, origin
 
 ROUNDS = 5
 # What it is, rows, heads, queries, keys, channels of a head.
@@ -72,15 +71,8 @@ def on_cpu() -> None:
         np.testing.assert_allclose(made["Attention"], made["parts"], atol=1e-5)
         medians = {form: round(statistics.median(values) * 1e3, 2) for form, values in seconds.items()}
         rows.append({"attention": name, "shape": shape, "median_processor_ms": medians})
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    machine = {
-        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
-        "load": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-        "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }
-    report = {"command": "python -m benchmarks.attention", "commit": commit.stdout.strip(), "machine": machine}
+    versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+    report = {**origin("python -m benchmarks.attention"), "machine": machine() | versions}
     print(json.dumps({**report, "rounds": ROUNDS, "rows": rows}, indent=2))
 
 

@@ -62,7 +62,7 @@ Queue = Callable[[], None]
 
 def main(backend: str, output: Path | None = None) -> None:
     """Measure, write after every row, say where."""
-    report = gpu._about(need_gpu=True)
+    report = gpu.about(need_gpu=True)
     del report["models"]
     name = re.sub(r"[^a-z0-9]+", "-", report["gpu"]["name"].lower()).strip("-")
     path = output or RESULTS / f"attention-{name}-{backend}-{report['date']}.json"
@@ -71,7 +71,7 @@ def main(backend: str, output: Path | None = None) -> None:
     for title, forms in measured(backend, list(SHAPES)):
         print(f"{title}: {json.dumps(forms)}", file=sys.stderr)
         report["rows"].append({"attention": title, "shape": SHAPES[title]._asdict(), "forms": forms})
-        gpu._write(path, report)
+        gpu.write(path, report)
     print(path)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import onnxscript
 import torch
 
 from benchmarks.checkpoints import SIZES
+from benchmarks.machine import machine, origin
 from calotype.runtime.manifest import Manifest
 
 
@@ -47,14 +47,10 @@ def main() -> None:
         spent = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert spent.ru_maxrss > made.ru_maxrss, "making the checkpoint took more memory than its export"
         report = {
-            "command": f"python -m benchmarks.export {family}",
-            "commit": subprocess.run(
-                ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-            ).stdout.strip(),
+            **origin(f"python -m benchmarks.export {family}"),
             "machine": {
-                "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+                **machine(),
                 "load_before_and_after": [round(load, 1), round(os.getloadavg()[0], 1)],
-                "python": platform.python_version(),
                 **{module.__name__: module.__version__ for module in (torch, onnx, onnxruntime, onnxscript)},
             },
             "seconds": round(seconds),

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write, say where."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _options(arguments)
-    report = _about(need_gpu=options.backends != ["cpu"])
+    report = about(need_gpu=options.backends != ["cpu"])
     report["command"] = f"python -m benchmarks.gpu {shlex.join(arguments)}".strip()
     name = re.sub(r"[^a-z0-9]+", "-", report["gpu"]["name"].lower()).strip("-")
     path = options.output or RESULTS / f"{name}-{report['date']}.json"
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             for record in _measured(subject, deadline - time.monotonic(), report["models"].setdefault(model, {})):
                 report["models"][model][backend] = {**record, "commit": report["commit"]}
-                _write(path, report)
+                write(path, report)
     print(path)
 
 
@@ -86,7 +86,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _about(*, need_gpu: bool) -> dict[str, Any]:
+def about(*, need_gpu: bool) -> dict[str, Any]:
     """Where the figures come from."""
     gpu = {"name": "cpu"}
     if need_gpu:
@@ -107,7 +107,7 @@ def _about(*, need_gpu: bool) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, report: dict[str, Any]) -> None:
+def write(path: Path, report: dict[str, Any]) -> None:
     """Whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -8,18 +8,14 @@ The promise is 50 µs for ``step``.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import machine, origin
 from calotype.runtime.schedulers import SCHEDULERS, create_solver
 
 ROUNDS = 40
@@ -72,35 +68,8 @@ def main() -> None:
         name: {f"{kind}_us": round(statistics.median(times) * 1e6, 1) for kind, times in kinds.items()}
         for name, kinds in seconds.items()
     }
-    origin = {
-        "command": "python -m benchmarks.schedulers",
-        "date": date.today().isoformat(),
-        "commit": _commit(),
-        "machine": _machine(),
-    }
-    print(json.dumps({**origin, **report}, indent=2))
-
-
-def _machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": models[0] if models else platform.machine(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-    }
-
-
-def _commit() -> str:
-    """The last that changed a scheduler, marked where a file differs from it."""
-    last = _git("log", "-1", "--format=%h", "--", "runtime/schedulers")
-    return f"{last}-dirty" if _git("status", "--porcelain", "--", "runtime/schedulers") else last
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    about = origin("python -m benchmarks.schedulers", "runtime/schedulers")
+    print(json.dumps({**about, "machine": machine() | {"numpy": np.__version__}, **report}, indent=2))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ beside a bare interpreter as the floor. The size is that of the site-packages of
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import sysconfig
 import tempfile
 import time
 from pathlib import Path
+
+from benchmarks.machine import machine, origin
 
 ROUNDS = 7
 
@@ -45,8 +46,8 @@ def main() -> None:
         }
         for name, values in seconds.items()
     }
-    machine = {"processor": platform.machine(), "python": platform.python_version()}
-    print(json.dumps({"machine": machine, "site_packages_mb": round(size / 1e6, 1), **report}, indent=2))
+    about = {**origin("python -m benchmarks.startup"), "machine": machine()}
+    print(json.dumps({**about, "site_packages_mb": round(size / 1e6, 1), **report}, indent=2))
 
 
 if __name__ == "__main__":

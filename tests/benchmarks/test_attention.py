@@ -167,7 +167,7 @@ def test_rows_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.Monke
         yield title, {"parts": {"median_us": 1.0}}
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gpu, "_about", lambda **_: dict(about))
+    monkeypatch.setattr(gpu, "about", lambda **_: dict(about))
     monkeypatch.setattr(attention_gpu, "measured", stops)
     monkeypatch.setattr(attention_gpu, "RESULTS", tmp_path)
     for output in (path, None):

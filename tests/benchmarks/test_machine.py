@@ -15,9 +15,9 @@ def test_a_copy_without_history_is_of_the_commit_that_the_environment_names(
 ) -> None:
     monkeypatch.setattr(machine, "ROOT", tmp_path)
     monkeypatch.delenv("BENCHMARK_COMMIT", raising=False)
-    assert gpu._about(need_gpu=False)["commit"] is None
+    assert gpu.about(need_gpu=False)["commit"] is None
     monkeypatch.setenv("BENCHMARK_COMMIT", "abc1234")
-    assert gpu._about(need_gpu=False)["commit"] == "abc1234"
+    assert gpu.about(need_gpu=False)["commit"] == "abc1234"
 
 
 def test_history_counts_where_the_environment_names_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
