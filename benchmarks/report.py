@@ -291,7 +291,7 @@ def export(name: str, report: Mapping[str, Any], _folder: Path) -> str:
 
 def quality(name: str, report: Mapping[str, Any], _folder: Path) -> str:
     """How good talbot is."""
-    judged = {key: item for key, item in report.items() if key == "ceiling" or key.startswith("guidance")}
+    judged = {key: item for key, item in report.items() if key == "ceiling" or key.startswith(("guidance", "by "))}
     keys = list(dict.fromkeys(key for item in judged.values() for key in item))
     rows = [[key.replace("_", " "), *(f"{item.get(key, '')}" for item in judged.values())] for key in keys]
     about = (

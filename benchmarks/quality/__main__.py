@@ -3,7 +3,9 @@
 It draws every pair of ``pairs.csv`` once (seed 0, the prompt ``<name>, <style> style``) and asks, in the fixed space of
 ``features.py``, whether the real picture is among the five nearest of all real pictures of that style. The ceiling is
 the same questions asked of real pictures that were shifted by a pixel and reduced; for the classifier of styles it is
-how often it is right on real pictures of concepts that it was not fitted on. Renders the data if they are not there.
+how often it is right on real pictures of concepts that it was not fitted on. With ``--keywords`` a pair is asked for by
+a keyword instead of its name, one that no other concept has, and beside it by its name; pairs without such a keyword
+are left out. Renders the data if they are not there.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import csv
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
+from benchmarks.machine import machine, origin
 from benchmarks.quality.features import Array, LinearClassifier, features, top
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.pipeline import Pipeline
@@ -51,6 +55,7 @@ def main() -> None:
     parser.add_argument("--model", default="talbot", help="a bundle")
     parser.add_argument("--scale", type=float, action="append", help="guidance scales; default: 1 and the model's own")
     parser.add_argument("--steps", type=int, help="denoising steps; default: the model's own")
+    parser.add_argument("--keywords", action="store_true", help="ask by keyword and by name at the model's own scale")
     parser.add_argument("--write-pairs", action="store_true", help="choose the pairs anew, by the rule, and stop")
     arguments = parser.parse_args()
     with Pipeline.load(arguments.model) as pipeline:
@@ -64,19 +69,38 @@ def main() -> None:
             return
         gallery = load_gallery(dataset)
         pairs = list(csv.DictReader(PAIRS.open(encoding="utf-8")))
+        keywords = own_keywords(dataset)
+        if arguments.keywords:
+            pairs = [pair for pair in pairs if pair["slug"] in keywords]
         scales = arguments.scale or [1.0, defaults.guidance_scale]
         steps = arguments.steps or defaults.num_inference_steps
         report: dict[str, Any] = {
+            **origin(" ".join(["python -m benchmarks.quality", *sys.argv[1:]])),
+            "machine": machine(),
             "model": pipeline.manifest.name,
             "steps": steps,
+            "pairs": dict(collections.Counter(pair["split"] for pair in pairs)),
             "ceiling": ceiling(gallery, pairs),
             "autoencoder_psnr_db": autoencoder_psnr(Bundle.open(arguments.model), dataset),
         }
-        for scale in scales:
+        names = [pair["name"] for pair in pairs]
+        words = {f"guidance {scale:g}": (scale, names) for scale in scales}
+        if arguments.keywords:
+            own = [keywords[pair["slug"]] for pair in pairs]
+            words = {"by name": (defaults.guidance_scale, names), "by keyword": (defaults.guidance_scale, own)}
+        for title, (scale, asked) in words.items():
             draw = functools.partial(pipeline, seed=0, guidance_scale=scale, num_inference_steps=steps)
-            drawn = [draw(f"{p['name']}, {p['style']} style").images[0] for p in pairs]
-            report[f"guidance {scale:g}"] = judge(drawn, gallery, pairs)
+            prompts = [f"{word}, {pair['style']} style" for word, pair in zip(asked, pairs, strict=True)]
+            report[title] = judge([draw(prompt).images[0] for prompt in prompts], gallery, pairs)
     print(json.dumps(report, indent=2))
+
+
+def own_keywords(dataset: data.Dataset) -> dict[str, str]:
+    """By slug, the first keyword that is no other concept's keyword or name, for concepts that have one."""
+    concepts = {concept.slug: concept for concept in dataset.concepts}
+    uses = collections.Counter(word for own in concepts.values() for word in {own.name, *own.keywords})
+    found = {slug: [word for word in own.keywords if uses[word] == 1] for slug, own in concepts.items()}
+    return {slug: words[0] for slug, words in found.items() if words}
 
 
 def load_gallery(dataset: data.Dataset) -> Gallery:
