@@ -357,6 +357,22 @@ def _gpu_rows(model: str, backend: str, record: Mapping[str, Any]) -> list[list[
     return [*rows, [model, backend, *numbers]]
 
 
+def attention_plans(name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """What plans of each form will take of a GPU's memory."""
+    forms = list(report["rows"][0]["activations"])
+    rows = [
+        [row["attention"], _mib(row["logits"]), *(_mib(row["activations"][form]) for form in forms)]
+        for row in report["rows"]
+    ]
+    about = f"{_origin(name, report)} {report['library']}, float16, eight in a row. More in [a note](attention.md)."
+    table = _table(["", "logits of one", *forms], rows)
+    return f"## Attention, memory of plans that were built without a GPU\n\n{about}\n\n{table}\n"
+
+
+def _mib(value: int | str) -> str:
+    return f"{value / 2**20:.1f} MiB" if isinstance(value, int) else value
+
+
 SECTIONS = {
     "speed-": speed,
     "cold-": cold,
@@ -367,6 +383,7 @@ SECTIONS = {
     "convolutions-": convolutions,
     "startup-": startup,
     "schedulers-": schedulers,
+    "attention-plans-": attention_plans,
     "attention-": attention,
     "export-": export,
     "quality-": quality,

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from benchmarks import attention, attention_forms, attention_gpu, gpu
+from benchmarks import attention, attention_forms, attention_gpu, attention_plans, gpu
 from benchmarks.attention_forms import LAYERS, OPSETS, Shape, model, reference
 from benchmarks.gpu_parts import Subject
 from calotype.engine.build import build_plan
@@ -193,3 +193,13 @@ def test_a_gpu_is_asked_for_by_its_backend(backend: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "argv", ["attention", "--backend", backend, "--output", "x.json"])
     attention.main()
     assert asked == [(backend, Path("x.json"))]
+
+
+def test_tensorrt_rtx_fuses_an_attention_in_either_form() -> None:
+    """Real plans, of one shape whose logits take more than all else together."""
+    shape = Shape(2, 8, 2048, 2048, 40)
+    made = attention_plans.row(load_library("tensorrt-rtx"), shape)
+    assert made["logits"] == 2 * 2 * 8 * 2048 * 2048
+    assert set(made["activations"]) == set(OPSETS)
+    for form, size in made["activations"].items():
+        assert 0 < size < made["logits"], form

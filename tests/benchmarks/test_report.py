@@ -52,6 +52,16 @@ def test_peers_stand_beside_calotype_and_one_that_did_not_run_is_named_with_its_
     assert plots[0] == plots[1]
 
 
+def test_plans_of_attention_state_their_memory_or_why_there_is_none(tmp_path: Path) -> None:
+    row = {"attention": "one", "logits": 3 << 20, "activations": {"Attention": 1 << 20, "parts": "cannot build"}}
+    about = {"command": "c", "commit": "abc", "machine": {"processor": "p"}, "library": "tensorrt-rtx 1"}
+    (tmp_path / "attention-plans-x.json").write_text(json.dumps({**about, "rows": [row]}))
+    write(tmp_path, tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    assert "|  | logits of one | Attention | parts |" in page
+    assert "| one | 3.0 MiB | 1.0 MiB | cannot build |" in page
+
+
 def test_a_gpu_run_is_a_table_and_what_did_not_run_a_line_each(tmp_path: Path) -> None:
     time = {"median": 1.5, "min": 1.0, "max": 2.0}
     pictures = {"picture_ms": time, "steps": 50, "step_ms": 0.5, "host_us_per_step": 9.5, "gpu_memory_mib": 700.0}
