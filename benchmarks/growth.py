@@ -28,7 +28,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
     parser.add_argument("model", nargs="?", choices=MODELS, default="talbot")
-    parser.add_argument("--size", type=int, nargs="*", default=[128, 256], help="pixels of a side, beside the first")
+    parser.add_argument("--size", type=int, nargs="*", default=[256], help="pixels of a side, beside the first")
     parser.add_argument("--steps", type=int, nargs="*", default=[5, 10, 40], help="beside the first")
     parser.add_argument("--images", type=int, nargs="*", default=[2, 4, 8], help="in a call, beside one")
     parser.add_argument("--first", type=int, nargs=2, metavar=("SIZE", "STEPS"), help="default: the model's own")
