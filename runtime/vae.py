@@ -6,7 +6,7 @@ Kingma & Welling 2013 (arXiv 1312.6114); Rombach et al. 2022 (arXiv 2112.10752).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -115,12 +115,21 @@ class Vae:
 
     def decode(self, latents: Array) -> Array:
         """Latents as the UNet knows them, (C, h, w), to pixels (f*h, f*w, 3) in 0..1."""
-        pixels = self._apply("vae_decoder", self.scale.to_vae(latents))
-        return np.clip(pixels.transpose(1, 2, 0) / 2 + 0.5, 0, 1)
+        return next(self.decode_all([latents]))
+
+    def decode_all(self, latents: Sequence[Array]) -> Iterator[Array]:
+        """The same for several pictures of one size, in their order; those share a run that the session lets."""
+        number = 0
+        while number < len(latents):
+            count = self._count("vae_decoder", latents[number:])
+            together = np.stack(latents[number : number + count])
+            for pixels in self._apply("vae_decoder", self.scale.to_vae(together)):
+                yield np.clip(pixels.transpose(1, 2, 0) / 2 + 0.5, 0, 1)
+            number += count
 
     def encode(self, pixels: Array) -> tuple[Array, Array]:
         """Pixels (3, f*h, f*w) in -1..1 to mean and log-variance of the latents, each (C, h, w) and not yet scaled."""
-        moments = self._apply("vae_encoder", pixels)
+        (moments,) = self._apply("vae_encoder", pixels[None])
         return moments[: self.spec.latent_channels], moments[self.spec.latent_channels :]
 
     def check_fits(self, spec: VaeSpec) -> None:
@@ -145,24 +154,36 @@ class Vae:
     def _open(self, network: str) -> Session:
         return self._opener(self._bundle, network)
 
-    def _apply(self, network: str, source: Array) -> Array:
-        """(C, height, width) through one half, one picture at a time."""
+    def _count(self, network: str, waiting: Sequence[Array]) -> int:
+        """How many of the pictures share the next run."""
+        if self._tiles is not None:
+            return 1
+        session, (_, height, width) = self._session(network), waiting[0].shape
+        sizes = ({"batch": n, "height": height, "width": width} for n in range(len(waiting), 1, -1))
+        return next((size["batch"] for size in sizes if session.takes(size)), 1)
+
+    def _session(self, network: str) -> Session:
         if network not in self._bundle.manifest.networks:
             raise BundleError(f"{self._bundle.path} has no {network}, which a picture needs; export the bundle again")
         if network not in self._sessions:
             self._sessions[network] = self._open(network)
-        session = self._sessions[network]
-        factor = self.spec.downscale
+        return self._sessions[network]
+
+    def _apply(self, network: str, source: Array) -> Array:
+        """(N, C, height, width) through one half; one picture where that is in tiles."""
+        session, factor = self._session(network), self.spec.downscale
         given, made = (1, factor) if network == "vae_decoder" else (factor, 1)
 
         def run(part: Array) -> Array:
-            sizes = {"batch": 1, "height": part.shape[1] // given, "width": part.shape[2] // given}
+            sizes = {"batch": len(part), "height": part.shape[2] // given, "width": part.shape[3] // given}
             session.reserve(sizes)
-            session.buffer(session.inputs[0].name, sizes)[0] = part
+            session.buffer(session.inputs[0].name, sizes)[:] = part
             session.run(sizes)
-            return np.concatenate([session.buffer(spec.name, sizes)[0] for spec in session.outputs])
+            return np.concatenate([session.buffer(spec.name, sizes) for spec in session.outputs], axis=1)
 
-        return run(source) if self._tiles is None else _tiled(run, source, given, made, self._tiles)
+        if self._tiles is None:
+            return run(source)
+        return _tiled(lambda part: run(part[None])[0], source[0], given, made, self._tiles)[None]
 
 
 def _tiled(run: Callable[[Array], Array], source: Array, given: int, made: int, tiles: Tiles) -> Array:

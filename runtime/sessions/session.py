@@ -20,9 +20,9 @@ class Session(Protocol):
     outputs: tuple[TensorSpec, ...]
 
     def takes(self, sizes: Sizes) -> bool:
-        """Whether one run of ``sizes`` may hold rows of several pictures.
+        """Whether one run of ``sizes`` may hold several pictures.
 
-        Their last bits then depend on what else is in it, as a matrix product's blocking does.
+        On a GPU their last bits then depend on what else is in it, as a matrix product's blocking does.
         """
 
     def reserve(self, sizes: Sizes) -> None:

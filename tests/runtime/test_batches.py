@@ -1,8 +1,7 @@
-"""Pictures that share runs of the UNet, as they do on a GPU: which, how often it runs, and that they stay themselves.
+"""Pictures that share runs, as they do on a GPU and small ones on a CPU: which, how often, that they stay the same.
 
-ONNX Runtime on the CPU takes one picture at a time, for the sake of its bytes; here it is let take more rows. Pictures
-of a call are compared with the same call one by one. Other rows in a matrix product move the last bits: 2e-5 of
-pictures in 0..1 is allowed, where the least step of a PNG is 4e-3.
+How many rows ONNX Runtime on the CPU takes is set here, but where that itself is tested. Pictures of a call are
+compared with the same call one by one, and are the same to the byte: sums have one order, whatever else is in a run.
 """
 
 from __future__ import annotations
@@ -15,17 +14,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from calotype.engine.cpu import build_engines
 from calotype.runtime.acceleration import Acceleration
 from calotype.runtime.benchmark import InstantSession
+from calotype.runtime.bundle import Bundle
 from calotype.runtime.denoising import Denoiser, Job
 from calotype.runtime.guidance import Guidance
 from calotype.runtime.pipeline import Output, Pipeline, StepEnd
 from calotype.runtime.profile import Profile
 from calotype.runtime.schedulers import create_solver
+from calotype.runtime.sessions import Sizes
 from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
+from calotype.runtime.vae import Tiles, Vae
 from tests.runtime.conftest import Model
 
-TOLERANCE = 2e-5
 LONG = "red apple " * 60  # more than one chunk of tokens
 SETTINGS: dict[str, Any] = {"seed": 3, "num_inference_steps": 3, "output_type": "np"}
 Allow = Callable[[int], None]
@@ -39,8 +41,16 @@ def pipeline(tiny_bundle: Path) -> Iterator[Pipeline]:
 
 @pytest.fixture
 def allow(monkeypatch: pytest.MonkeyPatch) -> Allow:
-    """Let the CPU take so many rows of several pictures."""
-    return lambda most: monkeypatch.setattr(OnnxRuntimeCpuSession, "takes", lambda _, sizes: sizes["rows"] <= most)
+    """Let the CPU take so many rows, or so many pictures in the decoder, of several; none to begin with."""
+
+    def set_most(most: int) -> None:
+        def takes(_: OnnxRuntimeCpuSession, sizes: Sizes) -> bool:
+            return sizes["rows" if "rows" in sizes else "batch"] <= most
+
+        monkeypatch.setattr(OnnxRuntimeCpuSession, "takes", takes)
+
+    set_most(0)
+    return set_most
 
 
 @pytest.fixture
@@ -60,7 +70,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 def check_equal(got: Output, wanted: Output) -> None:
     assert got.seeds == wanted.seeds
     for picture, alone in zip(got.images, wanted.images, strict=True):
-        np.testing.assert_allclose(picture, alone, rtol=0, atol=TOLERANCE)
+        np.testing.assert_array_equal(picture, alone)
     assert len({picture.tobytes() for picture in got.images}) == len(got.images)
 
 
@@ -183,6 +193,44 @@ def test_a_callback_sees_each_picture_s_steps_and_stops_all(pipeline: Pipeline, 
     for picture, number in zip(stopped.images, (0, 2), strict=True):
         np.testing.assert_array_equal(picture, output.images[number])
     assert pipeline("a", num_images_per_prompt=3, callback_on_step_end=until(2), **settings).images == []
+
+
+def test_small_pictures_share_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Talbot's, by default, with engines too: as many as have the pixels of one of 256 x 256 share every network's."""
+    monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path))
+    settings: dict[str, Any] = {"num_inference_steps": 2, "output_type": "np"}
+    for built in (False, True):
+        if built:
+            build_engines(Bundle.open("talbot"), networks=["unet", "vae_decoder"])
+        profile = Profile()
+        with Pipeline.load("talbot", "cpu") as plain, Pipeline.load("talbot", "cpu", profile=profile) as watched:
+            assert (plain.engines["unet"] is not None) == built
+            together = watched("red apple", num_images_per_prompt=5, seed=7, **settings)
+            counts = {name: profile.networks[name].runs for name in ("unet", "vae_decoder")}
+            assert counts == {"unet": 2 * 2, "vae_decoder": 2}  # four, and the fifth
+            for number, picture in enumerate(together.images):
+                np.testing.assert_array_equal(plain("red apple", seed=7 + number, **settings).images[0], picture)
+
+
+def test_large_pictures_and_int8_keep_their_runs(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    specs = bundle.manifest.networks
+    side = {"height": 16, "width": 16}
+    with OnnxRuntimeCpuSession(bundle.path, specs["unet"]) as unet:
+        assert [rows for rows in range(1, 20) if unet.takes({"rows": rows, "tokens": 77, **side})] == [*range(1, 9)]
+        assert not unet.takes({"rows": 4, "tokens": 77, "height": 32, "width": 32})
+        unet._precision = "int8"
+        assert not unet.takes({"rows": 4, "tokens": 77, **side})
+    with OnnxRuntimeCpuSession(bundle.path, specs["vae_decoder"]) as decoder:
+        assert [count for count in range(1, 9) if decoder.takes({"batch": count, **side})] == [1, 2, 3, 4]
+
+
+def test_pictures_in_tiles_share_no_run(tiny_bundle: Path, allow: Allow) -> None:
+    allow(8)
+    latents = list(np.random.default_rng(0).standard_normal((3, 4, 12, 12), np.float32))
+    with Vae.load(tiny_bundle, "cpu", Tiles(size=8, overlap=4)) as vae:
+        for picture, own in zip(vae.decode_all(latents), latents, strict=True):
+            np.testing.assert_array_equal(picture, vae.decode(own))
 
 
 class Wide(InstantSession):
