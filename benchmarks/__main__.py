@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="talbot")
     parser.add_argument("--size", type=int, help="pixels of a side; default: the model's own")
     parser.add_argument(
-        "--steps", type=int, default=4, help="whose timesteps are whole numbers: 2, 4, 10, 28; default: 4"
+        "--steps", type=int, default=speed.STEPS, help="whose timesteps are whole numbers: 2, 4, 10, 28; default: 4"
     )
     parser.add_argument("--images", type=int, default=1, help="in a call; default: 1")
     parser.add_argument("--rounds", type=int, default=3)

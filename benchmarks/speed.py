@@ -30,6 +30,7 @@ from benchmarks.peers.protocol import Task
 from benchmarks.workers import PeerError, Worker
 from calotype.runtime.manifest import Manifest
 
+STEPS = 4  # where nothing else is said
 PAUSE = 0.5  # seconds; threads of the one that ran before wait awake for a while, and would take time from the next
 PROMPT = {"talbot": "red apple, noto style", "sd1": "a lighthouse at dusk, oil on canvas"}
 
@@ -47,7 +48,10 @@ class Plan:
     @property
     def name(self) -> str:
         """A file's, without its suffix."""
-        return f"speed-{self.model.name}-{self.size}" + (f"-batch{self.images}" if self.images > 1 else "")
+        parts = ["speed", self.model.name, str(self.size)]
+        parts += [f"batch{self.images}"] if self.images > 1 else []
+        parts += [f"steps{self.steps}"] if self.steps != STEPS else []
+        return "-".join(parts)
 
 
 def compare(plan: Plan, peer: str, work: Path) -> dict[str, Any]:
@@ -93,7 +97,7 @@ def source(name: str, model: Model, work: Path) -> Path:
     if PEERS[name].environment == CALOTYPE:
         if PEERS[name].mode:
             command = [sys.executable, "-m", "calotype.runtime", "build", model.bundle, "--backend", "cpu"]
-            command += ["--precision", "int8"] if PEERS[name].mode == "int8" else []
+            command += ["--precision", "int8"] if PEERS[name].mode in ("int8", "fast") else []
             environment = {**os.environ, "CALOTYPE_CACHE": str(work / "engines")}
             subprocess.run(command, check=True, env=environment, stdout=sys.stderr)
         return model.bundle

@@ -56,6 +56,13 @@ PEERS = {
     "calotype-int8": Peer(
         module="calotype_peer", environment="calotype", mode="int8", exact=False, title="Calotype, UNet in int8"
     ),
+    "calotype-fast": Peer(
+        module="calotype_peer",
+        environment="calotype",
+        mode="fast",
+        exact=False,
+        title="Calotype, --fast: half the steps, UNet in int8",
+    ),
     "diffusers": Peer(
         module="diffusers_peer", environment="diffusers", mode="eager", title="diffusers, PyTorch as it comes"
     ),

@@ -1,6 +1,7 @@
 """Calotype as a peer: ``python -m benchmarks.peers.calotype_peer``, spoken to as ``protocol`` says.
 
-The mode ``built`` opens the engines that ``calotype build --backend cpu`` has made, and nothing else.
+The mode ``built`` opens the engines that ``calotype build --backend cpu`` has made, and nothing else; ``int8`` has the
+UNet's in int8, and ``fast`` is that at the share of the steps that ``--fast`` takes.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ class Calotype:
     """A bundle on the CPU."""
 
     def __init__(self, model: str, mode: str) -> None:
-        from calotype.runtime.acceleration import EXACT, Acceleration
+        from calotype.runtime.acceleration import EXACT, FAST, Acceleration
         from calotype.runtime.pipeline import Pipeline
 
-        self._pipeline = Pipeline.load(model, "cpu", fast=Acceleration(precision="int8") if mode == "int8" else EXACT)
+        int8 = Acceleration(precision="int8", steps=FAST.steps if mode == "fast" else 1)
+        self._acceleration = int8 if mode in ("int8", "fast") else EXACT
+        self._pipeline = Pipeline.load(model, "cpu", fast=self._acceleration)
         engine = next(engine for name, engine in self._pipeline.engines.items() if name.startswith("unet"))
         if (engine is not None) != bool(mode):
             raise ValueError(f"the UNet's engine is {engine}, in the mode {mode!r}")
@@ -32,7 +35,7 @@ class Calotype:
             negative_prompt=task.negative_prompt,
             height=task.height,
             width=task.width,
-            num_inference_steps=task.steps,
+            num_inference_steps=max(1, round(task.steps * self._acceleration.steps)),
             guidance_scale=task.guidance_scale,
             num_images_per_prompt=task.images,
             scheduler="euler",

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.checkpoints import Model
 from benchmarks.noise import normal
 from benchmarks.peers.protocol import Task
-from benchmarks.speed import psnr, spread
+from benchmarks.speed import Plan, psnr, spread
 from benchmarks.workers import PeerError, Worker
+from calotype.engine.cpu import build_engines
+from calotype.runtime.bundle import Bundle
 
 
 def task(folder: Path, size: int) -> Task:
@@ -35,11 +38,17 @@ def test_the_noise_is_that_of_pytorch_on_a_gpu() -> None:
     np.testing.assert_allclose(normal(0, (5,)), [-0.9247, -0.4253, -2.6438, 0.1452, -0.1209], atol=5e-5)
 
 
-def test_a_peer_answers_and_its_memory_is_seen(tmp_path: Path) -> None:
-    interpreter = tmp_path / "bin" / "python"
-    interpreter.parent.mkdir()
-    interpreter.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:build/types" exec {sys.executable} "$@"\n')
-    interpreter.chmod(0o755)
+@pytest.fixture
+def interpreter(tmp_path: Path) -> Path:
+    """One that finds Calotype in the sources."""
+    path = tmp_path / "bin" / "python"
+    path.parent.mkdir()
+    path.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:build/types" exec {sys.executable} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_a_peer_answers_and_its_memory_is_seen(interpreter: Path, tmp_path: Path) -> None:
     with Worker(interpreter, "benchmarks.peers.calotype_peer") as worker:
         assert "onnxruntime" in worker.load(Path("talbot"), "")["versions"]
         answer = worker.generate(task(tmp_path, 64))
@@ -49,6 +58,33 @@ def test_a_peer_answers_and_its_memory_is_seen(tmp_path: Path) -> None:
         with pytest.raises(PeerError, match="InputError"):
             worker.generate(task(tmp_path, 60))
     assert 50e6 < worker.peak["anonymous"] <= worker.peak["resident"]
+
+
+def test_the_fast_mode_takes_half_the_steps_with_an_engine_in_int8(
+    interpreter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "engines"))
+    with Worker(interpreter, "benchmarks.peers.calotype_peer") as worker:
+        with pytest.raises(PeerError, match="no engine in int8"):
+            worker.load(Path("talbot"), "fast")
+        build_engines(Bundle.open("talbot"), networks=["unet"], precision="int8")
+        worker.load(Path("talbot"), "fast")
+        assert len(worker.generate(task(tmp_path, 64))["steps"]) == 1
+
+
+def test_results_of_other_pictures_or_steps_have_names_of_their_own() -> None:
+    model = Model(name="sd1", checkpoint=Path("checkpoint"), bundle=Path("bundle"), size=512)
+    plans = {
+        (images, steps): Plan(model=model, size=256, steps=steps, images=images, rounds=3).name
+        for images in (1, 2)
+        for steps in (4, 28)
+    }
+    assert plans == {
+        (1, 4): "speed-sd1-256",
+        (2, 4): "speed-sd1-256-batch2",
+        (1, 28): "speed-sd1-256-steps28",
+        (2, 28): "speed-sd1-256-batch2-steps28",
+    }
 
 
 def test_pictures_and_ratios_are_put_in_figures() -> None:
