@@ -149,7 +149,10 @@ def test_a_callback_can_stop_the_run(pipeline: Pipeline) -> None:
         seen.append((end.image, end.step, end.steps))
         return len(seen) < 4
 
-    result = pipeline("a", seed=3, num_images_per_prompt=2, num_inference_steps=3, callback_on_step_end=stop)
+    scales = [3.0, 1.0]  # with as many rows they would share the UNet's runs
+    result = pipeline(
+        "a", seed=3, num_images_per_prompt=2, guidance_scale=scales, num_inference_steps=3, callback_on_step_end=stop
+    )
     assert seen == [(0, 1, 3), (0, 2, 3), (0, 3, 3), (1, 1, 3)]
     assert result.seeds == [3]
     assert len(result.images) == 1
