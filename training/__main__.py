@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from training import autoencoder, checkpoint, data, text_encoder, tokenizer, unet
+from training import autoencoder, checkpoint, data, synonyms, text_encoder, tokenizer, unet
 from training.config import CPU, GPU, Budget, TrainingConfig
 
 STAGES = {
@@ -17,6 +17,7 @@ STAGES = {
     "autoencoder": autoencoder.train,
     "text-encoder": text_encoder.train,
     "unet": unet.train,
+    "synonyms": synonyms.train,
     "checkpoint": checkpoint.make,
 }
 
@@ -36,9 +37,11 @@ def shortened(config: TrainingConfig, steps: int) -> TrainingConfig:
         autoencoder_batch=4,
         text_batch=16,
         unet_batch=4,
+        synonyms_batch=16,
         autoencoder_budget=budget,
         text_budget=budget,
         unet_budget=budget,
+        synonyms_budget=budget,
     )
 
 

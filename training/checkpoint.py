@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training import data, unet
-from training.config import CONTEXT_LENGTH, TrainingConfig
+from calotype.runtime.manifest import MANIFEST_NAME
+from training import unet
+from training.config import TrainingConfig
 
 ATTRIBUTION = (
     "Noto Emoji, Google, Apache-2.0 (through @iconify-json/noto)",
@@ -21,6 +22,12 @@ ATTRIBUTION = (
     "Fluent Emoji, Microsoft Corporation, MIT (through @iconify-json/fluent-emoji-flat)",
     "emojibase-data, Miles Johnson, MIT (names and keywords)",
 )
+# The stages that train a component, the last first, and the key of its weights in their checkpoints.
+SOURCES = {
+    "vae": (("autoencoder", "ema"),),
+    "unet": (("unet", "ema"),),
+    "text_encoder": (("synonyms", "model"), ("unet", "text_ema")),
+}
 SCHEDULER = {
     "_class_name": "DPMSolverMultistepScheduler",
     "num_train_timesteps": 1000,
@@ -51,10 +58,12 @@ MODEL_INDEX = {
 
 
 def make(config: TrainingConfig) -> None:
-    """Write ``talbot/`` in the work folder, with the averaged weights in fp16."""
-    saved = {name: torch.load(config.work / f"{name}.pt", weights_only=True) for name in ("autoencoder", "unet")}
-    _, scaling_factor = unet.latents(config)
-    vae = dataclasses.replace(config.autoencoder, scaling_factor=scaling_factor)
+    """Write ``talbot/`` in the work folder, with the averaged weights in fp16.
+
+    What no stage of this run has trained is taken from the bundle that the run starts from.
+    """
+    states = {component: _state(config, component) for component in SOURCES}
+    vae = dataclasses.replace(config.autoencoder, scaling_factor=_scaling_factor(config))
     levels = len(vae.block_out_channels)
     folder, temporary = config.work / "talbot", config.work / "talbot.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -62,7 +71,7 @@ def make(config: TrainingConfig) -> None:
         temporary / "unet",
         "UNet2DConditionModel",
         config.unet.to_json() | {"sample_size": config.image_size // vae.downscale},
-        saved["unet"]["ema"],
+        states["unet"][0],
     )
     _write(
         temporary / "vae",
@@ -73,13 +82,13 @@ def make(config: TrainingConfig) -> None:
             "down_block_types": ["DownEncoderBlock2D"] * levels,
             "up_block_types": ["UpDecoderBlock2D"] * levels,
         },
-        saved["autoencoder"]["ema"],
+        states["vae"][0],
     )
     text = config.text_encoder.to_json()
     del text["with_projection"]
     text |= {"model_type": "clip_text_model", "bos_token_id": config.text_encoder.vocab_size - 2}
     text |= {"pad_token_id": config.text_encoder.eos_token_id}
-    _write(temporary / "text_encoder", "CLIPTextModel", text, saved["unet"]["text_ema"], "model.safetensors")
+    _write(temporary / "text_encoder", "CLIPTextModel", text, states["text_encoder"][0], "model.safetensors")
     (temporary / "scheduler").mkdir()
     _json(temporary / "scheduler" / "scheduler_config.json", SCHEDULER)
     shutil.copytree(config.work / "tokenizer", temporary / "tokenizer")
@@ -96,8 +105,26 @@ def make(config: TrainingConfig) -> None:
     )
     shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)
-    pictures = len(data.load(config).pictures)
-    print(f"{folder}: unet after {saved['unet']['step']} steps on {pictures} pictures, {CONTEXT_LENGTH} tokens")
+    print(f"{folder}: {', '.join(f'{name} of {origin}' for name, (_, origin) in states.items())}")
+
+
+def _state(config: TrainingConfig, component: str) -> tuple[dict[str, Tensor], str]:
+    """Its weights and where they come from: the last stage that trained it, or the bundle the run starts from."""
+    for stage, key in SOURCES[component]:
+        path = config.work / f"{stage}.pt"
+        if path.exists():
+            saved = torch.load(path, weights_only=True)
+            return saved[key], f"{stage} after {saved['step']} steps"
+    if config.start is None:
+        raise SystemExit(f"there is no {component} in {config.work}: train it, or name a bundle with --start")
+    return load_file(config.start / f"{component}.safetensors"), config.start.name
+
+
+def _scaling_factor(config: TrainingConfig) -> float:
+    if (config.work / "autoencoder.pt").exists() or config.start is None:
+        return unet.latents(config)[1]
+    factor: float = json.loads((config.start / MANIFEST_NAME).read_text(encoding="utf-8"))["vae"]["scaling_factor"]
+    return factor
 
 
 def _write(

@@ -31,7 +31,7 @@ from calotype.runtime.bundle import Bundle
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions import open_session
 from training import data
-from training.captions import held_out
+from training.captions import held_out, own_keywords
 from training.config import CPU, GPU, STYLES
 
 PAIRS = Path(__file__).with_name("pairs.csv")
@@ -69,7 +69,7 @@ def main() -> None:
             return
         gallery = load_gallery(dataset)
         pairs = list(csv.DictReader(PAIRS.open(encoding="utf-8")))
-        keywords = own_keywords(dataset)
+        keywords = {slug: words[0] for slug, words in own_keywords(dataset.concepts).items() if words}
         if arguments.keywords:
             pairs = [pair for pair in pairs if pair["slug"] in keywords]
         scales = arguments.scale or [1.0, defaults.guidance_scale]
@@ -93,14 +93,6 @@ def main() -> None:
             prompts = [f"{word}, {pair['style']} style" for word, pair in zip(asked, pairs, strict=True)]
             report[title] = judge([draw(prompt).images[0] for prompt in prompts], gallery, pairs)
     print(json.dumps(report, indent=2))
-
-
-def own_keywords(dataset: data.Dataset) -> dict[str, str]:
-    """By slug, the first keyword that is no other concept's keyword or name, for concepts that have one."""
-    concepts = {concept.slug: concept for concept in dataset.concepts}
-    uses = collections.Counter(word for own in concepts.values() for word in {own.name, *own.keywords})
-    found = {slug: [word for word in own.keywords if uses[word] == 1] for slug, own in concepts.items()}
-    return {slug: words[0] for slug, words in found.items() if words}
 
 
 def load_gallery(dataset: data.Dataset) -> Gallery:

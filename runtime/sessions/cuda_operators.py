@@ -27,55 +27,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from calotype.runtime.errors import BundleError
 from calotype.runtime.onnx_files import external_locations
 from calotype.runtime.protobuf import field, fields
+from calotype.runtime.sessions.cuda_fusions import alike, fuse
+from calotype.runtime.sessions.onnx_graph import FLOAT, FLOAT16, INT32, INT64, Graph, Node
 
-Attribute = int | float | str | tuple[int, ...]
-Attributes = Mapping[str, Attribute]
-EMPTY = memoryview(b"")
 CONTRIB = "com.microsoft"
-FLOAT, INT32, INT64, FLOAT16 = 1, 6, 7, 10
-DTYPES = {FLOAT: np.float32, INT64: np.int64, FLOAT16: np.float16}
 MOST_IN_GROUP = 512  # channels, of which GroupNorm's kernel takes an even number
 MOST_IN_HEAD = 256  # channels, of which ONNX Runtime has flash attention
 HEADS = (0, 2, 1, 3)  # (B, T, heads, D) <-> (B, heads, T, D)
-LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # channels
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Node:
-    """``raw`` is the node as it stood in the file; empty for one that is made here."""
-
-    op: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: Attributes = dataclasses.field(default_factory=dict)
-    domain: str = ""
-    raw: bytes = b""
-
-    def encoded(self) -> bytes:
-        if self.raw:
-            return self.raw
-        parts = [field(1, name) for name in self.inputs] + [field(2, name) for name in self.outputs]
-        parts += [field(3, self.outputs[0]), field(4, self.op), field(7, self.domain)]
-        return b"".join(parts) + b"".join(field(5, _attribute(*item)) for item in self.attributes.items())
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Tensor:
-    """An initializer: its shape, and its values where they are 64-bit integers that stand in the graph."""
-
-    dtype: int
-    shape: tuple[int, ...]
-    values: tuple[int, ...] = ()
+LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # channels, of four dimensions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +51,17 @@ class _Heads:
     dtype: int
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Sum:
+    """``x`` (B, C, H, W) + ``skip`` + ``bias`` (C,), the last "" for none; ``skip`` is like ``x``, or (B, C)."""
+
+    x: str
+    skip: str
+    pixels: bool
+    bias: str
+    nodes: list[Node]
+
+
 def for_cuda(path: Path) -> tuple[bytes, Path]:
     """The graph in the ONNX file ``path``, rewritten; it computes the same. And the folder that its weights lie in.
 
@@ -96,14 +71,16 @@ def for_cuda(path: Path) -> tuple[bytes, Path]:
     folder, locations = _places(path)
     try:
         parts = list(fields(memoryview(path.read_bytes())))
-        graph = _Graph(
+        graph = Graph(
             next(bytes(value) for number, _, value in parts if number == 7 and isinstance(value, memoryview)),
             locations,
         )
     except (IndexError, StopIteration, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is not an ONNX file, or is cut off; export the bundle again") from error
+    fuse(graph)
+    _Rewriting(graph).all()
     kept = b"".join(field(number, value) for number, _, value in parts if number != 7)
-    return kept + field(8, field(1, CONTRIB) + field(2, 1)) + field(7, graph.rewritten()), folder
+    return kept + field(8, field(1, CONTRIB) + field(2, 1)) + field(7, graph.encoded()), folder
 
 
 def _places(path: Path) -> tuple[Path, dict[str, str]]:
@@ -117,91 +94,105 @@ def _places(path: Path) -> tuple[Path, dict[str, str]]:
     return folder, {location: file.relative_to(folder).as_posix() for location, file in files.items()}
 
 
-class _Graph:
-    def __init__(self, message: bytes, locations: Mapping[str, str]) -> None:
-        self._rest, self._nodes, self._tensors = b"", list[_Node](), dict[str, _Tensor]()
-        self._types = dict[str, memoryview]()  # of values between the nodes
-        self._outputs: set[str] = set()
-        self._added: list[bytes] = []
-        for number, _, value in fields(memoryview(message)):
-            if number == 1 and isinstance(value, memoryview):
-                self._nodes.append(_read_node(bytes(value)))
-                continue
-            if number == 5 and isinstance(value, memoryview):
-                name, tensor = _read_tensor(bytes(value))
-                self._tensors[name] = tensor
-                value = memoryview(_moved(value, locations))
-            self._rest += field(number, value)
-            if number == 13 and isinstance(value, memoryview):
-                described = _once(value)
-                self._types[_text(described[1])] = described.get(2, EMPTY)
-            if number == 12 and isinstance(value, memoryview):
-                self._outputs |= {_text(part) for where, _, part in fields(value) if where == 1}
-        self._producers = {name: node for node in self._nodes for name in node.outputs}
-        self._uses = Counter(name for node in self._nodes for name in node.inputs)
-        self._uses.update(self._outputs)
-        self._users = {name: node for node in self._nodes for name in node.inputs}  # the last of several
+class _Rewriting:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
 
-    def rewritten(self) -> bytes:
-        """The graph, encoded."""
+    def all(self) -> None:
+        """Replace what can be."""
         ways = {
             "GroupNormalization": self._group_norm,
             "Attention": self._attention,
             "Conv": self._convolution,
             "ArgMax": self._first_largest,
         }
-        places = {id(node): place for place, node in enumerate(self._nodes)}
-        gone: set[int] = set()
-        instead: dict[int, list[_Node]] = {}
-        for node in self._nodes:
-            rewrite = ways.get(node.op) if not node.domain else None
-            found = rewrite(node) if rewrite is not None else None
-            if found is not None:
-                made, replaced = found
-                instead[places[id(node)]] = made
-                gone |= {places[id(other)] for other in (node, *replaced)}
-        nodes = []
-        for place, node in enumerate(self._nodes):
-            nodes += instead.get(place, [])
-            if place not in gone:
-                nodes.append(node)
-        return b"".join(field(1, node.encoded()) for node in nodes) + self._rest + b"".join(self._added)
+        for op, rewrite in ways.items():
+            for node in self.graph.of(op):
+                found = rewrite(node)
+                if found is not None:
+                    made, replaced = found
+                    self.graph.replace([node, *replaced], made)
 
-    def _group_norm(self, node: _Node) -> tuple[list[_Node], list[_Node]] | None:
+    def _group_norm(self, node: Node) -> tuple[list[Node], list[Node]] | None:
         """What computes ``node``, and the nodes besides it that are not needed any more."""
         (x, scale, bias), (out,) = node.inputs, node.outputs
-        weight, groups = self._weight(scale), int(node.attributes["num_groups"])  # type: ignore[arg-type]
+        weight, groups = self.graph.weight(scale), int(node.attributes["num_groups"])  # type: ignore[arg-type]
         if weight is None:
             return None
         epsilon = float(node.attributes.get("epsilon", 1e-5))  # type: ignore[arg-type]
-        size = weight.shape[0] // groups
+        size = int(weight.shape[0]) // groups
         if size % 2 or size > MOST_IN_GROUP:
             return self._apart(node, weight.dtype, groups, epsilon), []
         activation = self._silu(out)
         if activation:
             out = activation[-1].outputs[0]
         how = {"epsilon": epsilon, "groups": groups, "activation": int(bool(activation)), "channels_last": 1}
-        names = [f"{out}.{part}" for part in ("nhwc", "scale", "bias", "normalized")]
-        return [
-            _Node(op="Transpose", inputs=(x,), outputs=(names[0],), attributes={"perm": LAST}),
-            _Node(op="Cast", inputs=(scale,), outputs=(names[1],), attributes={"to": FLOAT}),
-            _Node(op="Cast", inputs=(bias,), outputs=(names[2],), attributes={"to": FLOAT}),
-            _Node(op="GroupNorm", domain=CONTRIB, inputs=tuple(names[:3]), outputs=(names[3],), attributes=how),
-            _Node(op="Transpose", inputs=(names[3],), outputs=(out,), attributes={"perm": FIRST}),
-        ], activation
+        names = [f"{out}.{part}" for part in ("nhwc", "scale", "bias", "normalized", "skip", "sum")]
+        sum_of = self._sum(x)
+        made = [
+            Node(op="Transpose", inputs=(sum_of.x if sum_of else x,), outputs=(names[0],), attributes={"perm": LAST}),
+            Node(op="Cast", inputs=(scale,), outputs=(names[1],), attributes={"to": FLOAT}),
+            Node(op="Cast", inputs=(bias,), outputs=(names[2],), attributes={"to": FLOAT}),
+            Node(op="Transpose", inputs=(names[3],), outputs=(out,), attributes={"perm": FIRST}),
+        ]
+        norm = Node(op="GroupNorm", domain=CONTRIB, inputs=tuple(names[:3]), outputs=(names[3],), attributes=how)
+        if sum_of is None:
+            return [*made, norm], activation
+        inputs = (*norm.inputs, names[4] if sum_of.pixels else sum_of.skip, *([sum_of.bias] if sum_of.bias else ()))
+        outputs = norm.outputs if self.graph.only_user(x) is node else (*norm.outputs, names[5])
+        made.append(dataclasses.replace(norm, op="SkipGroupNorm", inputs=inputs, outputs=outputs))
+        if sum_of.pixels:
+            made.append(Node(op="Transpose", inputs=(sum_of.skip,), outputs=(names[4],), attributes={"perm": LAST}))
+        if len(outputs) == 2:
+            made.append(Node(op="Transpose", inputs=(names[5],), outputs=(x,), attributes={"perm": FIRST}))
+        return made, [*activation, *sum_of.nodes]
 
-    def _apart(self, node: _Node, dtype: int, groups: int, epsilon: float) -> list[_Node]:
+    def _sum(self, name: str) -> _Sum | None:
+        """What ``name`` is the sum of, if it is one that SkipGroupNorm computes along."""
+        add = self.graph.producer(name, "Add")
+        found = []
+        for x, other in (add.inputs, add.inputs[::-1]) if add is not None else ():
+            vector = self._of_each_channel(other)
+            if vector is None and not alike(self.graph, x, other):
+                continue
+            convolution = self.graph.producer(x, "Conv")
+            bias = convolution.inputs[2] if convolution is not None and len(convolution.inputs) == 3 else ""
+            if self.graph.only_user(x) is not add or self.graph.weight(bias) is None:
+                bias = ""
+            nodes = [add] if add is not None else []
+            found.append(_Sum(x=x, skip=vector or other, pixels=vector is None, bias=bias, nodes=nodes))
+        if not found:
+            return None
+        best = max(found, key=lambda item: bool(item.bias))
+        convolution = self.graph.producer(best.x, "Conv") if best.bias else None
+        if convolution is not None:
+            self.graph.replace(
+                [convolution], [dataclasses.replace(convolution, inputs=convolution.inputs[:2], raw=b"")]
+            )
+        return best
+
+    def _of_each_channel(self, name: str) -> str | None:
+        """The (B, C) that ``name`` (B, C, 1, 1) is a view of."""
+        for axis in (3, 2):
+            node = self.graph.producer(name, "Unsqueeze")
+            axes = None if node is None else self.graph.tensors.get(node.inputs[1])
+            if node is None or axes is None or axes.values != (axis,):
+                return None
+            name = node.inputs[0]
+        return name if len(self.graph.known(name).shape) == 2 else None
+
+    def _apart(self, node: Node, dtype: int, groups: int, epsilon: float) -> list[Node]:
         """In parts, in float32: a group of an odd number of channels, which GroupNorm's kernel does not take."""
         (x, scale, bias), (out,) = node.inputs, node.outputs
-        grouped = self._constant(f"{out}.grouped_shape", INT64, [0, groups, -1])
-        column = self._constant(f"{out}.column_shape", INT64, [-1, 1, 1])
-        axis = self._constant(f"{out}.axis", INT64, [2])
-        least = self._constant(f"{out}.epsilon", FLOAT, [epsilon])
-        made: list[_Node] = []
+        grouped = self.graph.constant(f"{out}.grouped_shape", INT64, [0, groups, -1])
+        column = self.graph.constant(f"{out}.column_shape", INT64, [-1, 1, 1])
+        axis = self.graph.constant(f"{out}.axis", INT64, [2])
+        least = self.graph.constant(f"{out}.epsilon", FLOAT, [epsilon])
+        made: list[Node] = []
 
         def add(op: str, *inputs: str, into: str = "", **attributes: int) -> str:
             name = into or f"{out}.{len(made)}"
-            made.append(_Node(op=op, inputs=inputs, outputs=(name,), attributes=attributes))
+            made.append(Node(op=op, inputs=inputs, outputs=(name,), attributes=attributes))
             return name
 
         whole = add("Cast", x, to=FLOAT)
@@ -215,53 +206,53 @@ class _Graph:
         add("Cast", shifted, into=out, to=dtype)
         return made
 
-    def _convolution(self, node: _Node) -> tuple[list[_Node], list[_Node]] | None:
+    def _convolution(self, node: Node) -> tuple[list[Node], list[Node]] | None:
         (x, kernel, *bias), (out,) = node.inputs, node.outputs
-        weight = self._weight(kernel)
+        weight = self.graph.weight(kernel)
         if weight is None or len(weight.shape) != 4:
             return None
         names = [f"{out}.{part}" for part in ("nhwc", "kernel", "convolved")]
         return [
-            _Node(op="Transpose", inputs=(x,), outputs=(names[0],), attributes={"perm": LAST}),
-            _Node(op="Transpose", inputs=(kernel,), outputs=(names[1],), attributes={"perm": LAST}),
+            Node(op="Transpose", inputs=(x,), outputs=(names[0],), attributes={"perm": LAST}),
+            Node(op="Transpose", inputs=(kernel,), outputs=(names[1],), attributes={"perm": LAST}),
             dataclasses.replace(
                 node, op="NhwcConv", domain=CONTRIB, inputs=(*names[:2], *bias), outputs=(names[2],), raw=b""
             ),
-            _Node(op="Transpose", inputs=(names[2],), outputs=(out,), attributes={"perm": FIRST}),
+            Node(op="Transpose", inputs=(names[2],), outputs=(out,), attributes={"perm": FIRST}),
         ], []
 
-    def _first_largest(self, node: _Node) -> tuple[list[_Node], list[_Node]] | None:
+    def _first_largest(self, node: Node) -> tuple[list[Node], list[Node]] | None:
         """Of integers, as CLIP looks for a text's end: in float32, as CUDA has no kernel for them.
 
         That kernel promises nothing of ties. ``x * N - place`` has none, and is largest at the first of the largest
         ``x``; exactly, since ids of tokens, under 50,000, times 77 of them are less than 2^24.
         """
         (x,), (out,) = node.inputs, node.outputs
-        kind = _read_type(self._types.get(x, EMPTY))
-        count = kind.shape[-1] if kind.shape else 0
+        kind = self.graph.known(x)
+        count = kind.last
         last = node.attributes.get("axis", 0) in (-1, len(kind.shape) - 1)
         if kind.dtype not in (INT32, INT64) or not count or not last or node.attributes.get("select_last_index"):
             return None
-        factor = self._constant(f"{out}.count", FLOAT, [count])
-        places = self._constant(f"{out}.places", FLOAT, list(range(count)))
+        factor = self.graph.constant(f"{out}.count", FLOAT, [count])
+        places = self.graph.constant(f"{out}.places", FLOAT, list(range(count)))
         names = [f"{out}.{part}" for part in ("float", "scaled", "ranked")]
         return [
-            _Node(op="Cast", inputs=(x,), outputs=(names[0],), attributes={"to": FLOAT}),
-            _Node(op="Mul", inputs=(names[0], factor), outputs=(names[1],)),
-            _Node(op="Sub", inputs=(names[1], places), outputs=(names[2],)),
+            Node(op="Cast", inputs=(x,), outputs=(names[0],), attributes={"to": FLOAT}),
+            Node(op="Mul", inputs=(names[0], factor), outputs=(names[1],)),
+            Node(op="Sub", inputs=(names[1], places), outputs=(names[2],)),
             dataclasses.replace(node, inputs=(names[2],), raw=b""),
         ], []
 
-    def _silu(self, x: str) -> list[_Node]:
+    def _silu(self, x: str) -> list[Node]:
         """The nodes of ``x * sigmoid(x)`` where ``x`` serves nothing else, the product last; else none."""
-        users = [node for node in self._nodes if x in node.inputs]
-        if len(users) != 2 or self._uses[x] != 2:
+        users = sorted(self.graph.users(x), key=lambda node: node.op != "Sigmoid")
+        if [node.op for node in users] != ["Sigmoid", "Mul"] or x in self.graph.outputs:
             return []
         sigmoid, product = users
-        fits = (sigmoid.op, product.op) == ("Sigmoid", "Mul") and set(product.inputs) == {x, *sigmoid.outputs}
-        return users if fits and self._uses[sigmoid.outputs[0]] == 1 else []
+        fits = self.graph.only_user(sigmoid.outputs[0]) is product and set(product.inputs) == {x, *sigmoid.outputs}
+        return users if fits else []
 
-    def _attention(self, node: _Node) -> tuple[list[_Node], list[_Node]] | None:
+    def _attention(self, node: Node) -> tuple[list[Node], list[Node]] | None:
         """In one node where heads are taken apart before it and put together after it, else in parts.
 
         Where it is in float32 among nodes in float16, casts may lie between all of these.
@@ -270,8 +261,8 @@ class _Graph:
         if len(node.inputs) != 3 or any(node.attributes.get(name) for name in masks):
             return None
         apart, together = [self._heads_apart(name) for name in node.inputs], self._heads_together(node.outputs[0])
-        query = _read_type(self._types.get(node.inputs[0], EMPTY))  # (B, heads, T, D)
-        size = query.shape[-1] if query.shape else 0
+        query = self.graph.known(node.inputs[0])  # (B, heads, T, D)
+        size = query.last
         heads = {found.heads for found in apart if found is not None}
         fits = None not in apart and together is not None and len(heads) == 1
         if size and (not fits or (query.dtype == FLOAT16 and size > MOST_IN_HEAD)):
@@ -281,30 +272,30 @@ class _Graph:
         how: dict[str, int | float] = {"num_heads": heads.pop()}
         if scale := float(node.attributes.get("scale", 0.0)):  # type: ignore[arg-type]
             how["scale"] = scale
-        out, made, inputs = node.outputs[0], list[_Node](), list[str]()
+        out, made, inputs = node.outputs[0], list[Node](), list[str]()
         for found in filter(None, apart):
             inputs.append(self._cast(found.tokens, found.dtype, f"{out}.{len(inputs)}", made))
         final = together[-1].outputs[0]
         casts = [int(after.attributes["to"]) for after in together if after.op == "Cast"]  # type: ignore[arg-type]
         attended = f"{out}.tokens" if casts else final
         made.append(
-            _Node(op="MultiHeadAttention", domain=CONTRIB, inputs=tuple(inputs), outputs=(attended,), attributes=how)
+            Node(op="MultiHeadAttention", domain=CONTRIB, inputs=tuple(inputs), outputs=(attended,), attributes=how)
         )
         if casts:
-            made.append(_Node(op="Cast", inputs=(attended,), outputs=(final,), attributes={"to": casts[-1]}))
+            made.append(Node(op="Cast", inputs=(attended,), outputs=(final,), attributes={"to": casts[-1]}))
         return made, together
 
-    def _attention_in_parts(self, node: _Node, dtype: int, size: int) -> list[_Node]:
+    def _attention_in_parts(self, node: Node, dtype: int, size: int) -> list[Node]:
         (q, k, v), (out,) = node.inputs, node.outputs
         factor = float(node.attributes.get("scale", 0.0)) or size**-0.5  # type: ignore[arg-type]
-        scale = self._constant(f"{out}.scale", dtype, [factor])
+        scale = self.graph.constant(f"{out}.scale", dtype, [factor])
         names = [f"{out}.{part}" for part in ("scaled", "turned", "logits", "weights")]
         return [
-            _Node(op="Mul", inputs=(q, scale), outputs=(names[0],)),  # before the product, which then overflows less
-            _Node(op="Transpose", inputs=(k,), outputs=(names[1],), attributes={"perm": (0, 1, 3, 2)}),
-            _Node(op="MatMul", inputs=(names[0], names[1]), outputs=(names[2],)),
-            _Node(op="Softmax", inputs=(names[2],), outputs=(names[3],), attributes={"axis": -1}),
-            _Node(op="MatMul", inputs=(names[3], v), outputs=(out,)),
+            Node(op="Mul", inputs=(q, scale), outputs=(names[0],)),  # before the product, which then overflows less
+            Node(op="Transpose", inputs=(k,), outputs=(names[1],), attributes={"perm": (0, 1, 3, 2)}),
+            Node(op="MatMul", inputs=(names[0], names[1]), outputs=(names[2],)),
+            Node(op="Softmax", inputs=(names[2],), outputs=(names[3],), attributes={"axis": -1}),
+            Node(op="MatMul", inputs=(names[3], v), outputs=(out,)),
         ]
 
     def _heads_apart(self, name: str) -> _Heads | None:
@@ -313,166 +304,39 @@ class _Graph:
         if transpose is None or transpose.op != "Transpose" or transpose.attributes.get("perm") != HEADS:
             return None
         reshape, earlier = self._source(transpose.inputs[0])
-        shape = None if reshape is None or reshape.op != "Reshape" else self._producers.get(reshape.inputs[1])
+        shape = None if reshape is None or reshape.op != "Reshape" else self.graph.producer(reshape.inputs[1])
         if reshape is None or shape is None or shape.op != "Concat" or len(shape.inputs) != 4:
             return None
-        heads = self._tensors.get(shape.inputs[2])
+        heads = self.graph.tensors.get(shape.inputs[2])
         if heads is None or len(heads.values) != 1:
             return None
         return _Heads(tokens=reshape.inputs[0], heads=heads.values[0], dtype=dtype or earlier)
 
-    def _heads_together(self, name: str) -> list[_Node] | None:
+    def _heads_together(self, name: str) -> list[Node] | None:
         """The nodes, casts among them, after which ``name`` is tokens again, where it serves nothing else."""
-        found: list[_Node] = []
+        found: list[Node] = []
         for wanted in ("Transpose", "Reshape"):
             for op in ("Cast", wanted):
-                user = self._users.get(name)
-                if user is None or self._uses[name] != 1 or user.op not in (op, wanted):
+                user = self.graph.only_user(name)
+                if user is None or user.op not in (op, wanted):
                     return None
                 if user.op == op:
                     found.append(user)
                     name = user.outputs[0]
         transpose, reshape = (node for node in found if node.op != "Cast")
-        shape = self._producers.get(reshape.inputs[1]) if transpose.attributes.get("perm") == HEADS else None
+        shape = self.graph.producer(reshape.inputs[1]) if transpose.attributes.get("perm") == HEADS else None
         return None if shape is None or shape.op != "Concat" or len(shape.inputs) != 3 else found
 
-    def _source(self, name: str) -> tuple[_Node | None, int]:
+    def _source(self, name: str) -> tuple[Node | None, int]:
         """What makes ``name``; where that is a cast, what makes its input, and the dtype after it, else 0."""
-        node = self._producers.get(name)
+        node = self.graph.producer(name)
         if node is None or node.op != "Cast":
             return node, 0
-        return self._producers.get(node.inputs[0]), int(node.attributes["to"])  # type: ignore[arg-type]
+        return self.graph.producer(node.inputs[0]), int(node.attributes["to"])  # type: ignore[arg-type]
 
-    def _cast(self, name: str, dtype: int, into: str, made: list[_Node]) -> str:
+    def _cast(self, name: str, dtype: int, into: str, made: list[Node]) -> str:
         """``name`` in ``dtype``; itself where that is 0."""
         if not dtype:
             return name
-        made.append(_Node(op="Cast", inputs=(name,), outputs=(into,), attributes={"to": dtype}))
+        made.append(Node(op="Cast", inputs=(name,), outputs=(into,), attributes={"to": dtype}))
         return into
-
-    def _weight(self, name: str) -> _Tensor | None:
-        """The initializer that ``name`` is, or is cast from; in the dtype after that."""
-        cast = self._producers.get(name)
-        if cast is None:
-            return self._tensors.get(name)
-        tensor = self._tensors.get(cast.inputs[0]) if cast.op == "Cast" else None
-        return None if tensor is None else dataclasses.replace(tensor, dtype=int(cast.attributes["to"]))  # type: ignore[arg-type]
-
-    def _constant(self, name: str, dtype: int, values: list[float]) -> str:
-        data = np.array(values, DTYPES[dtype]).tobytes()
-        self._added.append(field(5, field(1, len(values)) + field(2, dtype) + field(8, name) + field(9, data)))
-        return name
-
-
-def _text(value: int | memoryview) -> str:
-    return "" if isinstance(value, int) else bytes(value).decode()
-
-
-def _read_node(message: bytes) -> _Node:
-    names: dict[int, list[str]] = {number: [] for number in (1, 2, 4, 7)}
-    attributes: dict[str, Attribute] = {}
-    for number, _, value in fields(memoryview(message)):
-        if number in names and isinstance(value, memoryview):
-            names[number].append(bytes(value).decode())
-        elif number == 5 and isinstance(value, memoryview):
-            attributes |= _read_attribute(value)
-    return _Node(
-        op="".join(names[4]),
-        inputs=tuple(names[1]),
-        outputs=tuple(names[2]),
-        attributes=attributes,
-        domain="".join(names[7]),
-        raw=message,
-    )
-
-
-def _read_attribute(message: memoryview) -> dict[str, Attribute]:
-    """Its name and value; an empty dictionary where that is neither a number, nor numbers, nor text."""
-    name, several = "", list[int]()
-    one: Attribute | None = None
-    for number, _, value in fields(message):
-        if number == 1 and isinstance(value, memoryview):
-            name = bytes(value).decode()
-        elif number == 2 and isinstance(value, memoryview):
-            one = float(np.frombuffer(value, "<f4")[0])
-        elif number == 3 and isinstance(value, int):
-            one = value - (value >> 63 << 64)  # signed
-        elif number == 4 and isinstance(value, memoryview):
-            one = bytes(value).decode(errors="replace")
-        elif number == 8:
-            several += _integers(value)
-    if several:
-        return {name: tuple(several)}
-    return {} if one is None else {name: one}
-
-
-def _read_tensor(message: bytes) -> tuple[str, _Tensor]:
-    name, dtype, shape, values = "", 0, list[int](), list[int]()
-    for number, _, value in fields(memoryview(message)):
-        if number == 1:
-            shape += _integers(value)
-        elif number == 2 and isinstance(value, int):
-            dtype = value
-        elif number == 7:
-            values += _integers(value)
-        elif number == 8 and isinstance(value, memoryview):
-            name = bytes(value).decode()
-        elif number == 9 and isinstance(value, memoryview) and dtype == INT64:
-            values += np.frombuffer(value, "<i8").tolist()
-    return name, _Tensor(dtype=dtype, shape=tuple(shape), values=tuple(values))
-
-
-def _read_type(message: memoryview) -> _Tensor:
-    """Of a value between the nodes; a dimension that is not known is 0."""
-    tensor = _once(_once(message).get(1, EMPTY))
-    shape = tuple(int(_once(dimension).get(1, 0)) for _, _, dimension in fields(tensor.get(2, EMPTY)))  # type: ignore[arg-type]
-    return _Tensor(dtype=int(tensor.get(1, 0)), shape=shape)
-
-
-def _once(message: memoryview) -> dict[int, Any]:
-    """The fields of a message that has none twice."""
-    return {number: value for number, _, value in fields(message)}
-
-
-def _moved(tensor: memoryview, locations: Mapping[str, str]) -> bytes:
-    """An initializer whose values lie in another file, as that is named in ``locations``; any other as it is."""
-    parts = list(fields(tensor))
-    if not any(number == 13 for number, _, _ in parts):
-        return bytes(tensor)
-    moved = b""
-    for number, _, value in parts:
-        if number == 13 and isinstance(value, memoryview):
-            entry = {key: _text(text) for key, _, text in fields(value)}
-            if entry.get(1) == "location":
-                value = memoryview(field(1, "location") + field(2, locations[entry.get(2, "")]))
-        moved += field(number, value)
-    return moved
-
-
-def _integers(value: int | memoryview) -> Iterator[int]:
-    """Of a repeated field: one a field, or packed into one."""
-    if isinstance(value, int):
-        yield value
-        return
-    # Packed ones are what a field looks like without its tag.
-    position = 0
-    while position < len(value):
-        stop = position
-        while value[stop] > 0x7F:
-            stop += 1
-        yield sum((byte & 0x7F) << 7 * place for place, byte in enumerate(value[position : stop + 1]))
-        position = stop + 1
-
-
-def _attribute(name: str, value: Attribute) -> bytes:
-    """The last field says of which kind it is."""
-    match value:
-        case tuple():
-            return field(1, name) + b"".join(field(8, item) for item in value) + field(20, 7)
-        case float():
-            return field(1, name) + field(2, value) + field(20, 1)
-        case str():
-            return field(1, name) + field(4, value) + field(20, 3)
-        case int():
-            return field(1, name) + field(3, value) + field(20, 2)
-    raise AssertionError(value)

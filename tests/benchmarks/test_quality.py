@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from benchmarks.int8 import change
-from benchmarks.quality.__main__ import Gallery, nearest_style, own_keywords, retrieved
-from training.captions import Concept
+from benchmarks.quality.__main__ import Gallery, nearest_style, retrieved
 from training.config import STYLES
 
 SLUGS = ("red-apple", "pear", "fig")
@@ -46,13 +43,3 @@ def test_a_change_is_in_points_and_its_error_that_of_pairs_not_of_pictures() -> 
     assert found["seen"] == {"mean": -25.0, "error": 25.0}
     assert found["held_out"] == {"mean": -50.0, "error": 50.0}
     assert change(exact, exact, pairs)["seen"]["error"] == pytest.approx(0)
-
-
-def test_a_keyword_stands_for_one_concept_alone() -> None:
-    concepts = [
-        Concept(slug="cat", name="cat", keywords=("pet", "tomcat"), group=3),
-        Concept(slug="dog", name="dog", keywords=("pet", "cat"), group=3),
-        Concept(slug="cat-face", name="cat face", keywords=("whiskers", "tomcat"), group=3),
-    ]
-    pictures = [own for own in concepts for _ in STYLES]  # a concept once a style
-    assert own_keywords(SimpleNamespace(concepts=pictures)) == {"cat-face": "whiskers"}  # type: ignore[arg-type]
