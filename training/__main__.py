@@ -50,14 +50,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("stage", choices=[*STAGES, "all"])
     parser.add_argument("--gpu", action="store_true", help="the configuration for a GPU: 128x128, all concepts")
+    parser.add_argument("--cpu", action="store_true", help="train it on the CPU even so, which suits the small stages")
     parser.add_argument("--start", type=Path, metavar="BUNDLE", help="begin with the weights of this bundle")
     parser.add_argument("--try", dest="steps", type=int, metavar="STEPS", help="STEPS steps a stage on the CPU, only")
     arguments = parser.parse_args()
     config = dataclasses.replace(GPU if arguments.gpu else CPU, start=arguments.start)
+    if arguments.cpu:
+        config = dataclasses.replace(config, device="cpu", compile=False)
     if arguments.steps is not None:
         config = shortened(config, arguments.steps)
     if config.device == "cuda" and arguments.stage not in WITHOUT_DEVICE and not torch.cuda.is_available():
-        parser.error("--gpu needs a CUDA device; PyTorch sees none")
+        parser.error("--gpu needs a CUDA device; PyTorch sees none (--cpu trains it on the CPU, slowly)")
     torch.backends.cudnn.benchmark = True  # a stage's shapes never change
     for name, stage in STAGES.items():
         if arguments.stage in (name, "all"):

@@ -85,7 +85,7 @@ class TrainingConfig:
     unet_lr: float = 1e-3
     # None leaves the text encoder as its contrastive training left it; a rate trains it along with the UNet.
     text_along_lr: float | None = 1e-4
-    synonyms_budget: Budget = Budget(steps=1000)
+    synonyms_budget: Budget = Budget(steps=5000)
     synonyms_batch: int = 64
     synonyms_lr: float = 1e-3
     # How much more a caption counts that is to keep its states than one that is to get those of a name.
@@ -131,8 +131,6 @@ GPU = dataclasses.replace(
     autoencoder_budget=Budget(steps=20_000, minutes=2.6),
     text_budget=Budget(steps=4000, minutes=1.5),
     unet_budget=Budget(steps=20_000, minutes=5.6),
-    synonyms_batch=256,
-    synonyms_budget=Budget(steps=20_000, minutes=1.5),
 )
 # The run that the bundled model comes from.
 TALBOT = GPU

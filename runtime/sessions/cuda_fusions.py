@@ -4,18 +4,21 @@ On a GPU a small operator costs its start and a trip of its tensors to memory an
 a UNet some four hundred of them standing alone: biases, residuals, the halves of gated units, transposes between the
 channels-last convolutions and the tokens that attention takes. What puts them together is described in
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md; some take only Stable Diffusion's sizes.
+
+None of it has run on a GPU yet, so sessions leave it out; ``python -m benchmarks.fusions`` is to show what of it pays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from calotype.runtime.sessions.onnx_graph import INT64, Graph, Node
+from calotype.runtime.sessions.onnx_graph import Attribute, Graph, Node
 
 CONTRIB = "com.microsoft"
 LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # channels, of four dimensions
 GATED = (2560, 5120, 10240)  # channels that BiasSplitGelu takes, of both halves
 ADDED = (320, 640, 1280)  # and BiasAdd
+MOST_PARTS = 32  # of a Split that takes no table
 PLAIN = {"alpha": 1, "beta": 1, "transA": 0}  # of a Gemm
 
 
@@ -123,19 +126,26 @@ def residuals(graph: Graph) -> None:
 
 
 def linear_layers(graph: Graph) -> None:
-    """Linear layers of one small input: of the timestep's embedding, and of the prompt."""
-    together = dict[tuple[str, ...], list[Node]]()
+    """Linear layers of one small input, of the timestep's embedding and of the prompt, as many as are of one width.
+
+    What they make is split again. Of parts of unequal widths ONNX Runtime would look up the places in a table that it
+    copies to the GPU from memory that it gives back, which a CUDA graph must not hold.
+    """
+    together = dict[tuple[str | int, ...], list[Node]]()
     for node in graph.of("Gemm"):
+        weight = graph.weight(node.inputs[1])
         plain = [node.number(name, default) for name, default in PLAIN.items()] == [*PLAIN.values()]
-        if plain and node.number("transB") == 1 and len(node.inputs) == 3 and graph.weight(node.inputs[1]) is not None:
-            together.setdefault((*_activated(graph, node.inputs[0]), "Gemm"), []).append(node)
+        if plain and node.number("transB") == 1 and len(node.inputs) == 3 and weight is not None:
+            together.setdefault((*_activated(graph, node.inputs[0]), *weight.shape), []).append(node)
     for node in graph.of("MatMul"):
         turn = graph.producer(node.inputs[1], "Transpose")
-        if turn is not None and graph.weight(turn.inputs[0]) is not None and _given(graph, node.inputs[0]):
-            together.setdefault((node.inputs[0], "MatMul"), []).append(node)
-    for (*_, op), nodes in together.items():
-        if len(nodes) > 1:
-            _merge(graph, op, nodes)
+        weight = None if turn is None else graph.weight(turn.inputs[0])
+        if weight is not None and _given(graph, node.inputs[0]):
+            together.setdefault((node.inputs[0], *weight.shape), []).append(node)
+    for nodes in together.values():
+        for start in range(0, len(nodes), MOST_PARTS):
+            if len(chosen := nodes[start : start + MOST_PARTS]) > 1:
+                _merge(graph, chosen)
 
 
 def _given(graph: Graph, name: str) -> bool:
@@ -155,26 +165,22 @@ def _activated(graph: Graph, name: str) -> tuple[str, ...]:
     return (name,)
 
 
-def _merge(graph: Graph, op: str, nodes: Sequence[Node]) -> None:
+def _merge(graph: Graph, nodes: Sequence[Node]) -> None:
     x, (first, *_) = nodes[0].inputs[0], nodes[0].outputs
-    turns = [graph.producer(node.inputs[1], "Transpose") for node in nodes] if op == "MatMul" else []
-    weights = [turn.inputs[0] for turn in turns if turn is not None] or [node.inputs[1] for node in nodes]
-    shapes = [weight.shape for name in weights if (weight := graph.weight(name)) is not None]
-    sizes = [int(shape[0]) for shape in shapes]
-    if len({shape[1] for shape in shapes}) != 1:
-        return
     names = [f"{first}.{part}" for part in ("weights", "turned", "biases", "all")]
-    made = [Node(op="Concat", inputs=tuple(weights), outputs=(names[0],), attributes={"axis": 0})]
-    if op == "MatMul":
+    turns = [turn for node in nodes if (turn := graph.producer(node.inputs[1], "Transpose")) is not None]
+    weights = tuple(turn.inputs[0] for turn in turns) or tuple(node.inputs[1] for node in nodes)
+    made = [Node(op="Concat", inputs=weights, outputs=(names[0],), attributes={"axis": 0})]
+    if turns:
         made.append(Node(op="Transpose", inputs=(names[0],), outputs=(names[1],), attributes={"perm": (1, 0)}))
         made.append(Node(op="MatMul", inputs=(x, names[1]), outputs=(names[3],)))
     else:
         biases = tuple(node.inputs[2] for node in nodes)
         made.append(Node(op="Concat", inputs=biases, outputs=(names[2],), attributes={"axis": 0}))
         made.append(Node(op="Gemm", inputs=(x, names[0], names[2]), outputs=(names[3],), attributes={"transB": 1}))
-    parts = graph.constant(f"{first}.sizes", INT64, sizes)
     outputs = tuple(node.outputs[0] for node in nodes)
-    made.append(Node(op="Split", inputs=(names[3], parts), outputs=outputs, attributes={"axis": -1}))
+    how: dict[str, Attribute] = {"axis": -1, "num_outputs": len(nodes)}
+    made.append(Node(op="Split", inputs=(names[3],), outputs=outputs, attributes=how))
     graph.replace(nodes, made)
 
 
@@ -196,6 +202,7 @@ def alike(graph: Graph, one: str, other: str) -> bool:
     return bool(shape) and "" not in shape and shape == graph.known(other).shape
 
 
+# What is put together, in this order.
 FUSIONS: tuple[Callable[[Graph], None], ...] = (
     tokens_of_pixels,
     gated_units,
@@ -203,9 +210,3 @@ FUSIONS: tuple[Callable[[Graph], None], ...] = (
     residuals,
     linear_layers,
 )
-
-
-def fuse(graph: Graph) -> None:
-    """All of them, in their order."""
-    for fusion in FUSIONS:
-        fusion(graph)

@@ -27,12 +27,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from calotype.runtime.errors import BundleError
 from calotype.runtime.onnx_files import external_locations
 from calotype.runtime.protobuf import field, fields
-from calotype.runtime.sessions.cuda_fusions import alike, fuse
+from calotype.runtime.sessions.cuda_fusions import alike
 from calotype.runtime.sessions.onnx_graph import FLOAT, FLOAT16, INT32, INT64, Graph, Node
 
 CONTRIB = "com.microsoft"
@@ -62,8 +63,10 @@ class _Sum:
     nodes: list[Node]
 
 
-def for_cuda(path: Path) -> tuple[bytes, Path]:
+def for_cuda(path: Path, fusions: Sequence[Callable[[Graph], None]] = (), *, sums: bool = False) -> tuple[bytes, Path]:
     """The graph in the ONNX file ``path``, rewritten; it computes the same. And the folder that its weights lie in.
+
+    ``fusions``, of :mod:`cuda_fusions`, are made first; with ``sums`` a group norm takes the sum before it along.
 
     Raises:
         BundleError: the file is not a readable protocol buffer.
@@ -77,8 +80,9 @@ def for_cuda(path: Path) -> tuple[bytes, Path]:
         )
     except (IndexError, StopIteration, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is not an ONNX file, or is cut off; export the bundle again") from error
-    fuse(graph)
-    _Rewriting(graph).all()
+    for fusion in fusions:
+        fusion(graph)
+    _Rewriting(graph, sums).all()
     kept = b"".join(field(number, value) for number, _, value in parts if number != 7)
     return kept + field(8, field(1, CONTRIB) + field(2, 1)) + field(7, graph.encoded()), folder
 
@@ -95,8 +99,8 @@ def _places(path: Path) -> tuple[Path, dict[str, str]]:
 
 
 class _Rewriting:
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, sums: bool) -> None:
+        self.graph, self.sums = graph, sums
 
     def all(self) -> None:
         """Replace what can be."""
@@ -128,7 +132,7 @@ class _Rewriting:
             out = activation[-1].outputs[0]
         how = {"epsilon": epsilon, "groups": groups, "activation": int(bool(activation)), "channels_last": 1}
         names = [f"{out}.{part}" for part in ("nhwc", "scale", "bias", "normalized", "skip", "sum")]
-        sum_of = self._sum(x)
+        sum_of = self._sum(x) if self.sums else None
         made = [
             Node(op="Transpose", inputs=(sum_of.x if sum_of else x,), outputs=(names[0],), attributes={"perm": LAST}),
             Node(op="Cast", inputs=(scale,), outputs=(names[1],), attributes={"to": FLOAT}),

@@ -83,7 +83,7 @@ class Graph:
                 self.tensors[name] = tensor
                 value = memoryview(_moved(value, locations))
             self._rest += field(number, value)
-            if number == 13 and isinstance(value, memoryview):
+            if number in (11, 12, 13) and isinstance(value, memoryview):  # inputs, outputs and what lies between
                 described = _once(value)
                 self._types[_text(described[1])] = described.get(2, EMPTY)
             if number == 12 and isinstance(value, memoryview):
@@ -110,7 +110,7 @@ class Graph:
         return users[0] if len(users) == 1 and name not in self.outputs and op in ("", users[0].op) else None
 
     def known(self, name: str) -> Tensor:
-        """What the file says of a value between the nodes."""
+        """What the file says of a value that is no initializer."""
         return _read_type(self._types.get(name, EMPTY))
 
     def weight(self, name: str) -> Tensor | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from calotype.export.precision import write_float16
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.errors import BundleError
 from calotype.runtime.parity import SIZES, cases, judge
+from calotype.runtime.sessions.cuda_fusions import FUSIONS
 from calotype.runtime.sessions.cuda_operators import for_cuda
 from calotype.runtime.sessions.onnxruntime_cuda import WEIGHTS_FOLDER
 from calotype.runtime.verification import read_tokens
@@ -37,11 +39,12 @@ def run(data: bytes, folder: Path, inputs: dict[str, np.ndarray]) -> list[np.nda
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("network", ["text_encoder", "unet", "vae_decoder", "vae_encoder"])
-def test_a_rewritten_graph_computes_the_same(network: str, precision: str) -> None:
+@pytest.mark.parametrize("how", [{}, {"fusions": FUSIONS, "sums": True}], ids=["plain", "fused"])
+def test_a_rewritten_graph_computes_the_same(how: dict[str, Any], network: str, precision: str) -> None:
     bundle = Bundle.open("talbot")
     spec = bundle.manifest.networks[network]
     path = bundle.path / spec.graphs[precision]
-    rewritten, folder = for_cuda(path)
+    rewritten, folder = for_cuda(path, **how)
     assert folder == bundle.path.resolve()
     tried = cases(network, spec.inputs, read_tokens(bundle, network), bundle.manifest.max_clip_skip, SIZES)
     wanted = {case: run(path.read_bytes(), bundle.path, inputs) for case, inputs in tried.items()}
@@ -51,10 +54,11 @@ def test_a_rewritten_graph_computes_the_same(network: str, precision: str) -> No
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_what_is_rewritten(precision: str) -> None:
+@pytest.mark.parametrize("sums", [False, True])
+def test_what_is_rewritten(sums: bool, precision: str) -> None:
     bundle = Bundle.open("talbot")
     path = bundle.path / bundle.manifest.networks["unet"].graphs[precision]
-    before, after = onnx.load(path, load_external_data=False), onnx.load_from_string(for_cuda(path)[0])
+    before, after = onnx.load(path, load_external_data=False), onnx.load_from_string(for_cuda(path, sums=sums)[0])
     assert len(nodes(after, "MultiHeadAttention")) == len(nodes(before, "Attention"))
     assert len(nodes(after, "NhwcConv")) == len(nodes(before, "Conv"))
     for gone in ("GroupNormalization", "Conv", "Attention"):
@@ -66,6 +70,7 @@ def test_what_is_rewritten(precision: str) -> None:
     made = [*nodes(after, "GroupNorm"), *nodes(after, "SkipGroupNorm")]
     assert len(made) == sum(shapes[name][0] // 32 % 2 == 0 for name in norms)
     assert 0 < len([node for node in made if attributes(node)["activation"]]) < len(made)
+    assert bool(nodes(after, "SkipGroupNorm")) == sums
     assert {item.domain for item in after.opset_import} == {"", "com.microsoft"}
 
 
