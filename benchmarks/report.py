@@ -281,6 +281,27 @@ def _attention_us(forms: Mapping[str, Any], form: str) -> str:
     return f"{own['median_us']} µs" if "median_us" in own else own.get("failed", "")
 
 
+def fusions(name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """What pays in a UNet on a GPU."""
+    rows = [
+        [
+            variant,
+            f"{item['median_ms']} ms" if "median_ms" in item else item.get("failed", ""),
+            f"{item.get('ratio', '')}",
+            f"{item.get('off', '')}",
+            f"{item['seconds'][1]} s" if "seconds" in item else "",
+        ]
+        for variant, item in report["variants"].items()
+    ]
+    heads = ["put together", "a guided step's UNet", "over none", "off from none", "first run"]
+    about = (
+        f"`{report['command']}`, commit {report['commit']}; [figures](results/{name}.json), with the kernels of the "
+        "first and the last. Off is of the norm; a repeated run without any is as much off from itself."
+    )
+    title = f"Operators put together, {report['model']} on {report['gpu']['name']}"
+    return f"## {title}\n\n{about}\n\n{_table(heads, rows)}\n"
+
+
 def export(name: str, report: Mapping[str, Any], _folder: Path) -> str:
     """What an export takes."""
     rows = [[key.replace("_", " "), f"{report[key]}"] for key in ("seconds", "cpu_seconds", "peak_resident_gb")]
@@ -385,6 +406,7 @@ SECTIONS = {
     "schedulers-": schedulers,
     "attention-plans-": attention_plans,
     "attention-": attention,
+    "fusions-": fusions,
     "export-": export,
     "quality-": quality,
 }

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from calotype.runtime.errors import BackendError, MissingPackageError
 from calotype.runtime.onnx_files import initializer_names
+from calotype.runtime.sessions.cuda_fusions import FUSIONS
 from calotype.runtime.sessions.cuda_operators import for_cuda
 from calotype.runtime.sessions.device import Staging, acquire, release
 from calotype.runtime.sessions.session import Sizes
@@ -31,6 +32,17 @@ WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 MOST_ROWS = 16
 LATENT_BYTES = 8 << 10  # of activations a latent of one row, times the graph's item size; SD 1.5's size, by its tensors
 SHARE_OF_MEMORY = 1 / 8  # that may go to them: weights, the autoencoder and other programs need the rest
+# Whether group norms take the sums before them along; ``python -m benchmarks.fusions`` measures this and what follows.
+SUMS = True
+# Of ONNX Runtime's provider.
+SETTINGS = {
+    # The other search, and biases within convolutions, gain SD 1.5 a hundredth and cost a shape's first step seconds.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    # SkipLayerNormalization else adds in half precision.
+    "enable_skip_layer_norm_strict_mode": "1",
+    # The other strategy takes the next power of two, and so up to twice the memory.
+    "arena_extend_strategy": "kSameAsRequested",
+}
 logger = logging.getLogger(__name__)
 
 
@@ -132,7 +144,10 @@ class OnnxRuntimeCudaSession:
         """With CUDA graphs, or where a node runs on the CPU, without: such a session refuses to be opened."""
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip put them
-        names, (model, folder) = sorted(initializer_names(graph) & overrides.keys()), for_cuda(graph)
+        names, (model, folder) = (
+            sorted(initializer_names(graph) & overrides.keys()),
+            for_cuda(graph, FUSIONS, sums=SUMS),
+        )
         for captured in ("1", "0"):
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
@@ -141,12 +156,9 @@ class OnnxRuntimeCudaSession:
                 options.add_external_initializers(names, values)
             options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))  # a graph in memory lies nowhere
             settings = {
+                **SETTINGS,
                 "enable_cuda_graph": captured,
                 "user_compute_stream": str(self._device.stream),
-                # An exhaustive search would fall into the first step of every shape.
-                "cudnn_conv_algo_search": "HEURISTIC",
-                # The other strategy takes the next power of two, and so up to twice the memory.
-                "arena_extend_strategy": "kSameAsRequested",
             }
             try:
                 providers = [(PROVIDER, settings), "CPUExecutionProvider"]
