@@ -341,10 +341,10 @@ def gpu(name: str, report: Mapping[str, Any], _folder: Path) -> str:
         "picture against the CPU's",
     ]
     about = (
-        f"`{report['command']}`, {report['date']}, driver {report['driver']}; [figures](results/{name}.json). "
+        f"`{report['command']}`, driver {report['driver']}; [figures](results/{name}.json). "
         "A row is a picture, and for PyTorch the UNet call of a guided step."
     )
-    parts = [f"## {report['gpu']['name']}", "", about, "", _table(heads, rows), ""]
+    parts = [f"## {report['gpu']['name']}, {report['date']}", "", about, "", _table(heads, rows), ""]
     return "\n".join([*parts, *([*lines, ""] if lines else [])])
 
 
