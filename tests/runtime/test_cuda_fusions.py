@@ -11,6 +11,7 @@ import pytest
 
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.parity import SIZES, cases
+from calotype.runtime.safetensors import SafetensorsFile
 from calotype.runtime.sessions.cuda_fusions import FUSIONS
 from calotype.runtime.sessions.cuda_operators import for_cuda
 from tests.runtime.standard_operators import in_standard_operators
@@ -118,3 +119,26 @@ def test_what_becomes_of_a_unet() -> None:
     assert not [node for node in nodes(after, "MatMul") if node.input[0] == prompt[0].input[0] and node not in prompt]
     # Tokens come from channels that are last already.
     assert not [node for node in nodes(after, "Transpose") if list(node.attribute[0].ints) == [0, 2, 1]]
+
+
+def test_replaced_weights_are_put_together_too() -> None:
+    """As a LoRA replaces them: of linear layers that become one, of norms, biases and a convolution."""
+    bundle = Bundle.open("talbot")
+    spec = bundle.manifest.networks["unet"]
+    path = bundle.path / spec.graphs["float32"]
+    block, parts = "down_blocks.0.attentions.0.transformer_blocks.0", {"attn2.to_k.weight", "attn2.to_v.weight"}
+    parts |= {"attn1.to_out.0.bias", "norm2.weight", "ff.net.0.proj.bias"}
+    names = {f"{block}.{part}" for part in parts} | {
+        "down_blocks.0.resnets.0.time_emb_proj.weight",
+        "down_blocks.0.resnets.0.conv1.bias",
+    }
+    stored = SafetensorsFile(bundle.path / "unet.safetensors")
+    weights = {name: np.ascontiguousarray(2 * stored[name]) for name in names}
+    data, folder = for_cuda(path, FUSIONS, sums=True)
+    inputs = next(iter(cases("unet", spec.inputs, None, 0, SIZES).values()))
+    plain = path.read_bytes()
+    (unchanged,), (wanted,) = run(plain, bundle.path, inputs), run(plain, bundle.path, inputs, weights)
+    (got,) = run(in_standard_operators(data), folder, inputs, weights)
+    largest = float(np.abs(wanted).max())
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * largest)
+    assert float(np.abs(wanted - unchanged).max()) > 0.1 * largest

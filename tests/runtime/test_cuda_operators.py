@@ -30,9 +30,17 @@ def nodes(model: onnx.ModelProto, op: str) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.op_type == op]
 
 
-def run(data: bytes, folder: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:  # type: ignore[type-arg]
+def run(
+    data: bytes,
+    folder: Path,
+    inputs: dict[str, np.ndarray],  # type: ignore[type-arg]
+    weights: dict[str, np.ndarray] | None = None,  # type: ignore[type-arg]
+) -> list[np.ndarray]:  # type: ignore[type-arg]
+    """What a graph computes, ``weights`` in place of its own, as a session puts in those of a LoRA."""
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in (weights or {}).values()]
+    options.add_external_initializers(list(weights or {}), values)
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     return list(session.run(None, inputs))
 
