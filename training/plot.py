@@ -11,13 +11,18 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-STAGES = {"autoencoder": "L1 + L2 + KL", "text-encoder": "contrastive", "unet": "v, min-SNR weighted"}
+STAGES = {
+    "autoencoder": "L1 + L2 + KL",
+    "text-encoder": "contrastive",
+    "unet": "v, min-SNR weighted",
+    "synonyms": "distance of states",
+}
 
 
 def main() -> None:
     """Draw one panel a stage: the mean loss of every logged interval, and its running mean."""
     folder, output = Path(sys.argv[1]), Path(sys.argv[2])
-    figure, panels = plt.subplots(1, len(STAGES), figsize=(10, 3), layout="constrained")
+    figure, panels = plt.subplots(1, len(STAGES), figsize=(12, 3), layout="constrained")
     for panel, (stage, loss) in zip(panels, STAGES.items(), strict=True):
         steps, _, losses, _ = np.loadtxt(folder / f"{stage}.csv", delimiter=",", ndmin=2).T
         window = max(1, len(losses) // 20)
