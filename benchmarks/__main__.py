@@ -1,7 +1,7 @@
 """``python -m benchmarks``: Calotype beside its peers on this machine. Prints a table, writes ``results/``.
 
 Environments of the peers, checkpoints and bundles are made in ``.work`` the first time: an hour, and 20 GB of disk.
-A pair that has been measured is kept; ``--again`` measures it anew.
+A pair that has been measured on this processor is kept; ``--again`` measures it anew.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from benchmarks import speed
 from benchmarks.checkpoints import MODELS, model
 from benchmarks.environments import WORK
-from benchmarks.machine import RESULTS
+from benchmarks.machine import results
 from benchmarks.peers import CALOTYPE, PEERS
 
 
@@ -37,7 +37,7 @@ def main() -> None:
         images=arguments.images,
         rounds=arguments.rounds,
     )
-    path = RESULTS / f"{plan.name}.json"
+    path = results(plan.name)
     for peer in arguments.peers or PEERS:
         if peer == CALOTYPE or chosen.name not in PEERS[peer].models:
             continue

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import json
 import math
-import re
 import statistics
 import sys
 import tempfile
@@ -27,7 +26,7 @@ import onnxruntime
 from benchmarks import gpu
 from benchmarks.attention_forms import LAYERS, OPSETS, Shape, model, reference
 from benchmarks.gpu_parts import Subject
-from benchmarks.machine import RESULTS
+from benchmarks.machine import RESULTS, slug
 from calotype.engine.build import build_plan
 from calotype.runtime.manifest import FileRecord
 from calotype.runtime.plans import PlanRecord
@@ -64,7 +63,7 @@ def main(backend: str, output: Path | None = None) -> None:
     """Measure, write after every row, say where."""
     report = gpu.about(need_gpu=True)
     del report["models"]
-    name = re.sub(r"[^a-z0-9]+", "-", report["gpu"]["name"].lower()).strip("-")
+    name = slug(report["gpu"]["name"])
     path = output or RESULTS / f"attention-{name}-{backend}-{report['date']}.json"
     report |= {"command": f"python -m benchmarks.attention --backend {backend}", "backend": backend}
     report |= {"dtype": "float16", "layers": LAYERS, "rounds": ROUNDS, "runs": RUNS, "rows": []}

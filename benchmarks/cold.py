@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks import environments, speed
 from benchmarks.checkpoints import MODELS, model
 from benchmarks.environments import WORK
-from benchmarks.machine import RESULTS, machine, origin
+from benchmarks.machine import machine, origin, results
 from benchmarks.peers import CALOTYPE, PEERS
 from benchmarks.peers.protocol import Task
 from benchmarks.workers import PeerError
@@ -46,7 +46,7 @@ def main() -> None:
     plan = speed.Plan(
         model=chosen, size=arguments.size or chosen.size, steps=arguments.steps, images=1, rounds=arguments.rounds
     )
-    path = RESULTS / f"cold-{plan.model.name}-{plan.size}.json"
+    path = results(f"cold-{plan.model.name}-{plan.size}")
     for peer in arguments.peers or PEERS:
         if peer != CALOTYPE and chosen.name in PEERS[peer].models:
             speed.merge(path, peer, compare(plan, peer), plan)
@@ -55,7 +55,11 @@ def main() -> None:
 
 def compare(plan: speed.Plan, peer: str) -> dict[str, Any]:
     """Starts of Calotype and ``peer`` in turns; or ``not_run`` and why."""
-    report: dict[str, Any] = {**origin("python -m benchmarks.cold"), "machine": machine(), "rounds": plan.rounds}
+    report: dict[str, Any] = {
+        **origin(plan.command("benchmarks.cold", peer)),
+        "machine": machine(),
+        "rounds": plan.rounds,
+    }
     places = {name: speed.source(name, plan.model, WORK) for name in (CALOTYPE, peer)}
     for kind in ("warm", "cold"):
         starts: dict[str, list[Start]] = {name: [] for name in places}

@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import re
 import statistics
 import sys
 import time
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 
 from benchmarks import gpu
 from benchmarks.gpu_parts import MODELS, Subject
-from benchmarks.machine import RESULTS
+from benchmarks.machine import RESULTS, slug
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.sessions import cuda_fusions, onnxruntime_cuda
 from calotype.runtime.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     report = gpu.about(need_gpu=True)
     del report["models"]
-    name = re.sub(r"[^a-z0-9]+", "-", report["gpu"]["name"].lower()).strip("-")
+    name = slug(report["gpu"]["name"])
     path = options.output or RESULTS / f"fusions-{options.model}-{name}-{report['date']}.json"
     report |= {"command": f"python -m benchmarks.fusions {options.model}", "model": options.model}
     report |= {"rounds": ROUNDS, "runs": RUNS, "variants": {}}

@@ -20,7 +20,6 @@ import math
 import multiprocessing
 import os
 import platform
-import re
 import shlex
 import signal
 import subprocess
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_parts import BACKENDS, MODELS, ROUNDS, Subject, measure
-from benchmarks.machine import RESULTS, commit, machine
+from benchmarks.machine import RESULTS, commit, machine, slug
 from calotype.runtime.errors import CalotypeError
 from calotype.runtime.sessions.cuda import load_cuda
 
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     report = about(need_gpu=options.backends != ["cpu"])
     report["command"] = f"python -m benchmarks.gpu {shlex.join(arguments)}".strip()
-    name = re.sub(r"[^a-z0-9]+", "-", report["gpu"]["name"].lower()).strip("-")
+    name = slug(report["gpu"]["name"])
     path = options.output or RESULTS / f"{name}-{report['date']}.json"
     if path.exists():
         report["models"] = json.loads(path.read_text())["models"]

@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--memory", choices=PRECISIONS, help="print a process's memory after a run, and stop")
     arguments = parser.parse_args()
     sizes = tuple(arguments.size or (512,))
+    about = origin("", "benchmarks", "engine", "runtime")  # of the code that runs now, hours before it ends
     if arguments.memory is not None:
         print(json.dumps(memory(Path(arguments.model), arguments.memory, sizes[0])))
         return
@@ -77,7 +78,7 @@ def main() -> None:
         else:
             what = " ".join(["BUNDLE", *(f"--size {size}" for size in sizes), f"--rounds {arguments.rounds}"])
             report = bundle(Path(arguments.model), sizes, arguments.rounds)
-    about = origin(f"python -m benchmarks.int8 {what}", "benchmarks", "engine", "runtime")
+    about["command"] = f"python -m benchmarks.int8 {what}"
     about["machine"] = {**machine(), "onnxruntime": onnxruntime.__version__}
     print(json.dumps(about | report, indent=2))
 

@@ -5,17 +5,30 @@ from __future__ import annotations
 import datetime as dt
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+WRITINGS = (":(exclude,glob)**/*.md", ":(exclude)benchmarks/results", ":(exclude)benchmarks/plots")  # change no figure
 
 
 def origin(command: str, *sources: str) -> dict[str, Any]:
     """What every file of results says of itself; ``sources`` are the paths whose last commit counts, by default all."""
     return {"command": command, "date": dt.datetime.now(dt.UTC).date().isoformat(), "commit": commit(*sources)}
+
+
+def results(name: str) -> Path:
+    """The file of results ``name`` of this processor: pairs of two processors never share one."""
+    return RESULTS / f"{name}-{slug(_processor().partition(',')[0])}.json"
+
+
+def slug(model: str) -> str:
+    """A processor's or GPU's name for files: ``Intel(R) Xeon(R) Processor`` is ``intel-xeon``."""
+    bare = re.sub(r"\((r|tm)\)|\bprocessor\b|\bcpu\b.*", " ", model.lower())
+    return re.sub(r"[^a-z0-9]+", "-", bare).strip("-")
 
 
 def machine() -> dict[str, Any]:
@@ -30,7 +43,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit(*sources: str) -> str:
-    """The last that changed ``sources``, marked where a file differs from it.
+    """The last that changed ``sources``, marked where a file that figures depend on differs from it.
 
     Where ``BENCHMARK_COMMIT`` names one, it is that: a copy on a borrowed machine has no history, or one of its own.
     """
@@ -38,7 +51,7 @@ def commit(*sources: str) -> str:
     if told:
         return told
     last = _git("log", "-1", "--format=%h", "--", *sources)
-    return f"{last}-dirty" if _git("status", "--porcelain", "--", *sources) else last
+    return f"{last}-dirty" if _git("status", "--porcelain", "--", *sources, *WRITINGS) else last
 
 
 def _processor() -> str:

@@ -53,10 +53,16 @@ class Plan:
         parts += [f"steps{self.steps}"] if self.steps != STEPS else []
         return "-".join(parts)
 
+    def command(self, program: str, peer: str) -> str:
+        """What has ``program`` draw it beside ``peer``."""
+        parts = ["python -m", program, "--model", self.model.name, f"--size {self.size} --steps {self.steps}"]
+        parts += [f"--images {self.images}"] if self.images > 1 else []
+        return " ".join([*parts, f"--rounds {self.rounds} --peers {peer}"])
+
 
 def compare(plan: Plan, peer: str, work: Path) -> dict[str, Any]:
     """Figures of Calotype and ``peer`` from runs that took turns; or ``not_run`` and why."""
-    report: dict[str, Any] = {**origin("python -m benchmarks"), "machine": machine(), "rounds": plan.rounds}
+    report: dict[str, Any] = {**origin(plan.command("benchmarks", peer)), "machine": machine(), "rounds": plan.rounds}
     with tempfile.TemporaryDirectory() as folder:
         task = new_task(plan, Path(folder))
         try:

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def make(config: TrainingConfig) -> None:
     path = data_path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, pictures=np.stack(pictures), concepts=json.dumps(drawn), styles=json.dumps(styles))
-    print(f"{path}: {len(pictures)} pictures of {len(chosen)} concepts")
+    print(f"{path}: {len(pictures)} pictures of {len(chosen)} concepts", file=sys.stderr)
 
 
 def data_path(config: TrainingConfig) -> Path:

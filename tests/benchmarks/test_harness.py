@@ -87,6 +87,13 @@ def test_results_of_other_pictures_or_steps_have_names_of_their_own() -> None:
     }
 
 
+def test_the_command_of_a_pair_is_whole() -> None:
+    model = Model(name="sd1", checkpoint=Path("checkpoint"), bundle=Path("bundle"), size=512)
+    plan = Plan(model=model, size=256, steps=2, images=8, rounds=3)
+    whole = "python -m benchmarks --model sd1 --size 256 --steps 2 --images 8 --rounds 3 --peers diffusers"
+    assert plan.command("benchmarks", "diffusers") == whole
+
+
 def test_pictures_and_ratios_are_put_in_figures() -> None:
     black = np.zeros((1, 2, 2, 3), np.uint8)
     assert psnr(black, black) is None

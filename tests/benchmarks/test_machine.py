@@ -32,7 +32,21 @@ def test_history_counts_where_the_environment_names_no_commit(tmp_path: Path, mo
     monkeypatch.setattr(machine, "ROOT", tmp_path)
     monkeypatch.delenv("BENCHMARK_COMMIT", raising=False)
     assert machine.commit() == git("log", "-1", "--format=%h").strip()
+    (tmp_path / "README.md").touch()
+    assert not machine.commit().endswith("-dirty")  # no figure depends on it
     (tmp_path / "file").touch()
     assert machine.commit().endswith("-dirty")
     monkeypatch.setenv("BENCHMARK_COMMIT", "abc1234")
     assert machine.commit() == "abc1234"
+
+
+def test_results_of_two_processors_have_files_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {
+        "AMD EPYC, AVX-512": "amd-epyc",
+        "Intel(R) Xeon(R) Processor, AVX-512": "intel-xeon",
+        "12th Gen Intel(R) Core(TM) i7-12700H CPU @ 2.60GHz": "12th-gen-intel-core-i7-12700h",
+    }
+    for processor, name in names.items():
+        monkeypatch.setattr(machine, "_processor", lambda processor=processor: processor)
+        assert machine.results("speed-sd1-256") == machine.RESULTS / f"speed-sd1-256-{name}.json"
+    assert machine.slug("NVIDIA H200") == "nvidia-h200"
