@@ -32,7 +32,7 @@ from calotype.runtime.verification import compare_graphs, image_sizes
 
 MODELS = ("talbot", "sd1", "sdxl")
 TRAINED = ("talbot",)
-BACKENDS = ("cuda", "pytorch", "tensorrt-rtx", "tensorrt")
+BACKENDS = ("cuda", "pytorch", "diffusers", "tensorrt-rtx", "tensorrt")
 STEPS = {"talbot": 20, "sd1": 50, "sdxl": 30}
 PARITY_STEPS = {"talbot": 20, "sd1": 4, "sdxl": 2}
 IMAGES = (1, 2, 4, 8)
@@ -49,7 +49,7 @@ class Subject:
 
     Attributes:
         model: a name in ``MODELS``.
-        backend: one of the runtime's, ``"pytorch"``, or ``"model"``, which makes the model and does no more.
+        backend: one of the runtime's, ``"pytorch"``, ``"diffusers"``, or ``"model"``, which makes the model alone.
         work: the folder where models that are made lie.
         rounds: runs that a median is taken of.
         steps: of a picture; None are the model's in ``STEPS``.
@@ -104,8 +104,15 @@ def parts(subject: Subject) -> Parts:
     """What is measured, in this order; nothing follows where the first, ``ready``, fails."""
     if subject.backend == "model":
         return {"ready": lambda: {"bundle": subject.bundle().name}}
-    found = PyTorchParts(subject).all() if subject.backend == "pytorch" else BackendParts(subject).all()
+    found = others().get(subject.backend, BackendParts)(subject).all()
     return {name: part for name, part in found.items() if name in ("ready", *(subject.parts or found))}
+
+
+def others() -> dict[str, Any]:
+    """What is measured beside the runtime's backends."""
+    from benchmarks.gpu_diffusers import DiffusersParts
+
+    return {"pytorch": PyTorchParts, "diffusers": DiffusersParts}
 
 
 class BackendParts:

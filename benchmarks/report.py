@@ -312,7 +312,7 @@ def export(name: str, report: Mapping[str, Any], _folder: Path) -> str:
 
 def quality(name: str, report: Mapping[str, Any], _folder: Path) -> str:
     """How good talbot is."""
-    judged = {key: item for key, item in report.items() if key == "ceiling" or key.startswith(("guidance", "by "))}
+    judged = {key: item for key, item in report.items() if isinstance(item, dict) and key not in ("machine", "pairs")}
     keys = list(dict.fromkeys(key for item in judged.values() for key in item))
     rows = [[key.replace("_", " "), *(f"{item.get(key, '')}" for item in judged.values())] for key in keys]
     about = (
@@ -360,22 +360,52 @@ def _gpu_rows(model: str, backend: str, record: Mapping[str, Any]) -> list[list[
         [model, f"PyTorch, {part}", f"{value['call_ms']['median']}", "", "", f"{value['gpu_memory_mib']} MiB", "", ""]
         for part, value in calls.items()
     ]
+    rows += [
+        [model, f"diffusers, {part}", _beside(value), *[""] * 4, _distance(value)]
+        for part, value in record.items()
+        if isinstance(value, dict) and "ratio" in value
+    ]
     pictures, parity = record.get("pictures", {}), record.get("picture_parity", {})
     if "picture_ms" not in pictures:
         return rows
     cosines = [value["min_cosine"] for value in record.get("parity", {}).values() if isinstance(value, dict)]
-    distance = "not compared"
-    if "psnr_db" in parity:
-        distance = "the same" if parity["psnr_db"] is None else f"{parity['psnr_db']} dB"
     numbers = [
         f"{pictures['picture_ms']['median']} ({pictures['steps']} steps)",
         f"{pictures['step_ms']}",
         f"{pictures['host_us_per_step']} µs",
         f"{pictures['gpu_memory_mib']} MiB",
         f"{min(cosines):.6f}" if cosines else "not compared",
-        distance,
+        _distance(parity) if "psnr_db" in parity else "not compared",
     ]
     return [*rows, [model, backend, *numbers]]
+
+
+def _beside(figures: Mapping[str, Any]) -> str:
+    return f"{figures['picture_ms']['diffusers']}, {figures['ratio']['median']} times Calotype's"
+
+
+def _distance(figures: Mapping[str, Any]) -> str:
+    return "the same" if figures["psnr_db"] is None else f"{figures['psnr_db']} dB"
+
+
+def attention_shortcuts(name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """What is lost with what is left out of attention, or the time of a step without it."""
+    title = "Shortcuts in attention"
+    if "modes" not in report:
+        rows = [
+            [form, f"{item['median']} ({item['spread'][0]} to {item['spread'][1]})"]
+            for form, item in report["ratio"].items()
+        ]
+        about = f"{_origin(name, report)} A guided step of Stable Diffusion 1.5 at 256 pixels in ONNX Runtime."
+        return f"## {title}: time\n\n{about}\n\n{_table(['', 'of the whole step'], rows)}\n"
+    keys = {"psnr_db": "PSNR, dB", "psnr_tenth_db": "of nine in ten", "distance": "distance of features"}
+    keys |= {"seen_top5": "seen, top 5", "held_out_top5": "held out, top 5"}
+    rows = [
+        [mode, *(f"{item[key] if item[key] is not None else ''}" for key in keys)]
+        for mode, item in report["modes"].items()
+    ]
+    about = f"{_origin(name, report)} Talbot, {report['prompts']} prompts, {report['steps']} steps."
+    return f"## {title}: quality\n\n{about}\n\n{_table(['', *keys.values()], rows)}\n"
 
 
 def attention_plans(name: str, report: Mapping[str, Any], _folder: Path) -> str:
@@ -405,6 +435,7 @@ SECTIONS = {
     "startup-": startup,
     "schedulers-": schedulers,
     "attention-plans-": attention_plans,
+    "attention-shortcuts-": attention_shortcuts,
     "attention-": attention,
     "fusions-": fusions,
     "export-": export,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from training import autoencoder, checkpoint, data, synonyms, text_encoder, tokenizer, unet
+from training import autoencoder, checkpoint, colours, data, synonyms, text_encoder, tokenizer, unet
 from training.config import CPU, GPU, Budget, TrainingConfig
 
 STAGES = {
@@ -17,6 +17,7 @@ STAGES = {
     "autoencoder": autoencoder.train,
     "text-encoder": text_encoder.train,
     "unet": unet.train,
+    "colours": colours.train,
     "synonyms": synonyms.train,
     "checkpoint": checkpoint.make,
 }
@@ -37,10 +38,12 @@ def shortened(config: TrainingConfig, steps: int) -> TrainingConfig:
         autoencoder_batch=4,
         text_batch=16,
         unet_batch=4,
+        colours_batch=4,
         synonyms_batch=16,
         autoencoder_budget=budget,
         text_budget=budget,
         unet_budget=budget,
+        colours_budget=budget,
         synonyms_budget=budget,
     )
 
@@ -56,7 +59,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = dataclasses.replace(GPU if arguments.gpu else CPU, start=arguments.start)
     if arguments.cpu:
-        config = dataclasses.replace(config, device="cpu", compile=False)
+        config = dataclasses.replace(config, device="cpu", bfloat16=False)
     if arguments.steps is not None:
         config = shortened(config, arguments.steps)
     if config.device == "cuda" and arguments.stage not in WITHOUT_DEVICE and not torch.cuda.is_available():

@@ -81,9 +81,13 @@ def psnr(model: Autoencoder, pictures: np.ndarray) -> float:
 
 
 def load(config: TrainingConfig) -> Autoencoder:
-    """The trained autoencoder (averaged weights), frozen."""
+    """The trained autoencoder (averaged weights), frozen; without that stage, of the bundle the run starts from."""
     model = Autoencoder(config.autoencoder)
-    model.load_state_dict(torch.load(config.work / "autoencoder.pt", weights_only=True)["ema"])
+    path = config.work / "autoencoder.pt"
+    if path.exists() or config.start is None:
+        model.load_state_dict(torch.load(path, weights_only=True)["ema"])
+    else:
+        begin(model, config, "vae")
     return model.to(config.device).eval().requires_grad_(False)
 
 

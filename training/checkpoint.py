@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from calotype.runtime.manifest import MANIFEST_NAME
 from training import unet
 from training.config import TrainingConfig
 
@@ -25,8 +24,8 @@ ATTRIBUTION = (
 # The stages that train a component, the last first, and the key of its weights in their checkpoints.
 SOURCES = {
     "vae": (("autoencoder", "ema"),),
-    "unet": (("unet", "ema"),),
-    "text_encoder": (("synonyms", "model"), ("unet", "text_ema")),
+    "unet": (("colours", "ema"), ("unet", "ema")),
+    "text_encoder": (("synonyms", "model"), ("colours", "text_ema"), ("unet", "text_ema")),
 }
 SCHEDULER = {
     "_class_name": "DPMSolverMultistepScheduler",
@@ -63,7 +62,7 @@ def make(config: TrainingConfig) -> None:
     What no stage of this run has trained is taken from the bundle that the run starts from.
     """
     states = {component: _state(config, component) for component in SOURCES}
-    vae = dataclasses.replace(config.autoencoder, scaling_factor=_scaling_factor(config))
+    vae = dataclasses.replace(config.autoencoder, scaling_factor=unet.scaling_factor(config))
     levels = len(vae.block_out_channels)
     folder, temporary = config.work / "talbot", config.work / "talbot.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -118,13 +117,6 @@ def _state(config: TrainingConfig, component: str) -> tuple[dict[str, Tensor], s
     if config.start is None:
         raise SystemExit(f"there is no {component} in {config.work}: train it, or name a bundle with --start")
     return load_file(config.start / f"{component}.safetensors"), config.start.name
-
-
-def _scaling_factor(config: TrainingConfig) -> float:
-    if (config.work / "autoencoder.pt").exists() or config.start is None:
-        return unet.latents(config)[1]
-    factor: float = json.loads((config.start / MANIFEST_NAME).read_text(encoding="utf-8"))["vae"]["scaling_factor"]
-    return factor
 
 
 def _write(

@@ -1,8 +1,9 @@
-"""Let the text encoder read a keyword that one concept alone has as that concept's name.
+"""Let the text encoder read what is said otherwise: by a keyword that one concept alone has, or with words around it.
 
-In captions a keyword is rare, and most keywords belong to several concepts, so the UNet draws few of them right. What
-it draws by name it draws by any text with the same hidden states. So a copy of the text encoder is trained to give, for
-a caption by keyword, the states that the original gives for the same caption by name, and for every other caption the
+In captions a keyword is rare, most belong to several concepts, and there are no words that mean nothing, so the UNet
+draws few of such prompts right. What it draws by a plain caption it draws by any text with the same hidden states. So
+a copy of the text encoder is trained to give, for a caption by keyword, the states that the original gives for the
+same caption by name; for one with words around it, those of the plain caption; and for every other caption the
 original's own (distillation, Hinton et al. 2015, arXiv 1503.02531, of hidden states). The UNet stays as it is. Pairs of
 a concept and a style that are held out are held out here, too.
 """
@@ -19,10 +20,12 @@ from torch import Tensor
 
 from calotype.export.models.clip import TextEncoder
 from training import data
-from training.captions import own_keywords, sample_caption, sample_synonyms
+from training.captions import own_keywords, sample_caption, sample_phrasing, sample_synonyms
+from training.colours import others, own_colours
 from training.config import TrainingConfig
-from training.run import Run, begin
+from training.run import Run
 from training.texts import Texts
+from training.unet import trained
 
 
 def train(config: TrainingConfig) -> None:
@@ -31,25 +34,41 @@ def train(config: TrainingConfig) -> None:
     seen, unseen = dataset.split()
     keywords = own_keywords(dataset.concepts)
     own = {word for words in keywords.values() for word in words}
-    texts, original = Texts(config), before(config)
+    texts, original = Texts(config), trained(config, ("colours", "unet"))[1].requires_grad_(False)
     model = copy.deepcopy(original).requires_grad_(True)
     optimizer = torch.optim.AdamW(model.text_model.parameters(), lr=config.synonyms_lr, weight_decay=0.0)
     run = Run("synonyms", config, config.synonyms_budget)
     parts = {"model": model, "optimizer": optimizer}
     run.resume(parts)
     pairs = [(n, word) for n in seen for word in keywords[dataset.concepts[n].slug]]
+    colours = {n: (colour, *others(colour)) for n, colour in own_colours(dataset).items()}
+
+    def colour(n: int) -> str | None:
+        """In a quarter of the captions that may have one, a colour."""
+        choices = colours.get(n, ())
+        return choices[run.rng.integers(len(choices))] if choices and run.rng.random() < 0.25 else None
+
     for update in run.steps(optimizer, parts):
         chosen = [pairs[place] for place in run.rng.integers(len(pairs), size=config.synonyms_batch)]
-        asked = [sample_synonyms(dataset.concepts[n], word, dataset.styles[n], run.rng) for n, word in chosen]
-        others = run.rng.choice(seen, config.synonyms_batch)
-        kept = [sample_caption(dataset.concepts[n], dataset.styles[n], run.rng) for n in others]
+        renamed = [sample_synonyms(dataset.concepts[n], word, dataset.styles[n], run.rng) for n, word in chosen]
+        phrased = [
+            sample_phrasing(dataset.concepts[n], dataset.styles[n], run.rng, colour(n))
+            for n in run.rng.choice(seen, config.synonyms_batch)
+        ]
+        kept = [
+            sample_caption(dataset.concepts[n], dataset.styles[n], run.rng, colour(n))
+            for n in run.rng.choice(seen, config.synonyms_batch)
+        ]
         kept[0] = ""  # what guidance goes away from
         kept = [text for text in kept if text.partition(", ")[0] not in own]  # by such a keyword alone
-        wanted = states(original, texts, [by_name for _, by_name in asked] + kept)
-        got = model(texts.encode([by_keyword for by_keyword, _ in asked] + kept))[0]
+        wanted = states(original, texts, [plain for _, plain in [*renamed, *phrased]] + kept)
+        words = slice(len(renamed), len(renamed) + len(phrased))
+        places = aligned(*(texts.encode(list(side)) for side in zip(*phrased, strict=True)))
+        wanted[words] = wanted[words].gather(1, places[..., None].expand(-1, -1, wanted.shape[2]))
+        got = model(texts.encode([asked for asked, _ in [*renamed, *phrased]] + kept))[0]
         errors = (got - wanted).square().mean(dim=(1, 2))
-        renamed, same = errors[: len(asked)].mean(), errors[len(asked) :].mean()
-        update((renamed + config.synonyms_keep * same) / (1 + config.synonyms_keep))
+        means = [part.mean() for part in errors.split([len(renamed), len(phrased), len(kept)])]
+        update((means[0] + means[1] + config.synonyms_keep * means[2]) / (2 + config.synonyms_keep))
     figures = {
         part: measured(model, original, texts, dataset, chosen)
         for part, chosen in (("seen", seen), ("held_out", unseen))
@@ -57,15 +76,19 @@ def train(config: TrainingConfig) -> None:
     print(f"synonyms: {run.step} steps, {json.dumps(figures)}")
 
 
-def before(config: TrainingConfig) -> TextEncoder:
-    """The text encoder that was trained along with the UNet; without that stage, of the bundle the run starts from."""
-    model = TextEncoder(config.text_encoder)
-    path = config.work / "unet.pt"
-    if path.exists() or config.start is None:
-        model.load_state_dict(torch.load(path, weights_only=True)["text_ema"])
-    else:
-        begin(model, config, "text_encoder")
-    return model.to(config.device).eval().requires_grad_(False)
+def aligned(asked: Tensor, plain: Tensor) -> Tensor:
+    """By position of each text ``asked`` (B, tokens) the one in ``plain`` whose state it is to have, int64.
+
+    A token that the plain caption has not takes the state before it, which has read as much of the meaning.
+    """
+    places = torch.zeros_like(asked)
+    for row, (words, wanted) in enumerate(zip(asked.tolist(), plain.tolist(), strict=True)):
+        place = -1
+        for position, token in enumerate(words):
+            if place + 1 < len(wanted) and token == wanted[place + 1]:
+                place += 1
+            places[row, position] = max(0, place)
+    return places
 
 
 @torch.no_grad()
@@ -77,10 +100,11 @@ def states(model: TextEncoder, texts: Texts, captions: list[str]) -> Tensor:
 def measured(
     model: TextEncoder, original: TextEncoder, texts: Texts, dataset: data.Dataset, chosen: np.ndarray
 ) -> dict[str, float]:
-    """Of the pairs ``chosen``, how far captions stray, and how often one by keyword is nearest to its concept's name.
+    """Of the pairs ``chosen``, how far captions stray, and how often one is nearest to its concept's name.
 
-    The last position is compared, which has read the whole caption, among all names in the pair's style. Errors are
-    mean squares over all positions, over the variance of the original's states between captions.
+    Such captions are by keyword, or by name in words that were not taught. The last position is compared, which has
+    read the whole caption, among all names in the pair's style. Errors are mean squares over all positions, over the
+    variance of the original's states between captions.
     """
     keywords = own_keywords(dataset.concepts)
     concepts = {concept.slug: concept for concept in dataset.concepts}
@@ -91,19 +115,25 @@ def measured(
         for each in dict.fromkeys(dataset.styles)
     }
     variance = torch.stack([group.var(dim=0).mean() for group in names.values()]).mean()
-    found, errors, kept = [], [], []
+    found, errors, kept, around = [], [], [], []
     for each, group in names.items():
         own = [dataset.concepts[n] for n in chosen if dataset.styles[n] == each]
+        if not own:
+            continue
         asked = [(concept.slug, word) for concept in own for word in keywords[concept.slug]]
         kept.append((states(model, texts, [style(concept.name, each) for concept in own]), own, group))
+        phrased = states(model, texts, [style(f"could you paint a {concept.name}", each) for concept in own])
+        right = torch.tensor([places[concept.slug] for concept in own], device=phrased.device)
+        around.append(torch.cdist(phrased[:, -1], group[:, -1]).argmin(dim=1) == right)
         if asked:
             got = states(model, texts, [style(word, each) for _, word in asked])
             right = torch.tensor([places[slug] for slug, _ in asked], device=got.device)
             found.append(torch.cdist(got[:, -1], group[:, -1]).argmin(dim=1) == right)
             errors.append((got - group[right]).square().mean(dim=(1, 2)))
-    strayed = [F.mse_loss(got, group[[places[c.slug] for c in own]]) for got, own, group in kept if own]
+    strayed = [F.mse_loss(got, group[[places[c.slug] for c in own]]) for got, own, group in kept]
     return {
-        "nearest_to_its_name": round(float(torch.cat(found).float().mean()), 4),
+        "nearest_by_keyword": round(float(torch.cat(found).float().mean()), 4),
+        "nearest_in_other_words": round(float(torch.cat(around).float().mean()), 4),
         "error_by_keyword": round(float(torch.cat(errors).mean() / variance), 4),
         "error_by_name": round(float(torch.stack(strayed).mean() / variance), 4),
     }

@@ -58,7 +58,7 @@ def draw(pipeline: Any, task: Task, latents: Array, dtype: Any) -> Made:
             num_inference_steps=task.steps,
             guidance_scale=task.guidance_scale,
             num_images_per_prompt=task.images,
-            latents=torch.from_numpy(latents).to(dtype),
+            latents=torch.from_numpy(latents).to(pipeline.device, dtype),
             output_type="np",
             callback_on_step_end=step_end,
         ).images

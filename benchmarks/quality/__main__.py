@@ -3,9 +3,8 @@
 It draws every pair of ``pairs.csv`` once (seed 0, the prompt ``<name>, <style> style``) and asks, in the fixed space of
 ``features.py``, whether the real picture is among the five nearest of all real pictures of that style. The ceiling is
 the same questions asked of real pictures that were shifted by a pixel and reduced; for the classifier of styles it is
-how often it is right on real pictures of concepts that it was not fitted on. With ``--keywords`` a pair is asked for by
-a keyword instead of its name, one that no other concept has, and beside it by its name; pairs without such a keyword
-are left out. Renders the data if they are not there.
+how often it is right on real pictures of concepts that it was not fitted on. With ``--ask`` pairs are asked for
+otherwise than by name, and beside it by name: see ``prompts.py``. Renders the data if they are not there.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
 from benchmarks.machine import machine, origin
+from benchmarks.quality.colours import ColourJudge
 from benchmarks.quality.features import Array, LinearClassifier, features, top
+from benchmarks.quality.prompts import ASK, by_name
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions import open_session
 from training import data
-from training.captions import held_out, own_keywords
+from training.captions import held_out
 from training.config import CPU, GPU, STYLES
 
 PAIRS = Path(__file__).with_name("pairs.csv")
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--model", default="talbot", help="a bundle")
     parser.add_argument("--scale", type=float, action="append", help="guidance scales; default: 1 and the model's own")
     parser.add_argument("--steps", type=int, help="denoising steps; default: the model's own")
-    parser.add_argument("--keywords", action="store_true", help="ask by keyword and by name at the model's own scale")
+    parser.add_argument("--ask", choices=ASK, help="at the model's own scale, by name and so")
     parser.add_argument("--write-pairs", action="store_true", help="choose the pairs anew, by the rule, and stop")
     arguments = parser.parse_args()
     with Pipeline.load(arguments.model) as pipeline:
@@ -69,9 +70,8 @@ def main() -> None:
             return
         gallery = load_gallery(dataset)
         pairs = list(csv.DictReader(PAIRS.open(encoding="utf-8")))
-        keywords = {slug: words[0] for slug, words in own_keywords(dataset.concepts).items() if words}
-        if arguments.keywords:
-            pairs = [pair for pair in pairs if pair["slug"] in keywords]
+        ask = ASK[arguments.ask](dataset, pairs) if arguments.ask else by_name(pairs)
+        pairs = ask.pairs
         scales = arguments.scale or [1.0, defaults.guidance_scale]
         steps = arguments.steps or defaults.num_inference_steps
         report: dict[str, Any] = {
@@ -83,15 +83,16 @@ def main() -> None:
             "ceiling": ceiling(gallery, pairs),
             "autoencoder_psnr_db": autoencoder_psnr(Bundle.open(arguments.model), dataset),
         }
-        names = [pair["name"] for pair in pairs]
-        words = {f"guidance {scale:g}": (scale, names) for scale in scales}
-        if arguments.keywords:
-            own = [keywords[pair["slug"]] for pair in pairs]
-            words = {"by name": (defaults.guidance_scale, names), "by keyword": (defaults.guidance_scale, own)}
-        for title, (scale, asked) in words.items():
-            draw = functools.partial(pipeline, seed=0, guidance_scale=scale, num_inference_steps=steps)
-            prompts = [f"{word}, {pair['style']} style" for word, pair in zip(asked, pairs, strict=True)]
-            report[title] = judge([draw(prompt).images[0] for prompt in prompts], gallery, pairs)
+        judge_colour = ColourJudge(dataset)
+        if ask.colours:
+            report["ceiling"]["colour"] = judge_colour.ceiling(pairs, ask.colours["in another colour"])
+        for title, prompts in ask.prompts.items():
+            for scale in [defaults.guidance_scale] if arguments.ask else scales:
+                draw = functools.partial(pipeline, seed=0, guidance_scale=scale, num_inference_steps=steps)
+                drawn = [draw(prompt).images[0] for prompt in prompts]
+                report[title if arguments.ask else f"guidance {scale:g}"] = judge(drawn, gallery, pairs)
+                if ask.colours:
+                    report[title] |= judge_colour(drawn, pairs, ask.colours[title])
     print(json.dumps(report, indent=2))
 
 
@@ -107,7 +108,7 @@ def load_gallery(dataset: data.Dataset) -> Gallery:
     )
 
 
-def judge(drawn: list[Image.Image], gallery: Gallery, pairs: list[dict[str, str]]) -> dict[str, float]:
+def judge(drawn: list[Image.Image], gallery: Gallery, pairs: Sequence[dict[str, str]]) -> dict[str, float]:
     """In per cent, by split.
 
     Retrieval: top 1 and top 5, among the real pictures of the pair's style. Style, in two ways: by the classifier, and
@@ -123,7 +124,7 @@ def style_classifier(gallery: Gallery, fitted: np.ndarray) -> LinearClassifier:
 
 
 def _judge(
-    queries: Array, classify: Callable[[Array], NDArray[np.int64]], gallery: Gallery, pairs: list[dict[str, str]]
+    queries: Array, classify: Callable[[Array], NDArray[np.int64]], gallery: Gallery, pairs: Sequence[dict[str, str]]
 ) -> dict[str, float]:
     wanted = np.array([STYLES.index(pair["style"]) for pair in pairs])
     right = classify(queries) == wanted
@@ -138,7 +139,7 @@ def _judge(
     return report
 
 
-def retrieved(queries: Array, gallery: Gallery, pairs: list[dict[str, str]], count: int) -> NDArray[np.bool_]:
+def retrieved(queries: Array, gallery: Gallery, pairs: Sequence[dict[str, str]], count: int) -> NDArray[np.bool_]:
     """(Q,): whether a pair's real picture is among the ``count`` nearest of its style."""
     wanted = np.array([STYLES.index(pair["style"]) for pair in pairs])
     hits = np.zeros(len(pairs), bool)
@@ -152,7 +153,7 @@ def retrieved(queries: Array, gallery: Gallery, pairs: list[dict[str, str]], cou
     return hits
 
 
-def nearest_style(queries: Array, gallery: Gallery, pairs: list[dict[str, str]]) -> NDArray[np.int64]:
+def nearest_style(queries: Array, gallery: Gallery, pairs: Sequence[dict[str, str]]) -> NDArray[np.int64]:
     """(Q,): the style of the nearest real picture of the pair's own concept."""
     own = collections.defaultdict(list)
     for index, slug in enumerate(gallery.slugs):
@@ -172,7 +173,7 @@ def move(picture: Image.Image) -> Image.Image:
     return ImageChops.offset(canvas, 1, -1)
 
 
-def ceiling(gallery: Gallery, pairs: list[dict[str, str]]) -> dict[str, float]:
+def ceiling(gallery: Gallery, pairs: Sequence[dict[str, str]]) -> dict[str, float]:
     """What real pictures reach: moved ones in retrieval, those of concepts that were not fitted in style."""
     names = list(zip(gallery.slugs, gallery.styles, strict=True))
     where = {(slug, STYLES[style]): index for index, (slug, style) in enumerate(names)}

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu, gpu_parts
+from benchmarks import gpu, gpu_diffusers, gpu_parts
+from benchmarks.gpu_diffusers import DiffusersParts
 from benchmarks.gpu_parts import NotRunError, PyTorchParts, Subject, measure
 from calotype.runtime.bundle import Bundle
 
@@ -101,6 +102,29 @@ def test_the_unet_in_pytorch_eager_and_compiled(monkeypatch: pytest.MonkeyPatch)
     assert found["ready"] == {"rows": 2, "pixels": 128, "dtype": "torch.float32"}
     assert found["eager"]["call_ms"]["median"] > 0
     assert found["compiled"]["call_ms"]["median"] > 0
+
+
+def test_diffusers_takes_turns_with_calotype(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On the CPU, in float32, where both draw the same picture."""
+    monkeypatch.setattr(gpu_diffusers, "FORMS", {"eager": None, "compiled": {"backend": "eager"}})
+    monkeypatch.setattr(gpu_diffusers, "DiffusersParts", lambda item: DiffusersParts(item, "cpu"))
+    found: dict[str, Any] = {}
+    item = Subject(model="talbot", backend="diffusers", work=tmp_path, rounds=1, steps=2)
+    measure(item, lambda part, value=None: found.update({part: value}))
+    assert found["ready"]["pixels"] == 128 and found["ready"]["versions"]["diffusers"]
+    for part in ("eager", "compiled"):
+        assert found[part]["psnr_db"] is None or found[part]["psnr_db"] > 45
+        assert found[part]["ratio"]["median"] > 0
+        assert found[part]["picture_ms"].keys() == {"calotype", "diffusers"}
+
+
+def test_without_diffusers_or_at_another_size_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    parts = DiffusersParts(Subject(model="sdxl", backend="diffusers", work=tmp_path), "cpu")
+    with pytest.raises(NotRunError, match="Stable Diffusion 1"):
+        parts.ready()
+    monkeypatch.setattr(gpu_diffusers.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(NotRunError, match="diffusers is not installed"):
+        parts.ready()
 
 
 def told(monkeypatch: pytest.MonkeyPatch, parts: dict[str, Callable[[], Any]]) -> list[tuple[str, Any]]:

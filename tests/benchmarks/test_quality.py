@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.int8 import change
 from benchmarks.quality.__main__ import Gallery, nearest_style, retrieved
+from benchmarks.quality.colours import ColourJudge
+from benchmarks.quality.prompts import PHRASINGS, by_keyword, in_colour, in_words
+from training.captions import Concept
 from training.config import STYLES
+from training.data import Dataset
+from training.palette import recolour
 
+FROG = Concept(slug="frog", name="frog", keywords=("toad",), group=3)
+COOK = Concept(slug="cook", name="cook", keywords=(), group=1)
+PAIRS = [
+    {"slug": each.slug, "name": each.name, "style": style, "split": "seen"} for each in (FROG, COOK) for style in STYLES
+]
 SLUGS = ("red-apple", "pear", "fig")
 
 
@@ -43,3 +54,43 @@ def test_a_change_is_in_points_and_its_error_that_of_pairs_not_of_pictures() -> 
     assert found["seen"] == {"mean": -25.0, "error": 25.0}
     assert found["held_out"] == {"mean": -50.0, "error": 50.0}
     assert change(exact, exact, pairs)["seen"]["error"] == pytest.approx(0)
+
+
+def green() -> Dataset:
+    """A frog and a cook in three styles, all green."""
+    pictures = np.full((6, 8, 8, 3), (0x78, 0xB1, 0x59), np.uint8)
+    return Dataset(pictures=pictures, concepts=(FROG,) * 3 + (COOK,) * 3, styles=(*STYLES, *STYLES))
+
+
+def test_pairs_are_asked_for_by_keyword_and_in_words_beside_their_name() -> None:
+    ask = by_keyword(green(), PAIRS)
+    assert ask.pairs == PAIRS[:3]
+    assert ask.prompts["by name"][0] == "frog, noto style" and ask.prompts["by keyword"][0] == "toad, noto style"
+    words = in_words(green(), PAIRS)
+    assert [prompts[3] for prompts in words.prompts.values()][1] == "a drawing of a cook, noto style"
+    assert list(words.prompts) == ["by name", *PHRASINGS]
+
+
+def test_pairs_are_asked_for_in_their_own_colour_and_in_turn_in_another() -> None:
+    ask = in_colour(green(), PAIRS)
+    assert ask.pairs == PAIRS[:3]  # people take no colour
+    assert ask.prompts["in its own colour"] == [f"green frog, {style} style" for style in STYLES]
+    assert ask.prompts["in another colour"] == [
+        f"{colour} frog, {style} style" for colour, style in zip(("red", "orange", "yellow"), STYLES, strict=True)
+    ]
+    assert ask.colours["by name"] == ask.colours["in another colour"] == ["red", "orange", "yellow"]
+
+
+def test_a_picture_is_sought_among_real_ones_in_its_colour() -> None:
+    dataset = green()
+    dataset.pictures[:3, :4] = 255  # the frog is lower than what else there is
+    log = Concept(slug="log", name="log", keywords=(), group=3)
+    dataset = Dataset(pictures=dataset.pictures, concepts=(FROG,) * 3 + (log,) * 3, styles=dataset.styles)
+    judge = ColourJudge(dataset)
+    pair = [{"slug": "frog", "style": "noto", "split": split} for split in ("seen", "held_out")]
+    assert judge.shelf("noto", "blue")[0] == ["frog", "log"]
+    blue = Image.fromarray(recolour(dataset.pictures[0], "blue"))
+    report = judge([blue, Image.fromarray(dataset.pictures[0])], pair, ["blue", "blue"])
+    assert (report["seen_colour"], report["held_out_colour"]) == (100.0, 0.0)
+    assert report["seen_in_colour_top5"] == 100.0
+    assert judge.ceiling(pair, ["blue", "red"]) == 100.0

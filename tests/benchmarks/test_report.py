@@ -72,7 +72,11 @@ def test_a_gpu_run_is_a_table_and_what_did_not_run_a_line_each(tmp_path: Path) -
     }
     cuda = {"parity": parity, "picture_parity": {"psnr_db": 41.5}, "pictures": pictures, "low_memory": {"failed": "it"}}
     torch = {"eager": {"call_ms": time, "gpu_memory_mib": 1000}, "compiled": {"failed": "no compiler"}}
-    models = {"sd1": {"cuda": cuda, "pytorch": torch, "tensorrt": {"not_run": "the budget was spent"}}}
+    turns = {"ratio": time, "picture_ms": {"calotype": 2.0, "diffusers": 3.0}, "psnr_db": 40.5}
+    peer = {"ready": {"pixels": 512}, "eager": turns, "compiled": {"failed": "no memory"}}
+    models = {
+        "sd1": {"diffusers": peer, "cuda": cuda, "pytorch": torch, "tensorrt": {"not_run": "the budget was spent"}}
+    }
     about = {"command": "python -m benchmarks.gpu", "date": "2026-11-25", "driver": "580.1"}
     (tmp_path / "nvidia-x-2026-11-25.json").write_text(
         json.dumps({**about, "gpu": {"name": "NVIDIA X"}, "models": models})
@@ -82,6 +86,8 @@ def test_a_gpu_run_is_a_table_and_what_did_not_run_a_line_each(tmp_path: Path) -
     assert "## NVIDIA X" in page
     assert "| sd1 | cuda | 1.5 (50 steps) | 0.5 | 9.5 µs | 700.0 MiB | 0.900000 | 41.5 dB |" in page
     assert "| sd1 | PyTorch, eager | 1.5 |  |  | 1000 MiB |  |  |" in page
+    assert "| sd1, 512 pixels | diffusers, eager | 3.0, 1.5 times Calotype's |  |  |  |  | 40.5 dB |" in page
+    assert "- sd1, diffusers, compiled: no memory" in page
     assert "- sd1, cuda, low memory: it" in page
     assert "- sd1, pytorch, compiled: no compiler" in page
     assert "- sd1, tensorrt, not run: the budget was spent" in page

@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training import autoencoder, checkpoint, data, text_encoder, tokenizer, unet
+from training import autoencoder, checkpoint, colours, data, synonyms, text_encoder, tokenizer, unet
 from training.captions import Concept
 from training.config import CPU, PACKAGES, STYLES, Budget, TrainingConfig
+from training.palette import recolour
 
 COLORS = ("red", "green", "blue", "orange", "purple", "brown")
 
@@ -34,15 +35,16 @@ def pack(folder: Path, package: str, member: str, value: object) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainingConfig:
-    """All stages run for two or three steps on six discs in three styles."""
+    """All stages run for two or three steps on six discs and a ball in three styles."""
     root = tmp_path_factory.mktemp("training")
     icons = {
         f"{color}-disc": {"body": f'<circle cx="8" cy="8" r="7" fill="{color}"/>', "width": 16, "height": 16}
         for color in COLORS
     }
+    icons["ball"] = {"body": '<circle cx="8" cy="8" r="7" fill="#0074ba"/>', "width": 16, "height": 16}
     icons["tall-box"] = {"body": '<rect x="4" y="1" width="8" height="14"/>', "width": 16, "height": 16}
     names = [{"label": f"{color} disc", "tags": [color, "round"], "group": 4} for color in COLORS]
-    names.append({"label": "tall box", "group": 7})
+    names += [{"label": "ball", "tags": ["toy"], "group": 4}, {"label": "tall box", "group": 7}]
     hidden = [{"label": "flag: red disc", "group": 4}, {"label": "not drawn", "group": 4}, {"label": "red disc"}]
     for style in STYLES:
         pack(root / "npm", PACKAGES[style], "icons.json", {"icons": icons})
@@ -59,17 +61,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainingConfig:
         text_along_lr=1e-4,
         unet_budget=Budget(steps=2),
         unet_batch=4,
+        colours_budget=Budget(steps=2),
+        colours_batch=4,
+        synonyms_budget=Budget(steps=2),
+        synonyms_batch=4,
         autoencoder=dataclasses.replace(CPU.autoencoder, block_out_channels=(8, 8, 8, 8)),
         unet=dataclasses.replace(CPU.unet, block_out_channels=(32, 32)),
     )
-    for stage in (data.make, tokenizer.make, autoencoder.train, text_encoder.train, unet.train, checkpoint.make):
+    networks = (autoencoder.train, text_encoder.train, unet.train, colours.train, synonyms.train)
+    for stage in (data.make, tokenizer.make, *networks, checkpoint.make):
         stage(config)
     return config
 
 
 def test_pictures_are_rendered_and_named(trained: TrainingConfig) -> None:
     dataset = data.load(trained)
-    assert dataset.pictures.shape == (18, 16, 16, 3)
+    assert dataset.pictures.shape == (21, 16, 16, 3)
     first = dataset.concepts[0]
     assert (first.slug, first.name, first.keywords) == ("red-disc", "red disc", ("red", "round"))
     middle, corner = dataset.pictures[0, 8, 8], dataset.pictures[0, 0, 0]
@@ -81,7 +88,7 @@ def test_the_autoencoder_learns_from_more_pictures_than_the_unet(trained: Traini
     drawn, more = data.load(trained), data.load(trained, trained.autoencoder_groups)
     assert "tall-box" not in {concept.slug for concept in drawn.concepts}
     assert [concept.slug for concept in more.concepts[-3:]] == ["tall-box"] * 3
-    np.testing.assert_array_equal(more.pictures[:18], drawn.pictures)
+    np.testing.assert_array_equal(more.pictures[:21], drawn.pictures)
 
 
 def test_the_tokenizer_learns_nothing_from_held_out_pairs() -> None:
@@ -103,7 +110,7 @@ def test_the_checkpoint_loads_in_diffusers(trained: TrainingConfig) -> None:
         pipeline.set_progress_bar_config(disable=True)
         output = pipeline("red disc, noto style", num_inference_steps=2, height=16, width=16, output_type="np")
     assert output.images.shape == (1, 16, 16, 3)
-    ours = torch.load(trained.work / "unet.pt", weights_only=True)["ema"]["conv_in.weight"].half().float()
+    ours = torch.load(trained.work / "colours.pt", weights_only=True)["ema"]["conv_in.weight"].half().float()
     torch.testing.assert_close(pipeline.unet.conv_in.weight.detach().float(), ours, rtol=0, atol=0)
 
 
@@ -118,6 +125,19 @@ def test_the_text_encoder_is_trained_along_or_left_alone(trained: TrainingConfig
     left = torch.load(trained.work / "unet.pt", weights_only=True)
     (trained.work / "along.pt").replace(trained.work / "unet.pt")
     assert torch.equal(left["text"][name], before)
+
+
+def test_a_ball_is_drawn_in_every_colour_and_a_red_disc_is_not(trained: TrainingConfig) -> None:
+    dataset = data.load(trained)
+    own = colours.own_colours(dataset)
+    assert {dataset.concepts[n].name: colour for n, colour in own.items()} == {"ball": "blue"}
+    encoded, starts = colours.recoloured(trained, dataset, own)
+    assert list(starts) == [18, 19, 20]
+    assert len(encoded) == 3 * len(colours.others("blue"))
+    # The first colour of the second ball, as that picture is encoded.
+    picture = recolour(dataset.pictures[19], colours.others("blue")[0])
+    expected = autoencoder.encode_all(autoencoder.load(trained), picture[None])[0] * unet.latents(trained)[1]
+    torch.testing.assert_close(encoded[starts[19]], expected, rtol=2e-3, atol=2e-3)
 
 
 def test_a_run_can_start_from_a_bundle() -> None:

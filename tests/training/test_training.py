@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from training.captions import Concept, captions, held_out, sample_caption
+from training.captions import Concept, captions, held_out, sample_caption, sample_phrasing
 from training.config import CPU, Budget, TrainingConfig
 from training.run import EMA, Run
+from training.synonyms import aligned
 from training.unet import alphas_cumprod
 
 APPLE = Concept(slug="red-apple", name="red apple", keywords=("fruit",), group=4)
@@ -27,6 +29,33 @@ def test_captions_name_the_concept_or_a_keyword_and_the_style() -> None:
     drawn = {sample_caption(APPLE, "noto", rng) for _ in range(500)}
     assert drawn <= {*texts, "red apple", "a red apple"}
     assert {"red apple, noto style", "red apple"} <= drawn
+
+
+def test_a_colour_stands_before_what_a_caption_calls_the_concept() -> None:
+    rng = np.random.default_rng(0)
+    pear = dataclasses.replace(APPLE, slug="pear", name="pear")
+    drawn = {sample_caption(pear, "noto", rng, "orange") for _ in range(500)}
+    assert {"orange pear, noto style", "an orange pear in noto style", "orange fruit, noto style"} <= drawn
+    assert "orange pear, fruit, noto style" in drawn
+    assert all(text.count("orange") == 1 for text in drawn)
+
+
+def test_a_phrasing_holds_its_plain_caption_in_order() -> None:
+    rng = np.random.default_rng(0)
+    pairs = {sample_phrasing(APPLE, "noto", rng) for _ in range(2000)}
+    for asked, plain in pairs:
+        words = iter(re.findall(r"\w+", asked))
+        assert all(word in words for word in re.findall(r"\w+", plain)), (asked, plain)
+        assert asked != plain or plain == "red apple noto"
+    assert ("a drawing of red apple, noto style", "red apple, noto style") in pairs
+
+
+def test_a_phrasings_tokens_take_the_states_of_the_caption_in_it() -> None:
+    start, end, drawing, of, a, frog, please = range(7)
+    plain = torch.tensor([[start, a, frog, end, end, end, end, end]])
+    asked = torch.tensor([[start, drawing, of, a, frog, please, end, end]])
+    assert aligned(asked, plain).tolist() == [[0, 0, 0, 1, 2, 2, 3, 4]]
+    assert aligned(plain, plain).tolist() == [list(range(8))]
 
 
 def test_the_held_out_rule_takes_about_a_twentieth_and_never_changes() -> None:
