@@ -24,8 +24,8 @@ ATTRIBUTION = (
 # The stages that train a component, the last first, and the key of its weights in their checkpoints.
 SOURCES = {
     "vae": (("autoencoder", "ema"),),
-    "unet": (("colours", "ema"), ("unet", "ema")),
-    "text_encoder": (("synonyms", "model"), ("colours", "text_ema"), ("unet", "text_ema")),
+    "unet": (("unet", "ema"),),
+    "text_encoder": (("synonyms", "model"), ("colours", "model"), ("unet", "text_ema")),
 }
 SCHEDULER = {
     "_class_name": "DPMSolverMultistepScheduler",

@@ -1,12 +1,15 @@
-"""Let prompts ask for a colour: the UNet and its text encoder go on with recoloured pictures.
+"""Let prompts ask for a colour: the text encoder learns what the UNet draws recoloured pictures by.
 
-Captions of the first training have no colour but those in names. Here a picture that mostly has one colour comes in
-every other one as well, with that colour before its name, or now and then as it is with its own; the rest come as
-before, so that nothing is forgotten. People keep their colours, and so does what has a colour in its name.
+Captions have no colour but those in names. Here a picture that mostly has one colour comes in every other one, with
+that colour before its name. The UNet stays as it is: the loss is its own, on the recoloured picture, and only the text
+encoder follows it, as textual inversion (Gal et al. 2022, arXiv 2208.01618) looks for what a frozen model draws
+something by. Captions without a colour keep their hidden states. People keep their colours, and so does what has one
+in its name.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 
@@ -14,11 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calotype.export.models.clip import TextEncoder
 from training import autoencoder, data
 from training.captions import Concept, sample_caption
 from training.config import TrainingConfig
 from training.palette import NAMED, TARGETS, main_colour, recolour
-from training.unet import Stage, autoencoder_step, fit, latents, trained
+from training.run import Run
+from training.texts import Texts
+from training.unet import TRAIN_STEPS, alphas_cumprod, autoencoder_step, latents, loss, trained
 
 PEOPLE = 1  # emojibase's group
 WORDS = {*NAMED, "grey"}
@@ -62,26 +68,48 @@ def train(config: TrainingConfig) -> None:
     """Train until the budget is spent; the checkpoint is ``colours.pt``."""
     torch.manual_seed(config.seed)
     dataset = data.load(config)
+    seen, _ = dataset.split()
     own = own_colours(dataset)
-    encoded = latents(config)[0].to(config.device)
     changed, starts = recoloured(config, dataset, own)
-    changed = changed.to(config.device)
-
-    def draw(part: np.ndarray, count: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
+    encoded = latents(config)[0]
+    asked = np.array([n for n in seen if n in starts])
+    unet, original = trained(config)
+    texts, model = Texts(config), copy.deepcopy(original).requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.text_model.parameters(), lr=config.colours_lr, weight_decay=0.0)
+    run = Run("colours", config, config.colours_budget)
+    parts = {"model": model, "optimizer": optimizer}
+    run.resume(parts)
+    alphas = alphas_cumprod().to(config.device)
+    error = torch.compile(loss) if config.compile else loss
+    for update in run.steps(optimizer, parts):
         clean, captions = [], []
-        for n in rng.choice(part, count):
-            colour = None
-            clean.append(encoded[n])
-            if n in starts and rng.random() < config.colours_changed:
-                choices = others(own[n])
-                place = int(rng.integers(len(choices)))
-                colour, clean[-1] = choices[place], changed[starts[n] + place]
-            elif n in own and rng.random() < config.colours_named:
-                colour = own[n]
-            captions.append(sample_caption(dataset.concepts[n], dataset.styles[n], rng, colour))
-        return torch.stack(clean), captions
+        for n in run.rng.choice(asked, config.colours_batch):
+            choices = (own[n], *others(own[n]))
+            place = int(run.rng.integers(len(choices)))
+            clean.append(changed[starts[n] + place - 1] if place else encoded[n])
+            captions.append(sample_caption(dataset.concepts[n], dataset.styles[n], run.rng, choices[place]))
+        kept = [
+            sample_caption(dataset.concepts[n], dataset.styles[n], run.rng)
+            for n in run.rng.choice(seen, config.colours_batch)
+        ]
+        kept[0] = ""  # what guidance goes away from
+        with torch.no_grad():
+            wanted = original(texts.encode(kept))[0]
+        got = model(texts.encode(captions + kept))[0]
+        context, same = got.split([len(captions), len(kept)])
+        # With little noise the picture shows its colour, and the text is not asked.
+        timestep = torch.randint(config.colours_from, TRAIN_STEPS, (len(clean),), device=config.device)
+        pictures = torch.stack(clean).to(config.device, memory_format=torch.channels_last)
+        with config.autocast():
+            drawn = error(unet, pictures, timestep, alphas[timestep], context, config.min_snr_gamma)
+        strayed = (same - wanted).square().mean() / wanted.var(dim=0).mean()
+        update(drawn + config.colours_keep * strayed)
+    print(f"colours: {run.step} steps")
 
-    stage = Stage(
-        name="colours", budget=config.colours_budget, batch=config.colours_batch, lr=config.colours_lr, draw=draw
-    )
-    fit(config, stage, *trained(config, ("unet",)), dataset.split())
+
+def load(config: TrainingConfig) -> TextEncoder:
+    """The text encoder that knows colours; without that stage, the one before it. Frozen."""
+    model, path = trained(config)[1], config.work / "colours.pt"
+    if path.exists():
+        model.load_state_dict(torch.load(path, weights_only=True)["model"])
+    return model

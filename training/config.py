@@ -85,13 +85,13 @@ class TrainingConfig:
     unet_lr: float = 1e-3
     # None leaves the text encoder as its contrastive training left it; a rate trains it along with the UNet.
     text_along_lr: float | None = 1e-4
-    colours_budget: Budget = Budget(steps=1300)
+    colours_budget: Budget = Budget(steps=800)
     colours_batch: int = 64
-    colours_lr: float = 2e-4
-    # Of the pictures that can be recoloured, the share that is; of the others, the share whose captions say their own.
-    colours_changed: float = 0.7
-    colours_named: float = 0.25
-    synonyms_budget: Budget = Budget(steps=3000)
+    colours_lr: float = 1e-3
+    colours_from: int = 300  # the least timestep
+    # How much the states of captions without a colour count, in shares of their variance, beside the UNet's loss.
+    colours_keep: float = 1.0
+    synonyms_budget: Budget = Budget(steps=1500)
     synonyms_batch: int = 64
     synonyms_lr: float = 1e-3
     # How much more a caption counts that is to keep its states than one that is to get those of a name.

@@ -15,6 +15,7 @@ STAGES = {
     "autoencoder": "L1 + L2 + KL",
     "text-encoder": "contrastive",
     "unet": "v, min-SNR weighted",
+    "colours": "v, and distance of states",
     "synonyms": "distance of states",
 }
 
@@ -22,7 +23,7 @@ STAGES = {
 def main() -> None:
     """Draw one panel a stage: the mean loss of every logged interval, and its running mean."""
     folder, output = Path(sys.argv[1]), Path(sys.argv[2])
-    figure, panels = plt.subplots(1, len(STAGES), figsize=(12, 3), layout="constrained")
+    figure, panels = plt.subplots(1, len(STAGES), figsize=(15, 3), layout="constrained")
     for panel, (stage, loss) in zip(panels, STAGES.items(), strict=True):
         steps, _, losses, _ = np.loadtxt(folder / f"{stage}.csv", delimiter=",", ndmin=2).T
         window = max(1, len(losses) // 20)

@@ -4,14 +4,16 @@ In captions a keyword is rare, most belong to several concepts, and there are no
 draws few of such prompts right. What it draws by a plain caption it draws by any text with the same hidden states. So
 a copy of the text encoder is trained to give, for a caption by keyword, the states that the original gives for the
 same caption by name; for one with words around it, those of the plain caption; and for every other caption the
-original's own (distillation, Hinton et al. 2015, arXiv 1503.02531, of hidden states). The UNet stays as it is. Pairs of
-a concept and a style that are held out are held out here, too.
+original's own (distillation, Hinton et al. 2015, arXiv 1503.02531, of hidden states). For captions with a colour the
+original is what the stage ``colours`` has left, for all others the text encoder that the UNet was trained with. Pairs
+of a concept and a style that are held out are held out here, too.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,9 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calotype.export.models.clip import TextEncoder
-from training import data
+from training import colours, data
 from training.captions import own_keywords, sample_caption, sample_phrasing, sample_synonyms
-from training.colours import others, own_colours
 from training.config import TrainingConfig
 from training.run import Run
 from training.texts import Texts
@@ -33,41 +34,46 @@ def train(config: TrainingConfig) -> None:
     dataset = data.load(config)
     seen, unseen = dataset.split()
     keywords = own_keywords(dataset.concepts)
-    own = {word for words in keywords.values() for word in words}
-    texts, original = Texts(config), trained(config, ("colours", "unet"))[1].requires_grad_(False)
-    model = copy.deepcopy(original).requires_grad_(True)
+    taken = {word for words in keywords.values() for word in words}
+    texts, original = Texts(config), trained(config)[1]
+    with_colours = colours.load(config)
+    model = copy.deepcopy(with_colours).requires_grad_(True)
     optimizer = torch.optim.AdamW(model.text_model.parameters(), lr=config.synonyms_lr, weight_decay=0.0)
     run = Run("synonyms", config, config.synonyms_budget)
     parts = {"model": model, "optimizer": optimizer}
     run.resume(parts)
     pairs = [(n, word) for n in seen for word in keywords[dataset.concepts[n].slug]]
-    colours = {n: (colour, *others(colour)) for n, colour in own_colours(dataset).items()}
+    hues = {n: (name, *colours.others(name)) for n, name in colours.own_colours(dataset).items()}
 
-    def colour(n: int) -> str | None:
-        """In a quarter of the captions that may have one, a colour."""
-        choices = colours.get(n, ())
-        return choices[run.rng.integers(len(choices))] if choices and run.rng.random() < 0.25 else None
+    def coloured(chosen: np.ndarray) -> list[tuple[int, str | None]]:
+        """Pictures, a quarter of those that may have a colour with one."""
+        choices = [hues[n] if n in hues and run.rng.random() < 0.25 else (None,) for n in chosen]
+        return [(n, own[run.rng.integers(len(own))]) for n, own in zip(chosen, choices, strict=True)]
 
     for update in run.steps(optimizer, parts):
         chosen = [pairs[place] for place in run.rng.integers(len(pairs), size=config.synonyms_batch)]
-        renamed = [sample_synonyms(dataset.concepts[n], word, dataset.styles[n], run.rng) for n, word in chosen]
+        # Each a text that is asked, the one that it is to be read as, and the colour in both.
+        renamed = [
+            (*sample_synonyms(dataset.concepts[n], word, dataset.styles[n], run.rng), None) for n, word in chosen
+        ]
         phrased = [
-            sample_phrasing(dataset.concepts[n], dataset.styles[n], run.rng, colour(n))
-            for n in run.rng.choice(seen, config.synonyms_batch)
+            (*sample_phrasing(dataset.concepts[n], dataset.styles[n], run.rng, hue), hue)
+            for n, hue in coloured(run.rng.choice(seen, config.synonyms_batch))
         ]
-        kept = [
-            sample_caption(dataset.concepts[n], dataset.styles[n], run.rng, colour(n))
-            for n in run.rng.choice(seen, config.synonyms_batch)
-        ]
-        kept[0] = ""  # what guidance goes away from
-        kept = [text for text in kept if text.partition(", ")[0] not in own]  # by such a keyword alone
-        wanted = states(original, texts, [plain for _, plain in [*renamed, *phrased]] + kept)
-        words = slice(len(renamed), len(renamed) + len(phrased))
-        places = aligned(*(texts.encode(list(side)) for side in zip(*phrased, strict=True)))
+        kept = {"": None}  # what guidance goes away from
+        kept |= {
+            sample_caption(dataset.concepts[n], dataset.styles[n], run.rng, hue): hue
+            for n, hue in coloured(run.rng.choice(seen, config.synonyms_batch))
+        }
+        as_before = [(text, text, hue) for text, hue in kept.items() if text.partition(", ")[0] not in taken]
+        asked, plain, hue = zip(*renamed, *phrased, *as_before, strict=True)
+        has_colour = torch.tensor([each is not None for each in hue], device=config.device)[:, None, None]
+        wanted = torch.where(has_colour, states(with_colours, texts, plain), states(original, texts, plain))
+        ids, words = texts.encode(asked), slice(len(renamed), len(renamed) + len(phrased))
+        places = aligned(ids[words], texts.encode(plain[words]))
         wanted[words] = wanted[words].gather(1, places[..., None].expand(-1, -1, wanted.shape[2]))
-        got = model(texts.encode([asked for asked, _ in [*renamed, *phrased]] + kept))[0]
-        errors = (got - wanted).square().mean(dim=(1, 2))
-        means = [part.mean() for part in errors.split([len(renamed), len(phrased), len(kept)])]
+        errors = (model(ids)[0] - wanted).square().mean(dim=(1, 2))
+        means = [part.mean() for part in errors.split([len(renamed), len(phrased), len(as_before)])]
         update((means[0] + means[1] + config.synonyms_keep * means[2]) / (2 + config.synonyms_keep))
     figures = {
         part: measured(model, original, texts, dataset, chosen)
@@ -92,7 +98,7 @@ def aligned(asked: Tensor, plain: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def states(model: TextEncoder, texts: Texts, captions: list[str]) -> Tensor:
+def states(model: TextEncoder, texts: Texts, captions: Sequence[str]) -> Tensor:
     """The last hidden states (B, tokens, channels) of ``captions``, float32."""
     return torch.cat([model(texts.encode(captions[n : n + 512]))[0] for n in range(0, len(captions), 512)])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,7 +21,7 @@ class Texts:
         self._device = config.device
         self._known: dict[str, NDArray[np.int64]] = {}
 
-    def encode(self, texts: list[str]) -> Tensor:
+    def encode(self, texts: Sequence[str]) -> Tensor:
         """Token ids (B, CONTEXT_LENGTH) int64, padded and truncated."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new:

@@ -6,7 +6,6 @@ Ho & Salimans 2022 (arXiv 2207.12598) for classifier-free guidance.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 
@@ -19,7 +18,7 @@ from calotype.export.models.unet import UNet
 from calotype.runtime.manifest import MANIFEST_NAME
 from training import autoencoder, data, text_encoder
 from training.captions import sample_caption
-from training.config import Budget, TrainingConfig
+from training.config import TrainingConfig
 from training.run import EMA, Run, begin
 from training.texts import Texts
 
@@ -29,21 +28,6 @@ TRAIN_STEPS = 1000
 def alphas_cumprod() -> Tensor:
     """The signal's share of the variance at each of 1000 timesteps: linear betas 1e-4..0.02 (Ho et al. 2020)."""
     return torch.cumprod(1 - torch.linspace(1e-4, 0.02, TRAIN_STEPS, dtype=torch.float64), 0).float()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """What two stages that train the UNet differ in.
-
-    ``draw`` gives, for a part of the pictures (indices), a number and random numbers, that many latents
-    (B, C, S/f, S/f) of unit variance and their captions.
-    """
-
-    name: str
-    budget: Budget
-    batch: int
-    lr: float
-    draw: Callable[[np.ndarray, int, np.random.Generator], tuple[Tensor, list[str]]]
 
 
 def scaling_factor(config: TrainingConfig) -> float:
@@ -83,60 +67,33 @@ def train(config: TrainingConfig) -> None:
     """Train until the budget is spent; the checkpoint is ``unet.pt``."""
     torch.manual_seed(config.seed)
     dataset = data.load(config)
+    seen, unseen = dataset.split()
     encoded = latents(config)[0].to(config.device)
-
-    def draw(part: np.ndarray, count: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
-        chosen = rng.choice(part, count)
-        return encoded[chosen], [sample_caption(dataset.concepts[n], dataset.styles[n], rng) for n in chosen]
-
-    model = UNet(config.unet)
-    begin(model, config, "unet")
-    stage = Stage(name="unet", budget=config.unet_budget, batch=config.unet_batch, lr=config.unet_lr, draw=draw)
-    fit(config, stage, model, text_encoder.load(config), dataset.split())
-
-
-def trained(config: TrainingConfig, stages: tuple[str, ...]) -> tuple[UNet, TextEncoder]:
-    """The averaged weights that the first of ``stages`` has left, else those of the bundle that the run starts from."""
-    model, text = UNet(config.unet), TextEncoder(config.text_encoder)
-    paths = [config.work / f"{stage}.pt" for stage in stages]
-    path = next((path for path in paths if path.exists()), paths[-1])
-    if path.exists() or config.start is None:
-        saved = torch.load(path, weights_only=True)
-        model.load_state_dict(saved["ema"])
-        text.load_state_dict(saved["text_ema"])
-    else:
-        begin(model, config, "unet")
-        begin(text, config, "text_encoder")
-    return model, text.to(config.device).eval()
-
-
-def fit(
-    config: TrainingConfig, stage: Stage, model: UNet, text: TextEncoder, split: tuple[np.ndarray, np.ndarray]
-) -> None:
-    """Train both networks on the first part of ``split``; print the loss on both parts."""
-    seen, unseen = split
-    texts = Texts(config)
+    texts, text = Texts(config), text_encoder.load(config)
     along = config.text_along_lr is not None
     text.requires_grad_(along)
+    model = UNet(config.unet)
+    begin(model, config, "unet")
     model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     groups = [{"params": list(model.parameters())}]
     if along:
         groups.append({"params": list(text.text_model.parameters()), "lr": config.text_along_lr, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(
-        groups, lr=stage.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=config.device == "cuda"
+        groups, lr=config.unet_lr, betas=(0.9, 0.99), weight_decay=0.01, fused=config.device == "cuda"
     )
     emas = {"ema": EMA(model, config.ema_decay), "text_ema": EMA(text, config.ema_decay)}
-    run = Run(stage.name, config, stage.budget)
+    run = Run("unet", config, config.unet_budget)
     parts = {"model": model, "text": text, "optimizer": optimizer, **emas}
     run.resume(parts)
     alphas = alphas_cumprod().to(config.device)
 
     def loss_on(part: np.ndarray, rng: np.random.Generator, error: Callable[..., Tensor] = loss) -> Tensor:
-        drawn, captions = stage.draw(part, stage.batch, rng)
-        kept = rng.random(len(captions)) >= config.prompt_dropout
+        chosen = rng.choice(part, config.unet_batch)
+        captions = [sample_caption(dataset.concepts[n], dataset.styles[n], rng) for n in chosen]
+        kept = rng.random(len(chosen)) >= config.prompt_dropout
         ids = texts.encode([caption if keep else "" for caption, keep in zip(captions, kept, strict=True)])
-        clean = drawn.contiguous(memory_format=torch.channels_last)
-        timestep = torch.randint(0, TRAIN_STEPS, (len(clean),), device=clean.device)
+        clean = encoded[chosen].contiguous(memory_format=torch.channels_last)
+        timestep = torch.randint(0, TRAIN_STEPS, (len(chosen),), device=clean.device)
         with config.autocast():
             return error(model, clean, timestep, alphas[timestep], text(ids)[0], config.min_snr_gamma)
 
@@ -148,8 +105,26 @@ def fit(
             emas["text_ema"].update(run.step)
     model.load_state_dict(emas["ema"].shadow)
     text.load_state_dict(emas["text_ema"].shadow)
-    means = {"seen": _mean(loss_on, seen), "held_out": _mean(loss_on, unseen)}
-    print(json.dumps({f"{stage.name}_steps": run.step, "loss": means}))
+    print(
+        json.dumps({"unet_steps": run.step, "loss": {"seen": _mean(loss_on, seen), "held_out": _mean(loss_on, unseen)}})
+    )
+
+
+def trained(config: TrainingConfig) -> tuple[UNet, TextEncoder]:
+    """The averaged weights that the stage has left, else those of the bundle that the run starts from; frozen."""
+    model, text = UNet(config.unet), TextEncoder(config.text_encoder)
+    path = config.work / "unet.pt"
+    if path.exists() or config.start is None:
+        saved = torch.load(path, weights_only=True)
+        model.load_state_dict(saved["ema"])
+        text.load_state_dict(saved["text_ema"])
+    else:
+        begin(model, config, "unet")
+        begin(text, config, "text_encoder")
+    return (
+        model.to(config.device, memory_format=torch.channels_last).eval().requires_grad_(False),  # type: ignore[call-overload]
+        text.to(config.device).eval().requires_grad_(False),
+    )
 
 
 def loss(model: UNet, clean: Tensor, timestep: Tensor, alpha: Tensor, context: Tensor, gamma: float) -> Tensor:

@@ -11,13 +11,8 @@ from training.data import Dataset
 
 Pairs = Sequence[dict[str, str]]
 
-# The first two forms are among those that the text encoder was taught; the words of the others were never there.
-PHRASINGS = (
-    "a drawing of a {name}, {style} style",
-    "{name} in the style of {style}",
-    "could you paint a {name}, {style} style",
-    "we need {name} artwork for our website, {style} style",
-)
+# The first is among those that the text encoder was taught; most words of the second were never there.
+PHRASINGS = ("a drawing of a {name}, {style} style", "we need {name} artwork for our website, {style} style")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +42,7 @@ def by_keyword(dataset: Dataset, pairs: Pairs) -> Ask:
 def in_words(dataset: Dataset, pairs: Pairs) -> Ask:
     """All pairs, with words around the name."""
     del dataset
-    ask = by_name(pairs)
-    return Ask(pairs=pairs, prompts=ask.prompts | {form: [form.format(**pair) for pair in pairs] for form in PHRASINGS})
+    return Ask(pairs=pairs, prompts={form: [form.format(**pair) for pair in pairs] for form in PHRASINGS})
 
 
 def in_colour(dataset: Dataset, pairs: Pairs) -> Ask:

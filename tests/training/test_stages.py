@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import tarfile
 import warnings
@@ -110,7 +111,7 @@ def test_the_checkpoint_loads_in_diffusers(trained: TrainingConfig) -> None:
         pipeline.set_progress_bar_config(disable=True)
         output = pipeline("red disc, noto style", num_inference_steps=2, height=16, width=16, output_type="np")
     assert output.images.shape == (1, 16, 16, 3)
-    ours = torch.load(trained.work / "colours.pt", weights_only=True)["ema"]["conv_in.weight"].half().float()
+    ours = torch.load(trained.work / "unet.pt", weights_only=True)["ema"]["conv_in.weight"].half().float()
     torch.testing.assert_close(pipeline.unet.conv_in.weight.detach().float(), ours, rtol=0, atol=0)
 
 
@@ -138,6 +139,20 @@ def test_a_ball_is_drawn_in_every_colour_and_a_red_disc_is_not(trained: Training
     picture = recolour(dataset.pictures[19], colours.others("blue")[0])
     expected = autoencoder.encode_all(autoencoder.load(trained), picture[None])[0] * unet.latents(trained)[1]
     torch.testing.assert_close(encoded[starts[19]], expected, rtol=2e-3, atol=2e-3)
+
+
+def test_the_checkpoint_reads_as_the_last_stage_does_and_the_stages_leave_the_unet_alone(
+    trained: TrainingConfig,
+) -> None:
+    name = "text_model.embeddings.position_embedding.weight"
+    states = [
+        torch.load(trained.work / f"{stage}.pt", weights_only=True)[key]
+        for stage, key in (("unet", "text_ema"), ("colours", "model"), ("synonyms", "model"))
+    ]
+    assert all(not torch.equal(one[name], other[name]) for one, other in itertools.pairwise(states))
+    written = load_file(trained.work / "talbot/text_encoder/model.safetensors")
+    assert torch.equal(written[name], states[-1][name].half())
+    assert torch.equal(colours.load(trained).state_dict()[name], states[1][name])
 
 
 def test_a_run_can_start_from_a_bundle() -> None:
