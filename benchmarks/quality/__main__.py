@@ -4,7 +4,7 @@ It draws every pair of ``pairs.csv`` once (seed 0, the prompt ``<name>, <style> 
 ``features.py``, whether the real picture is among the five nearest of all real pictures of that style. The ceiling is
 the same questions asked of real pictures that were shifted by a pixel and reduced; for the classifier of styles it is
 how often it is right on real pictures of concepts that it was not fitted on. With ``--ask`` pairs are asked for
-otherwise than by name, and beside it by name: see ``prompts.py``. Renders the data if they are not there.
+otherwise than by name: see ``prompts.py``. Renders the data if they are not there.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--model", default="talbot", help="a bundle")
     parser.add_argument("--scale", type=float, action="append", help="guidance scales; default: 1 and the model's own")
     parser.add_argument("--steps", type=int, help="denoising steps; default: the model's own")
-    parser.add_argument("--ask", choices=ASK, help="at the model's own scale, by name and so")
+    parser.add_argument("--ask", choices=ASK, help="at the model's own scale, so")
     parser.add_argument("--write-pairs", action="store_true", help="choose the pairs anew, by the rule, and stop")
     arguments = parser.parse_args()
     with Pipeline.load(arguments.model) as pipeline:
