@@ -92,7 +92,7 @@ class TrainingConfig:
     # How much the states of captions without a colour count, in shares of their variance, beside the UNet's loss.
     colours_keep: float = 1.0
     synonyms_budget: Budget = Budget(steps=1500)
-    synonyms_batch: int = 64
+    synonyms_batch: int = 48
     synonyms_lr: float = 1e-3
     # How much more a caption counts that is to keep its states than one that is to get those of a name.
     synonyms_keep: float = 2.0

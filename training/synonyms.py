@@ -5,8 +5,9 @@ draws few of such prompts right. What it draws by a plain caption it draws by an
 a copy of the text encoder is trained to give, for a caption by keyword, the states that the original gives for the
 same caption by name; for one with words around it, those of the plain caption; and for every other caption the
 original's own (distillation, Hinton et al. 2015, arXiv 1503.02531, of hidden states). For captions with a colour the
-original is what the stage ``colours`` has left, for all others the text encoder that the UNet was trained with. Pairs
-of a concept and a style that are held out are held out here, too.
+original is what the stage ``colours`` has left, for all others the text encoder that the UNet was trained with; the
+colour that a picture has anyway is one of the words around. Pairs of a concept and a style that are held out are held
+out here, too.
 """
 
 from __future__ import annotations
@@ -52,25 +53,31 @@ def train(config: TrainingConfig) -> None:
 
     for update in run.steps(optimizer, parts):
         chosen = [pairs[place] for place in run.rng.integers(len(pairs), size=config.synonyms_batch)]
-        # Each a text that is asked, the one that it is to be read as, and the colour in both.
+        # Each a text that is asked, the one that it is to be read as, and the colour in that.
         renamed = [
             (*sample_synonyms(dataset.concepts[n], word, dataset.styles[n], run.rng), None) for n, word in chosen
         ]
-        phrased = [
-            (*sample_phrasing(dataset.concepts[n], dataset.styles[n], run.rng, hue), hue)
-            for n, hue in coloured(run.rng.choice(seen, config.synonyms_batch))
-        ]
+        phrased: list[tuple[str, str, str | None]] = []
+        for n, hue in coloured(run.rng.choice(seen, config.synonyms_batch)):
+            asked, plain = sample_phrasing(dataset.concepts[n], dataset.styles[n], run.rng, hue)
+            if hue is not None and hue == hues[n][0]:  # says nothing that the name does not say
+                asked = asked if run.rng.random() < 0.5 else plain
+                plain, hue = plain.replace(f"{hue} ", "", 1), None
+            phrased.append((asked, plain, hue))
         kept = {"": None}  # what guidance goes away from
         kept |= {
             sample_caption(dataset.concepts[n], dataset.styles[n], run.rng, hue): hue
             for n, hue in coloured(run.rng.choice(seen, config.synonyms_batch))
+            if n not in hues or hue != hues[n][0]
         }
         as_before = [(text, text, hue) for text, hue in kept.items() if text.partition(", ")[0] not in taken]
-        asked, plain, hue = zip(*renamed, *phrased, *as_before, strict=True)
-        has_colour = torch.tensor([each is not None for each in hue], device=config.device)[:, None, None]
-        wanted = torch.where(has_colour, states(with_colours, texts, plain), states(original, texts, plain))
-        ids, words = texts.encode(asked), slice(len(renamed), len(renamed) + len(phrased))
-        places = aligned(ids[words], texts.encode(plain[words]))
+        texts_asked, texts_plain, colour = zip(*renamed, *phrased, *as_before, strict=True)
+        ids, wanted = texts.encode(texts_asked), states(original, texts, texts_plain)
+        with_one = [place for place, each in enumerate(colour) if each is not None]
+        if with_one:
+            wanted[with_one] = states(with_colours, texts, [texts_plain[place] for place in with_one])
+        words = slice(len(renamed), len(renamed) + len(phrased))
+        places = aligned(ids[words], texts.encode(texts_plain[words]))
         wanted[words] = wanted[words].gather(1, places[..., None].expand(-1, -1, wanted.shape[2]))
         errors = (model(ids)[0] - wanted).square().mean(dim=(1, 2))
         means = [part.mean() for part in errors.split([len(renamed), len(phrased), len(as_before)])]
