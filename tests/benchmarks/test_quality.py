@@ -67,7 +67,7 @@ def test_pairs_are_asked_for_by_keyword_and_in_words_beside_their_name() -> None
     assert ask.pairs == PAIRS[:3]
     assert ask.prompts["by name"][0] == "frog, noto style" and ask.prompts["by keyword"][0] == "toad, noto style"
     words = in_words(green(), PAIRS)
-    assert [prompts[3] for prompts in words.prompts.values()][0] == "a drawing of a cook, noto style"
+    assert words.prompts[PHRASINGS[0]][3] == "a drawing of a cook, noto style"
     assert list(words.prompts) == [*PHRASINGS]
 
 
