@@ -32,6 +32,7 @@ from torch import Tensor
 from benchmarks.fast import NEVER, ROUNDS, SD1, compare
 from benchmarks.machine import machine, origin
 from benchmarks.quality.__main__ import PAIRS, judge, load_gallery
+from benchmarks.speed import spread
 from calotype.export.graphs import unet_plans
 from calotype.export.models.layers import Attention
 from calotype.export.models.unet import TransformerBlock, UNet
@@ -282,13 +283,7 @@ def sd1() -> dict[str, Any]:
     }
     return {
         "seconds_of_a_whole_step": round(statistics.median(seconds["whole"][1:]), 2),
-        "ratio": {
-            form: {
-                "median": round(statistics.median(values), 3),
-                "spread": [round(min(values), 3), round(max(values), 3)],
-            }
-            for form, values in ratios.items()
-        },
+        "ratio": {form: spread(values, 3) for form, values in ratios.items()},
     }
 
 

@@ -69,6 +69,8 @@ class DiffusersParts:
         """Milliseconds a picture of both, the ratios of turns, and how far the pictures are apart."""
         import torch
 
+        from benchmarks.speed import psnr, spread
+
         if how is not None:
             for network in (self.pipeline.unet, self.pipeline.vae.decoder):
                 network.forward = torch.compile(network.forward, **how)
@@ -91,13 +93,11 @@ class DiffusersParts:
                     call()
                     seconds[name].append(time.perf_counter() - start)
         ratios = [theirs / mine for mine, theirs in zip(seconds["calotype"], seconds["diffusers"], strict=True)]
-        error = float(np.square(pictures["calotype"].astype(np.float64) - pictures["diffusers"]).mean())
         return {
-            "ratio": {"median": round(statistics.median(ratios), 3), "min": round(min(ratios), 3)}
-            | {"max": round(max(ratios), 3)},
+            "ratio": spread(ratios, 3),
             "picture_ms": {name: round(statistics.median(values) * 1e3, 3) for name, values in seconds.items()},
             "first_picture_s": first,
-            "psnr_db": None if error == 0 else round(10 * float(np.log10(255**2 / error)), 1),
+            "psnr_db": psnr(pictures["calotype"], pictures["diffusers"]),
         }
 
     def _ours(self, pipeline: Pipeline, latents: NDArray[np.float32]) -> Callable[[], Picture]:

@@ -392,10 +392,7 @@ def attention_shortcuts(name: str, report: Mapping[str, Any], _folder: Path) -> 
     """What is lost with what is left out of attention, or the time of a step without it."""
     title = "Shortcuts in attention"
     if "modes" not in report:
-        rows = [
-            [form, f"{item['median']} ({item['spread'][0]} to {item['spread'][1]})"]
-            for form, item in report["ratio"].items()
-        ]
+        rows = [[form, f"{item['median']} ({item['min']} to {item['max']})"] for form, item in report["ratio"].items()]
         about = f"{_origin(name, report)} A guided step of Stable Diffusion 1.5 at 256 pixels in ONNX Runtime."
         return f"## {title}: time\n\n{about}\n\n{_table(['', 'of the whole step'], rows)}\n"
     keys = {"psnr_db": "PSNR, dB", "psnr_tenth_db": "of nine in ten", "distance": "distance of features"}

@@ -30,6 +30,10 @@ class Dataset:
     concepts: tuple[Concept, ...]
     styles: tuple[str, ...]
 
+    def places(self) -> dict[tuple[str, str], int]:
+        """The index of a picture by its concept's slug and its style."""
+        return {(c.slug, s): n for n, (c, s) in enumerate(zip(self.concepts, self.styles, strict=True))}
+
     def split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Indices of training pictures, and of those held out."""
         out = np.array([held_out(c.slug, s) for c, s in zip(self.concepts, self.styles, strict=True)])

@@ -83,8 +83,8 @@ def main() -> None:
             "ceiling": ceiling(gallery, pairs),
             "autoencoder_psnr_db": autoencoder_psnr(Bundle.open(arguments.model), dataset),
         }
-        judge_colour = ColourJudge(dataset)
         if ask.colours:
+            judge_colour = ColourJudge(dataset)
             report["ceiling"]["colour"] = judge_colour.ceiling(pairs, ask.colours["in another colour"])
         for title, prompts in ask.prompts.items():
             for scale in [defaults.guidance_scale] if arguments.ask else scales:

@@ -51,10 +51,7 @@ class ColourJudge:
 
     def ceiling(self, pairs: Pairs, colours: Sequence[str]) -> float:
         """Per cent of the real pictures of ``pairs``, recoloured, whose main colour is the asked one."""
-        places = {
-            (each.slug, style): n
-            for n, (each, style) in enumerate(zip(self._dataset.concepts, self._dataset.styles, strict=True))
-        }
+        places = self._dataset.places()
         real = [self._dataset.pictures[places[pair["slug"], pair["style"]]] for pair in pairs]
         right = [
             main_colour(recolour(picture, colour)) == colour for picture, colour in zip(real, colours, strict=True)

@@ -39,9 +39,8 @@ def by_keyword(dataset: Dataset, pairs: Pairs) -> Ask:
     )
 
 
-def in_words(dataset: Dataset, pairs: Pairs) -> Ask:
+def in_words(_dataset: Dataset, pairs: Pairs) -> Ask:
     """All pairs, with words around the name."""
-    del dataset
     return Ask(pairs=pairs, prompts={form: [form.format(**pair) for pair in pairs] for form in PHRASINGS})
 
 
@@ -50,10 +49,7 @@ def in_colour(dataset: Dataset, pairs: Pairs) -> Ask:
 
     Which other is told by the pair's place in the list: they take turns.
     """
-    places = {
-        (each.slug, style): n for n, (each, style) in enumerate(zip(dataset.concepts, dataset.styles, strict=True))
-    }
-    own = own_colours(dataset)
+    places, own = dataset.places(), own_colours(dataset)
     found = [(pair, own.get(places[pair["slug"], pair["style"]], "")) for pair in pairs]
     found = [(pair, colour) for pair, colour in found if others(colour)]
     ask = by_name([pair for pair, _ in found])
