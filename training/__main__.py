@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from training import autoencoder, checkpoint, colours, data, synonyms, text_encoder, tokenizer, unet
+from training import autoencoder, checkpoint, colours, data, finetune, synonyms, text_encoder, tokenizer, unet
 from training.config import CPU, GPU, Budget, TrainingConfig
 
 STAGES = {
@@ -19,6 +19,7 @@ STAGES = {
     "unet": unet.train,
     "colours": colours.train,
     "synonyms": synonyms.train,
+    "finetune": finetune.train,
     "checkpoint": checkpoint.make,
 }
 
@@ -40,11 +41,13 @@ def shortened(config: TrainingConfig, steps: int) -> TrainingConfig:
         unet_batch=4,
         colours_batch=4,
         synonyms_batch=16,
+        finetune_batch=4,
         autoencoder_budget=budget,
         text_budget=budget,
         unet_budget=budget,
         colours_budget=budget,
         synonyms_budget=budget,
+        finetune_budget=budget,
     )
 
 
@@ -54,12 +57,13 @@ def main() -> None:
     parser.add_argument("stage", choices=[*STAGES, "all"])
     parser.add_argument("--gpu", action="store_true", help="the configuration for a GPU: 128x128, all concepts")
     parser.add_argument("--cpu", action="store_true", help="train it on the CPU even so, which suits the small stages")
+    parser.add_argument("--bfloat16", action="store_true", help="with --cpu: compute in bfloat16, for a CPU with AMX")
     parser.add_argument("--start", type=Path, metavar="BUNDLE", help="begin with the weights of this bundle")
     parser.add_argument("--try", dest="steps", type=int, metavar="STEPS", help="STEPS steps a stage on the CPU, only")
     arguments = parser.parse_args()
     config = dataclasses.replace(GPU if arguments.gpu else CPU, start=arguments.start)
     if arguments.cpu:
-        config = dataclasses.replace(config, device="cpu", bfloat16=False)
+        config = dataclasses.replace(config, device="cpu", bfloat16=arguments.bfloat16)
     if arguments.steps is not None:
         config = shortened(config, arguments.steps)
     if config.device == "cuda" and arguments.stage not in WITHOUT_DEVICE and not torch.cuda.is_available():

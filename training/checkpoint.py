@@ -24,8 +24,8 @@ ATTRIBUTION = (
 # The stages that train a component, the last first, and the key of its weights in their checkpoints.
 SOURCES = {
     "vae": (("autoencoder", "ema"),),
-    "unet": (("unet", "ema"),),
-    "text_encoder": (("synonyms", "model"), ("colours", "model"), ("unet", "text_ema")),
+    "unet": (("finetune", "ema"), ("unet", "ema")),
+    "text_encoder": (("finetune", "text_ema"), ("synonyms", "model"), ("colours", "model"), ("unet", "text_ema")),
 }
 SCHEDULER = {
     "_class_name": "DPMSolverMultistepScheduler",

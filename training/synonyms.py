@@ -89,6 +89,14 @@ def train(config: TrainingConfig) -> None:
     print(f"synonyms: {run.step} steps, {json.dumps(figures)}")
 
 
+def load(config: TrainingConfig) -> TextEncoder:
+    """The text encoder that reads keywords and words around a name; without that stage, the one before it. Frozen."""
+    model, path = colours.load(config), config.work / "synonyms.pt"
+    if path.exists():
+        model.load_state_dict(torch.load(path, weights_only=True)["model"])
+    return model
+
+
 def aligned(asked: Tensor, plain: Tensor) -> Tensor:
     """By position of each text ``asked`` (B, tokens) the one in ``plain`` whose state it is to have, int64.
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training import autoencoder, checkpoint, colours, data, synonyms, text_encoder, tokenizer, unet
+from training import autoencoder, checkpoint, colours, data, finetune, synonyms, text_encoder, tokenizer, unet
 from training.captions import Concept
 from training.config import CPU, PACKAGES, STYLES, Budget, TrainingConfig
 from training.palette import recolour
@@ -66,10 +66,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainingConfig:
         colours_batch=4,
         synonyms_budget=Budget(steps=2),
         synonyms_batch=4,
+        finetune_budget=Budget(steps=2),
+        finetune_batch=4,
         autoencoder=dataclasses.replace(CPU.autoencoder, block_out_channels=(8, 8, 8, 8)),
         unet=dataclasses.replace(CPU.unet, block_out_channels=(32, 32)),
     )
-    networks = (autoencoder.train, text_encoder.train, unet.train, colours.train, synonyms.train)
+    networks = (autoencoder.train, text_encoder.train, unet.train, colours.train, synonyms.train, finetune.train)
     for stage in (data.make, tokenizer.make, *networks, checkpoint.make):
         stage(config)
     return config
@@ -111,7 +113,7 @@ def test_the_checkpoint_loads_in_diffusers(trained: TrainingConfig) -> None:
         pipeline.set_progress_bar_config(disable=True)
         output = pipeline("red disc, noto style", num_inference_steps=2, height=16, width=16, output_type="np")
     assert output.images.shape == (1, 16, 16, 3)
-    ours = torch.load(trained.work / "unet.pt", weights_only=True)["ema"]["conv_in.weight"].half().float()
+    ours = torch.load(trained.work / "finetune.pt", weights_only=True)["ema"]["conv_in.weight"].half().float()
     torch.testing.assert_close(pipeline.unet.conv_in.weight.detach().float(), ours, rtol=0, atol=0)
 
 
@@ -141,18 +143,23 @@ def test_a_ball_is_drawn_in_every_colour_and_a_red_disc_is_not(trained: Training
     torch.testing.assert_close(encoded[starts[19]], expected, rtol=2e-3, atol=2e-3)
 
 
-def test_the_checkpoint_reads_as_the_last_stage_does_and_the_stages_leave_the_unet_alone(
-    trained: TrainingConfig,
-) -> None:
+def test_the_checkpoint_reads_and_draws_as_the_last_stage_does(trained: TrainingConfig) -> None:
     name = "text_model.embeddings.position_embedding.weight"
     states = [
         torch.load(trained.work / f"{stage}.pt", weights_only=True)[key]
-        for stage, key in (("unet", "text_ema"), ("colours", "model"), ("synonyms", "model"))
+        for stage, key in (("unet", "text_ema"), ("colours", "model"), ("synonyms", "model"), ("finetune", "text_ema"))
     ]
     assert all(not torch.equal(one[name], other[name]) for one, other in itertools.pairwise(states))
     written = load_file(trained.work / "talbot/text_encoder/model.safetensors")
     assert torch.equal(written[name], states[-1][name].half())
     assert torch.equal(colours.load(trained).state_dict()[name], states[1][name])
+    assert torch.equal(synonyms.load(trained).state_dict()[name], states[2][name])
+    before, after = (
+        torch.load(trained.work / f"{stage}.pt", weights_only=True)["ema"] for stage in ("unet", "finetune")
+    )
+    assert not torch.equal(before["conv_in.weight"], after["conv_in.weight"])
+    drawn = load_file(trained.work / "talbot/unet/diffusion_pytorch_model.safetensors")
+    assert torch.equal(drawn["conv_in.weight"], after["conv_in.weight"].half())
 
 
 def test_a_run_can_start_from_a_bundle() -> None:

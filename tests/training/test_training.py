@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from training import finetune
+from training.attention import PlainAttention
 from training.captions import Concept, captions, held_out, sample_caption, sample_phrasing
 from training.config import CPU, Budget, TrainingConfig
 from training.run import EMA, Run
@@ -123,3 +126,33 @@ def test_the_first_step_which_compiles_takes_none_of_the_minutes(tmp_path: Path)
 def test_minutes_end_a_run_before_its_steps_do(tmp_path: Path) -> None:
     run, _ = train_a_line(tmp_path, Budget(steps=10**9, minutes=0.005))
     assert 0 < run.step < 10**9
+
+
+def test_plain_attention_gives_what_the_fused_one_gives() -> None:
+    query, key, value = (torch.randn(2, 3, tokens, 8, requires_grad=True) for tokens in (5, 7, 7))
+    expected = F.scaled_dot_product_attention(query, key, value)
+    masked = F.scaled_dot_product_attention(query, query, query, is_causal=True)
+    expected.square().sum().backward()
+    gradients = [tensor.grad for tensor in (query, key, value)]
+    with PlainAttention():
+        got = F.scaled_dot_product_attention(query, key, value)
+        torch.testing.assert_close(F.scaled_dot_product_attention(query, query, query, is_causal=True), masked)
+    assert got.grad_fn is not None
+    assert expected.grad_fn is not None
+    assert got.grad_fn.name() != expected.grad_fn.name()
+    for tensor in (query, key, value):
+        tensor.grad = None
+    got.square().sum().backward()
+    torch.testing.assert_close(got, expected)
+    for tensor, gradient in zip((query, key, value), gradients, strict=True):
+        torch.testing.assert_close(tensor.grad, gradient)
+
+
+def test_finetuning_asks_in_every_way() -> None:
+    rng = np.random.default_rng(0)
+    asked = {finetune.caption(APPLE, "noto", ("pomme",), rng, None) for _ in range(300)}
+    assert "red apple, noto style" in asked
+    assert "pomme, noto style" in asked
+    assert any("draw" in text for text in asked)
+    ball = Concept(slug="ball", name="ball", keywords=(), group=5)
+    assert all("blue ball" in finetune.caption(ball, "noto", (), rng, "blue") for _ in range(100))
