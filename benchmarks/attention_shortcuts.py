@@ -35,15 +35,17 @@ from benchmarks.quality.__main__ import PAIRS, judge, load_gallery
 from benchmarks.speed import spread
 from calotype.export.graphs import unet_plans
 from calotype.export.models.layers import Attention
-from calotype.export.models.unet import TransformerBlock, UNet
+from calotype.export.models.unet import TransformerBlock, UNet, UNetConfig
 from calotype.export.tracing import write_graph
 from calotype.export.weights import write_weights
 from calotype.runtime.acceleration import Acceleration
 from calotype.runtime.bundle import Bundle
+from calotype.runtime.parity import random_inputs
 from calotype.runtime.pipeline import Output, Pipeline
 from calotype.runtime.schedulers import create_solver
 from calotype.runtime.sessions import Session, Sizes
 from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
+from calotype.runtime.spec import ModelSpec
 from training import data
 from training.config import TALBOT
 
@@ -113,11 +115,9 @@ class Merge:
     def __init__(self, x: Tensor, count: int) -> None:
         total = x.shape[1]
         side = round(total**0.5)
-        grid = torch.arange(total, device=x.device).reshape(side, side)
-        self.into = grid[::CELL, ::CELL].flatten()  # (D,)
-        mask = torch.ones(total, dtype=torch.bool)
-        mask[self.into.cpu()] = False
-        self.others = torch.arange(total)[mask].to(x.device)  # (S,)
+        cells = torch.arange(total, device=x.device).reshape(side // CELL, CELL, side // CELL, CELL)
+        cells = cells.transpose(1, 2).reshape(-1, CELL * CELL)
+        self.into, self.others = cells[:, 0], cells[:, 1:].flatten()  # (D,), (S,)
         count = min(count, len(self.others))
         unit = torch.nn.functional.normalize(x, dim=-1)
         likeness, nearest = (unit[:, self.others] @ unit[:, self.into].transpose(1, 2)).max(dim=-1)  # (B, S)
@@ -247,44 +247,64 @@ def talbot(steps: int, every: int) -> dict[str, Any]:
     }
 
 
-def sd1() -> dict[str, Any]:
+def sd1(config: UNetConfig = SD1, side: int = 32, rounds: int = ROUNDS) -> dict[str, Any]:
     """Seconds of a guided step in every form over those of the whole one: the median of the rounds, and the spread."""
     torch.manual_seed(0)
-    model = UNet(SD1).eval()
-    sizes = {"rows": 2, "tokens": 77, "height": 32, "width": 32}
+    model = UNet(config).eval()
+    sizes = {"rows": 2, "tokens": 77, "height": side, "width": side}
     forms = {"whole": 0.0, "without cross-attention": 0.0, "25% merged": 0.25, "50% merged": 0.5, "75% merged": 0.75}
-    seconds: dict[str, list[float]] = {name: [] for name in forms}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sessions = {}
+        specs = {}
         for number, (form, merged) in enumerate(forms.items()):
             for block in blocks(model):
                 block.attn1.__class__ = MergedAttention if merged else Attention
-                block.attn1.merged, block.attn1.tokens = merged, sizes["height"] * sizes["width"]
+                block.attn1.merged, block.attn1.tokens = merged, side * side
                 block.attn2.__class__ = LeftOut if form == "without cross-attention" else Attention
-            plan = next(plan for plan in unet_plans(model) if plan.whole is None)
-            spec = plan.spec(("float32",))
-            spec = dataclasses.replace(spec, graphs={"float32": f"{number}.onnx"})
-            if number == 0:
-                write_weights(model, folder / spec.weights[0], torch.float16)
-            write_graph(plan, folder / spec.weights[0], folder / spec.graphs["float32"])
-            sessions[form] = OnnxRuntimeCpuSession(folder, spec)
-        for turn in range(ROUNDS + 1):
-            for form, session in sessions.items():
-                if turn == 0:
-                    session.reserve(sizes)
-                start = time.perf_counter()
-                session.run(sizes)
-                seconds[form].append(time.perf_counter() - start)
-    del model
-    ratios = {
-        form: [own / whole for own, whole in zip(values[1:], seconds["whole"][1:], strict=True)]
-        for form, values in seconds.items()
-    }
-    return {
-        "seconds_of_a_whole_step": round(statistics.median(seconds["whole"][1:]), 2),
-        "ratio": {form: spread(values, 3) for form, values in ratios.items()},
-    }
+            specs[form] = write(model, sizes, folder, str(number))
+        del model
+        whole: list[float] = []
+        ratios = {}
+        for form in list(specs)[1:]:
+            seconds = in_turns(folder, [specs["whole"], specs[form]], sizes, rounds)
+            whole += [first for first, _ in seconds]
+            ratios[form] = spread([own / first for first, own in seconds], 3)
+    return {"seconds_of_a_whole_step": round(statistics.median(whole), 2), "ratio": ratios}
+
+
+def write(model: UNet, sizes: Sizes, folder: Path, name: str) -> ModelSpec:
+    """Write its graph, of these sizes alone: how many tokens are merged is a number in it."""
+    plan = next(plan for plan in unet_plans(model) if plan.whole is None)
+    inputs, outputs = (
+        tuple(dataclasses.replace(spec, shape=spec.resolve(sizes)) for spec in specs)
+        for specs in (plan.inputs, plan.outputs)
+    )
+    plan = dataclasses.replace(plan, inputs=inputs, outputs=outputs)
+    spec = dataclasses.replace(plan.spec(("float32",)), graphs={"float32": f"{name}.onnx"})
+    weights = folder / spec.weights[0]
+    if not weights.exists():
+        write_weights(model, weights, torch.float16)
+    write_graph(plan, weights, folder / spec.graphs["float32"])
+    return spec
+
+
+def in_turns(folder: Path, specs: Sequence[ModelSpec], sizes: Sizes, rounds: int) -> list[list[float]]:
+    """Seconds of a run of each graph, by round, after one that is not counted."""
+    sessions = [OnnxRuntimeCpuSession(folder, spec) for spec in specs]
+    seconds: list[list[float]] = []
+    for session in sessions:
+        session.reserve(sizes)
+        for spec in session.inputs:
+            session.buffer(spec.name, sizes)[:] = random_inputs([spec], sizes, None)[spec.name]
+    for _ in range(rounds + 1):
+        seconds.append([])
+        for session in sessions:
+            start = time.perf_counter()
+            session.run(sizes)
+            seconds[-1].append(time.perf_counter() - start)
+    for session in sessions:
+        session.close()
+    return seconds[1:]
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ class TrainingConfig:
     synonyms_lr: float = 1e-3
     # How much more a caption counts that is to keep its states than one that is to get those of a name.
     synonyms_keep: float = 2.0
-    finetune_budget: Budget = Budget(steps=2400)
+    finetune_budget: Budget = Budget(steps=2000)
     finetune_batch: int = 64
     finetune_lr: float = 3e-4
     finetune_text_lr: float = 1e-4

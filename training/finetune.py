@@ -42,6 +42,7 @@ def train(config: TrainingConfig) -> None:
         lr=config.finetune_lr,
         betas=(0.9, 0.99),
         weight_decay=0.01,
+        fused=True,
     )
     emas = {"ema": EMA(model, config.ema_decay), "text_ema": EMA(text, config.ema_decay)}
     run = Run("finetune", config, config.finetune_budget)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ import torch
 from benchmarks import attention_shortcuts as shortcuts
 from benchmarks.attention_shortcuts import KeptAttention, Merge, MergedAttention, Mode
 from calotype.export.models.layers import Attention
+from calotype.export.models.unet import UNet, UNetConfig
 from calotype.runtime.pipeline import Pipeline
+from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
 
 
 def tokens(*shape: int) -> torch.Tensor:
@@ -77,3 +81,44 @@ def test_talbot_draws_in_pytorch_what_it_draws_in_the_engine(mode: Mode, same: b
         for _ in range(2):  # a picture does not depend on the one before
             own = np.asarray(pipeline("a frog, noto style", seed=0, num_inference_steps=4).images[0], int)
             assert (abs(own - exact).max() <= 2) == same
+
+
+SMALL = UNetConfig(
+    block_out_channels=(32, 32),
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    layers_per_block=1,
+    attention_head_dim=4,
+    cross_attention_dim=16,
+)
+
+
+def test_a_graph_with_merged_tokens_computes_what_pytorch_does(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = UNet(SMALL).eval()
+    sizes = {"rows": 2, "tokens": 7, "height": 8, "width": 8}
+    found = []
+    for name, merged in (("whole", 0.0), ("merged", 0.5)):
+        for block in shortcuts.blocks(model):
+            block.attn1.__class__ = MergedAttention if merged else Attention
+            block.attn1.merged, block.attn1.tokens = merged, 64
+        spec = shortcuts.write(model.half().float(), sizes, tmp_path, name)
+        with OnnxRuntimeCpuSession(tmp_path, spec) as session:
+            session.reserve(sizes)
+            inputs = {}
+            for each in session.inputs:
+                session.buffer(each.name, sizes)[:] = tokens(*each.shape).numpy()
+                inputs[each.name] = torch.from_numpy(session.buffer(each.name, sizes))
+            session.run(sizes)
+            found.append(session.buffer("noise_pred", sizes).copy())
+            with torch.inference_mode():
+                expected = model(inputs["sample"], inputs["timestep"], inputs["encoder_hidden_states"])
+        np.testing.assert_allclose(found[-1], expected, atol=1e-4)
+    assert abs(found[0] - found[1]).max() > 1e-3
+
+
+def test_steps_are_timed_in_turns_and_told_as_ratios() -> None:
+    report = shortcuts.sd1(SMALL, 8, 2)
+    assert report["seconds_of_a_whole_step"] >= 0
+    assert len(report["ratio"]) == 4
+    assert all(ratio["median"] > 0 for ratio in report["ratio"].values())
