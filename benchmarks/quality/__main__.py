@@ -49,6 +49,11 @@ class Gallery:
     slugs: list[str]
     styles: np.ndarray
 
+    @functools.cached_property
+    def classify(self) -> LinearClassifier:
+        """Of styles, fitted on all."""
+        return style_classifier(self, np.ones(len(self.slugs), bool))
+
 
 def main() -> None:
     """Measure, print."""
@@ -114,7 +119,7 @@ def judge(drawn: list[Image.Image], gallery: Gallery, pairs: Sequence[dict[str, 
     Retrieval: top 1 and top 5, among the real pictures of the pair's style. Style, in two ways: by the classifier, and
     by whether the nearest of the concept's own three real pictures is the one in the pair's style.
     """
-    return _judge(features(drawn), style_classifier(gallery, np.ones(len(gallery.slugs), bool)), gallery, pairs)
+    return _judge(features(drawn), gallery.classify, gallery, pairs)
 
 
 def style_classifier(gallery: Gallery, fitted: np.ndarray) -> LinearClassifier:
