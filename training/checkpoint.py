@@ -24,9 +24,11 @@ ATTRIBUTION = (
 # The stages that train a component, the last first, and the key of its weights in their checkpoints.
 SOURCES = {
     "vae": (("autoencoder", "ema"),),
-    "unet": (("finetune", "ema"), ("unet", "ema")),
-    "text_encoder": (("finetune", "text_ema"), ("synonyms", "model"), ("colours", "model"), ("unet", "text_ema")),
+    "unet": (("unet", "ema"),),
+    "text_encoder": (("synonyms", "model"), ("colours", "model"), ("unet", "text_ema")),
 }
+# Of these the stage ``finetune`` trains all weights on.
+FINETUNED = {"unet": "ema", "text_encoder": "text_ema"}
 SCHEDULER = {
     "_class_name": "DPMSolverMultistepScheduler",
     "num_train_timesteps": 1000,
@@ -108,7 +110,22 @@ def make(config: TrainingConfig) -> None:
 
 
 def _state(config: TrainingConfig, component: str) -> tuple[dict[str, Tensor], str]:
-    """Its weights and where they come from: the last stage that trained it, or the bundle the run starts from."""
+    """Its weights and where they come from: so much of what finetuning made of them, the rest as they were before.
+
+    On the line between both, colours are learned and little is forgotten: Wortsman et al. 2022 (arXiv 2109.01903).
+    """
+    state, origin = _before(config, component)
+    path = config.work / "finetune.pt"
+    if component not in FINETUNED or not path.exists():
+        return state, origin
+    saved = torch.load(path, weights_only=True)
+    after, share = saved[FINETUNED[component]], config.finetune_share
+    mixed = {name: torch.lerp(tensor.float(), after[name], share) for name, tensor in state.items()}
+    return mixed, f"{share:.0%} finetune after {saved['step']} steps, the rest {origin}"
+
+
+def _before(config: TrainingConfig, component: str) -> tuple[dict[str, Tensor], str]:
+    """Before finetuning: of the last stage that trained it, or of the bundle the run starts from."""
     for stage, key in SOURCES[component]:
         path = config.work / f"{stage}.pt"
         if path.exists():

@@ -96,10 +96,12 @@ class TrainingConfig:
     synonyms_lr: float = 1e-3
     # How much more a caption counts that is to keep its states than one that is to get those of a name.
     synonyms_keep: float = 2.0
-    finetune_budget: Budget = Budget(steps=2000)
+    finetune_budget: Budget = Budget(steps=1500)
     finetune_batch: int = 64
     finetune_lr: float = 3e-4
     finetune_text_lr: float = 1e-4
+    # How far from the weights before it to those it left the bundled ones lie.
+    finetune_share: float = 0.6
     ema_decay: float = 0.999
     prompt_dropout: float = 0.1
     min_snr_gamma: float = 5.0
