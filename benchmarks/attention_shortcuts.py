@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,10 @@ from calotype.runtime.spec import ModelSpec
 from training import data
 from training.config import TALBOT
 
+WHOLE, WITHOUT = "whole", "without cross-attention"
 CELL = 2  # of 2x2 tokens one is kept as it is, whatever is merged
+# What is timed, and the share of tokens that are merged in it.
+FORMS = {WHOLE: 0.0, WITHOUT: 0.0, "25% merged": 0.25, "50% merged": 0.5, "75% merged": 0.75}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,12 +250,13 @@ def talbot(steps: int, every: int) -> dict[str, Any]:
     }
 
 
-def sd1(config: UNetConfig = SD1, side: int = 32, rounds: int = ROUNDS) -> dict[str, Any]:
+def sd1(
+    config: UNetConfig = SD1, side: int = 32, rounds: int = ROUNDS, forms: Mapping[str, float] = FORMS
+) -> dict[str, Any]:
     """Seconds of a guided step in every form over those of the whole one: the median of the rounds, and the spread."""
     torch.manual_seed(0)
     model = UNet(config).eval()
     sizes = {"rows": 2, "tokens": 77, "height": side, "width": side}
-    forms = {"whole": 0.0, "without cross-attention": 0.0, "25% merged": 0.25, "50% merged": 0.5, "75% merged": 0.75}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         specs = {}
@@ -260,13 +264,13 @@ def sd1(config: UNetConfig = SD1, side: int = 32, rounds: int = ROUNDS) -> dict[
             for block in blocks(model):
                 block.attn1.__class__ = MergedAttention if merged else Attention
                 block.attn1.merged, block.attn1.tokens = merged, side * side
-                block.attn2.__class__ = LeftOut if form == "without cross-attention" else Attention
+                block.attn2.__class__ = LeftOut if form == WITHOUT else Attention
             specs[form] = write(model, sizes, folder, str(number))
         del model
         whole: list[float] = []
         ratios = {}
         for form in list(specs)[1:]:
-            seconds = in_turns(folder, [specs["whole"], specs[form]], sizes, rounds)
+            seconds = in_turns(folder, [specs[WHOLE], specs[form]], sizes, rounds)
             whole += [first for first, _ in seconds]
             ratios[form] = spread([own / first for first, own in seconds], 3)
     return {"seconds_of_a_whole_step": round(statistics.median(whole), 2), "ratio": ratios}
