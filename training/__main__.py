@@ -62,6 +62,8 @@ def main() -> None:
     parser.add_argument("--try", dest="steps", type=int, metavar="STEPS", help="STEPS steps a stage on the CPU, only")
     arguments = parser.parse_args()
     config = dataclasses.replace(GPU if arguments.gpu else CPU, start=arguments.start)
+    if arguments.bfloat16 and not arguments.cpu:
+        parser.error("--bfloat16 goes with --cpu; without that the configuration chooses")
     if arguments.cpu:
         config = dataclasses.replace(config, device="cpu", bfloat16=arguments.bfloat16)
     if arguments.steps is not None:

@@ -8,7 +8,6 @@ as often as a picture as it is; and captions come by keyword and with words arou
 from __future__ import annotations
 
 import contextlib
-import copy
 
 import numpy as np
 import torch
@@ -31,8 +30,8 @@ def train(config: TrainingConfig) -> None:
     changed, starts = colours.recoloured(config, dataset, own)
     asked = np.array([n for n in seen if n in starts])
     encoded, keywords = latents(config)[0], own_keywords(dataset.concepts)
-    model = copy.deepcopy(trained(config)[0]).requires_grad_(True)
-    text = copy.deepcopy(synonyms.load(config)).requires_grad_(True)
+    model = trained(config)[0].requires_grad_(True)
+    text = synonyms.load(config).requires_grad_(True)
     texts = Texts(config)
     optimizer = torch.optim.AdamW(
         [

@@ -119,6 +119,5 @@ def test_a_graph_with_merged_tokens_computes_what_pytorch_does(tmp_path: Path) -
 
 def test_steps_are_timed_in_turns_and_told_as_ratios() -> None:
     report = shortcuts.sd1(SMALL, 8, 2, {"whole": 0.0, "without cross-attention": 0.0})
-    assert report["seconds_of_a_whole_step"] >= 0
     assert report["ratio"].keys() == {"without cross-attention"}
     assert report["ratio"]["without cross-attention"]["median"] > 0
