@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training import unet
+from training import finetune, unet
 from training.config import TrainingConfig
 
 ATTRIBUTION = (
@@ -27,8 +27,6 @@ SOURCES = {
     "unet": (("unet", "ema"),),
     "text_encoder": (("synonyms", "model"), ("colours", "model"), ("unet", "text_ema")),
 }
-# Of these the stage ``finetune`` trains all weights on.
-FINETUNED = {"unet": "ema", "text_encoder": "text_ema"}
 SCHEDULER = {
     "_class_name": "DPMSolverMultistepScheduler",
     "num_train_timesteps": 1000,
@@ -110,18 +108,12 @@ def make(config: TrainingConfig) -> None:
 
 
 def _state(config: TrainingConfig, component: str) -> tuple[dict[str, Tensor], str]:
-    """Its weights and where they come from: so much of what finetuning made of them, the rest as they were before.
-
-    On the line between both, colours are learned and little is forgotten: Wortsman et al. 2022 (arXiv 2109.01903).
-    """
+    """Its weights and where they come from, finetuned if they were."""
     state, origin = _before(config, component)
-    path = config.work / "finetune.pt"
-    if component not in FINETUNED or not path.exists():
+    rounds = len(list(config.work.glob("finetune-*.pt")))
+    if component not in finetune.TRAINED or not rounds:
         return state, origin
-    saved = torch.load(path, weights_only=True)
-    after, share = saved[FINETUNED[component]], config.finetune_share
-    mixed = {name: torch.lerp(tensor.float(), after[name], share) for name, tensor in state.items()}
-    return mixed, f"{share:.0%} finetune after {saved['step']} steps, the rest {origin}"
+    return finetune.between(config, component, state, rounds), f"{origin}, finetuned {rounds} times"
 
 
 def _before(config: TrainingConfig, component: str) -> tuple[dict[str, Tensor], str]:

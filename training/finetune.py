@@ -3,6 +3,9 @@
 What the text encoder alone could learn, the stages ``colours`` and ``synonyms`` have taught it; a colour that the UNet
 never drew a thing in it can only hint at. Here the UNet sees every recoloured picture, with its colour in the caption,
 as often as a picture as it is; and captions come by keyword and with words around a name, too.
+
+It goes in rounds. Each follows more colours and forgets some shapes; on the line from the weights before it to those
+after, most of the one comes without the other (Wortsman et al. 2022, arXiv 2109.01903), and the next begins there.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import contextlib
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from training import colours, data, synonyms
 from training.attention import PlainAttention
@@ -20,9 +24,32 @@ from training.run import EMA, Run
 from training.texts import Texts
 from training.unet import TRAIN_STEPS, alphas_cumprod, latents, loss, trained
 
+# The networks that it trains, and the keys of their weights in its checkpoints.
+TRAINED = {"unet": "ema", "text_encoder": "text_ema"}
+
 
 def train(config: TrainingConfig) -> None:
-    """Train until the budget is spent; the checkpoint is ``finetune.pt``."""
+    """Train every round until its budget is spent; the checkpoints are ``finetune-1.pt`` and so on."""
+    for number in range(1, len(config.finetune_shares) + 1):
+        train_round(config, number)
+
+
+def between(config: TrainingConfig, component: str, state: dict[str, Tensor], rounds: int) -> dict[str, Tensor]:
+    """What ``state``, the weights of ``component`` before all rounds, has become after the first ``rounds`` of them.
+
+    A round without a checkpoint, and all after it, have changed nothing.
+    """
+    for number, share in enumerate(config.finetune_shares[:rounds], start=1):
+        path = config.work / f"finetune-{number}.pt"
+        if not path.exists():
+            break
+        after = torch.load(path, weights_only=True, map_location="cpu")[TRAINED[component]]
+        state = {name: torch.lerp(tensor.float().cpu(), after[name], share) for name, tensor in state.items()}
+    return state
+
+
+def train_round(config: TrainingConfig, number: int) -> None:
+    """Train round ``number``, from 1, with the same pictures and captions in the same order as every other round."""
     torch.manual_seed(config.seed)
     dataset = data.load(config)
     seen, _ = dataset.split()
@@ -32,6 +59,8 @@ def train(config: TrainingConfig) -> None:
     encoded, keywords = latents(config)[0], own_keywords(dataset.concepts)
     model = trained(config)[0].requires_grad_(True)
     text = synonyms.load(config).requires_grad_(True)
+    for component, network in (("unet", model), ("text_encoder", text)):
+        network.load_state_dict(between(config, component, network.state_dict(), number - 1))
     texts = Texts(config)
     optimizer = torch.optim.AdamW(
         [
@@ -44,7 +73,7 @@ def train(config: TrainingConfig) -> None:
         fused=True,
     )
     emas = {"ema": EMA(model, config.ema_decay), "text_ema": EMA(text, config.ema_decay)}
-    run = Run("finetune", config, config.finetune_budget)
+    run = Run(f"finetune-{number}", config, config.finetune_budget)
     parts = {"model": model, "text": text, "optimizer": optimizer, **emas}
     run.resume(parts)
     alphas = alphas_cumprod().to(config.device)
@@ -70,7 +99,7 @@ def train(config: TrainingConfig) -> None:
             update(value)
             for ema in emas.values():
                 ema.update(run.step)
-    print(f"finetune: {run.step} steps")
+    print(f"finetune, round {number}: {run.step} steps")
 
 
 def caption(

@@ -17,14 +17,15 @@ STAGES = {
     "unet": "v, min-SNR weighted",
     "colours": "v, and distance of states",
     "synonyms": "distance of states",
-    "finetune": "v, min-SNR weighted",
+    "finetune-1": "v, min-SNR weighted",
+    "finetune-2": "v, min-SNR weighted",
 }
 
 
 def main() -> None:
     """Draw one panel a stage: the mean loss of every logged interval, and its running mean."""
     folder, output = Path(sys.argv[1]), Path(sys.argv[2])
-    figure, panels = plt.subplots(1, len(STAGES), figsize=(18, 3), layout="constrained")
+    figure, panels = plt.subplots(1, len(STAGES), figsize=(21, 3), layout="constrained")
     for panel, (stage, loss) in zip(panels, STAGES.items(), strict=True):
         steps, _, losses, _ = np.loadtxt(folder / f"{stage}.csv", delimiter=",", ndmin=2).T
         window = max(1, len(losses) // 20)

@@ -68,6 +68,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainingConfig:
         synonyms_batch=4,
         finetune_budget=Budget(steps=2),
         finetune_batch=4,
+        finetune_shares=(0.6, 0.9),
         autoencoder=dataclasses.replace(CPU.autoencoder, block_out_channels=(8, 8, 8, 8)),
         unet=dataclasses.replace(CPU.unet, block_out_channels=(32, 32)),
     )
@@ -113,12 +114,12 @@ def test_the_checkpoint_loads_in_diffusers(trained: TrainingConfig) -> None:
         pipeline.set_progress_bar_config(disable=True)
         output = pipeline("red disc, noto style", num_inference_steps=2, height=16, width=16, output_type="np")
     assert output.images.shape == (1, 16, 16, 3)
-    before, after = (
+    before, first, second = (
         torch.load(trained.work / f"{stage}.pt", weights_only=True)["ema"]["conv_in.weight"]
-        for stage in ("unet", "finetune")
+        for stage in ("unet", "finetune-1", "finetune-2")
     )
-    assert not torch.equal(before, after)
-    ours = (before + trained.finetune_share * (after - before)).half().float()
+    ours = 0.1 * (0.4 * before + 0.6 * first) + 0.9 * second
+    assert (ours - second).abs().max() > 1e-5
     torch.testing.assert_close(pipeline.unet.conv_in.weight.detach().float(), ours, rtol=1e-3, atol=1e-6)
 
 
@@ -152,11 +153,12 @@ def test_the_checkpoint_lies_between_the_last_stages(trained: TrainingConfig) ->
     name = "text_model.embeddings.position_embedding.weight"
     states = [
         torch.load(trained.work / f"{stage}.pt", weights_only=True)[key]
-        for stage, key in (("unet", "text_ema"), ("colours", "model"), ("synonyms", "model"), ("finetune", "text_ema"))
+        for stage, key in (("unet", "text_ema"), ("colours", "model"), ("synonyms", "model"))
     ]
+    states += [torch.load(trained.work / f"finetune-{number}.pt", weights_only=True)["text_ema"] for number in (1, 2)]
     assert all(not torch.equal(one[name], other[name]) for one, other in itertools.pairwise(states))
     written = load_file(trained.work / "talbot/text_encoder/model.safetensors")
-    between = torch.lerp(states[2][name], states[3][name], trained.finetune_share)
+    between = torch.lerp(torch.lerp(states[2][name], states[3][name], 0.6), states[4][name], 0.9)
     assert torch.equal(written[name], between.half())
     assert torch.equal(colours.load(trained).state_dict()[name], states[1][name])
     assert torch.equal(synonyms.load(trained).state_dict()[name], states[2][name])
