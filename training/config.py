@@ -100,7 +100,7 @@ class TrainingConfig:
     finetune_batch: int = 64
     finetune_lr: float = 3e-4
     finetune_text_lr: float = 1e-4
-    # A round each: how far from the weights before it to those it left the next round begins; the last is bundled.
+    # A round each: how far from the weights before it to those it left the next begins, or the bundled ones lie.
     finetune_shares: tuple[float, ...] = (0.6, 1.0)
     ema_decay: float = 0.999
     prompt_dropout: float = 0.1

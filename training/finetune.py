@@ -4,8 +4,9 @@ What the text encoder alone could learn, the stages ``colours`` and ``synonyms``
 never drew a thing in it can only hint at. Here the UNet sees every recoloured picture, with its colour in the caption,
 as often as a picture as it is; and captions come by keyword and with words around a name, too.
 
-It goes in rounds. Each follows more colours and forgets some shapes; on the line from the weights before it to those
-after, most of the one comes without the other (Wortsman et al. 2022, arXiv 2109.01903), and the next begins there.
+It goes in rounds. The first follows more colours and forgets some shapes; on the line from the weights before it to
+those after, most of the one comes without the other (Wortsman et al. 2022, arXiv 2109.01903), and the next begins
+there.
 """
 
 from __future__ import annotations
