@@ -92,6 +92,9 @@ def speed(name: str, report: Mapping[str, Any], folder: Path) -> str:
     return "\n".join([*lines, *(["", "Not run:", "", *missing] if missing else []), ""])
 
 
+OPENING = ("imports", "load")
+
+
 def cold(_name: str, report: Mapping[str, Any], _folder: Path) -> str:
     """From the start of a process to a picture, beside peers."""
     rows = []
@@ -108,12 +111,14 @@ def cold(_name: str, report: Mapping[str, Any], _folder: Path) -> str:
                     for text in (
                         f"{_range(pair[f'ratio_{kind}'])} times",
                         " / ".join(f"{side[kind]['total']['median']:.2f} s" for side in sides),
+                        " / ".join(f"{sum(side[kind][part]['median'] for part in OPENING):.2f} s" for side in sides),
                     )
                 ),
                 " / ".join(f"{side['installed_mb']} MB" for side in sides),
             ]
         )
-    heads = ["peer", "its start over Calotype's", "seconds", "nothing cached", "seconds", "installed"]
+    seconds = ["to the picture", "of which until the model is open"]
+    heads = ["peer", "its start over Calotype's", *seconds, "nothing cached", *seconds, "installed"]
     about = (
         f"From the start of a process to its first picture, {report['size']}x{report['size']}, {report['steps']} "
         f"steps; {_about(report)} Pairs are peer / Calotype. "
