@@ -1,8 +1,8 @@
 """What an engine in int8 gives and costs: ``python -m benchmarks.int8 talbot``, a bundle's folder, or operators; JSON.
 
 Of talbot's pictures (seeds from 0, the prompts of ``quality/pairs.csv``): PSNR and distance in the features of
-``quality`` to the exact ones, and retrieval, with matrix products in int8, with convolutions too, at half the steps
-beside, and with the float16 graphs rounded as a GPU would. ``top5_change`` is by how many points retrieval differs from
+``quality`` to the exact ones, and retrieval, with matrix products in int8, with convolutions too, at as many steps as
+``--fast`` takes, and with the float16 graphs rounded as a GPU would. ``top5_change`` is by how many points retrieval differs from
 the exact pictures', with its standard error: the pairs are the sample, each the mean of its seeds.
 
 Of a bundle, whose weights may be random: seconds of one guided evaluation of the UNet, float32 and int8 in turn after
@@ -41,7 +41,7 @@ from benchmarks.speed import PAUSE
 from calotype.engine import int8
 from calotype.engine.cpu import build_engines
 from calotype.engine.graph import CONTRIB
-from calotype.runtime.acceleration import EXACT, Acceleration
+from calotype.runtime.acceleration import EXACT, FAST, Acceleration
 from calotype.runtime.bundle import Bundle
 from calotype.runtime.pipeline import Output, Pipeline
 from calotype.runtime.sessions import Session, open_session
@@ -98,8 +98,9 @@ def talbot(every: int, seeds: int) -> dict[str, Any]:
         int8.OPERATORS = whole
         drawn[f"{' and '.join(chosen)} in int8"] = draw(bundle, INT8, steps)
     drawn["exact"] = draw(bundle, EXACT, steps)
-    drawn["half the steps"] = draw(bundle, EXACT, steps // 2)
-    drawn["half the steps in int8"] = draw(bundle, INT8, steps // 2)
+    fewer, few = f"{FAST.steps:.0%} of the steps", round(steps * FAST.steps)
+    drawn[fewer] = draw(bundle, EXACT, few)
+    drawn[f"{fewer} in int8"] = draw(bundle, INT8, few)
     with tempfile.TemporaryDirectory() as folder:
         drawn["float16"] = draw(rounded(Path(folder)), EXACT, steps)
     pictures = {name: [output.images[0] for output in own] for name, own in drawn.items()}
