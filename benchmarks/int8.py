@@ -16,14 +16,15 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import functools
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,32 @@ INT8 = Acceleration(precision="int8")
 PRECISIONS = ("float32", "int8")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mode:
+    """One way to draw: which operators of the UNet are in int8, the share of the steps, whether graphs are rounded."""
+
+    operators: tuple[str, ...] = ()
+    steps: float = 1.0
+    float16: bool = False
+
+
+MODES = {
+    "exact": Mode(),
+    "MatMul in int8": Mode(operators=("MatMul",)),
+    "Conv and MatMul in int8": Mode(operators=("Conv", "MatMul")),
+    f"{FAST.steps:.0%} of the steps": Mode(steps=FAST.steps),
+    f"{FAST.steps:.0%} of the steps in int8": Mode(operators=("Conv", "MatMul"), steps=FAST.steps),
+    "float16": Mode(float16=True),
+}
+
+
 def main() -> None:
     """Measure, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.int8", description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--every", type=int, default=1, help="of the prompts, every so many")
     parser.add_argument("--seeds", type=int, default=3, help="pictures of a prompt")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), metavar="MODE", help="beside exact")
     parser.add_argument("--size", type=int, action="append", help="pixels of a bundle's pictures; may be repeated")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", choices=PRECISIONS, help="print a process's memory after a run, and stop")
@@ -71,7 +92,9 @@ def main() -> None:
         os.environ["CALOTYPE_CACHE"] = folder
         if arguments.model == "talbot":
             what = f"talbot --every {arguments.every} --seeds {arguments.seeds}"
-            report = talbot(arguments.every, arguments.seeds)
+            if arguments.modes != list(MODES):
+                what += f" --modes {shlex.join(arguments.modes)}"
+            report = talbot(arguments.every, arguments.seeds, arguments.modes)
         elif arguments.model == "operators":
             what = f"operators --rounds {arguments.rounds}"
             report = {"rounds": arguments.rounds, "operators": operators(arguments.rounds)}
@@ -83,26 +106,25 @@ def main() -> None:
     print(json.dumps(about | report, indent=2))
 
 
-def talbot(every: int, seeds: int) -> dict[str, Any]:
-    """How near pictures come."""
+def talbot(every: int, seeds: int, names: Sequence[str]) -> dict[str, Any]:
+    """How near pictures of these modes come."""
     if not data.data_path(TALBOT).exists():
         data.make(TALBOT)
     gallery = load_gallery(data.load(TALBOT))
     pairs = list(csv.DictReader(PAIRS.open(encoding="utf-8")))[::every]
     bundle, drawn = Bundle.open("talbot"), {}
     steps = bundle.manifest.defaults.num_inference_steps
-    draw = functools.partial(_draw, prompts=[f"{pair['name']}, {pair['style']} style" for pair in pairs], seeds=seeds)
-    for chosen in (("MatMul",), ("Conv", "MatMul")):
-        whole, int8.OPERATORS = int8.OPERATORS, chosen
-        build_engines(bundle, precision="int8", force=True)
-        int8.OPERATORS = whole
-        drawn[f"{' and '.join(chosen)} in int8"] = draw(bundle, INT8, steps)
-    drawn["exact"] = draw(bundle, EXACT, steps)
-    fewer, few = f"{FAST.steps:.0%} of the steps", round(steps * FAST.steps)
-    drawn[fewer] = draw(bundle, EXACT, few)
-    drawn[f"{fewer} in int8"] = draw(bundle, INT8, few)
-    with tempfile.TemporaryDirectory() as folder:
-        drawn["float16"] = draw(rounded(Path(folder)), EXACT, steps)
+    prompts = [f"{pair['name']}, {pair['style']} style" for pair in pairs]
+    built: tuple[str, ...] = ()
+    for name in dict.fromkeys(["exact", *names]):
+        mode = MODES[name]
+        if mode.operators and mode.operators != built:
+            whole, int8.OPERATORS = int8.OPERATORS, mode.operators
+            build_engines(bundle, precision="int8", force=True)
+            int8.OPERATORS, built = whole, mode.operators
+        with tempfile.TemporaryDirectory() as folder:
+            own = rounded(Path(folder)) if mode.float16 else bundle
+            drawn[name] = _draw(own, INT8 if mode.operators else EXACT, round(steps * mode.steps), prompts, seeds)
     pictures = {name: [output.images[0] for output in own] for name, own in drawn.items()}
     hits = {name: retrieved(features(own), gallery, pairs * seeds, 5) for name, own in pictures.items()}
     modes = {
@@ -130,7 +152,7 @@ def change(
     return found
 
 
-def _draw(bundle: Bundle, fast: Acceleration, steps: int, *, prompts: list[str], seeds: int) -> list[Output]:
+def _draw(bundle: Bundle, fast: Acceleration, steps: int, prompts: list[str], seeds: int) -> list[Output]:
     with Pipeline(bundle, "cpu", fast=fast) as pipeline:
         return [pipeline(prompt, seed=seed, num_inference_steps=steps) for seed in range(seeds) for prompt in prompts]
 
