@@ -219,7 +219,8 @@ def int8(name: str, report: Mapping[str, Any], _folder: Path) -> str:
             f"SD 1.5-sized UNet, random weights, {report['rounds']} rounds; built in {report['build_s']} s, "
             f"{report['off']}. The load was {report['machine']['load']}."
         )
-    return f"## A UNet in int8: {name.split('-')[1]}\n\n{_origin(name, report)} {about}\n\n{_table(heads, rows)}\n"
+    what = name.removeprefix("int8-").partition("-cpu")[0].replace("-", ", ", 1).replace("-", " ")
+    return f"## A UNet in int8: {what}\n\n{_origin(name, report)} {about}\n\n{_table(heads, rows)}\n"
 
 
 def _found(item: Mapping[str, Any], split: str) -> str:

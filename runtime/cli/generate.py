@@ -103,7 +103,7 @@ FILE = click.Path(path_type=Path)
     help="Noise levels between which guidance is on.  [default: all]",
 )
 @click.option(
-    "--fast", is_flag=True, help="Draw nearly the same picture in half the steps, unless --steps says how many."
+    "--fast", is_flag=True, help="Draw nearly the same picture in 60% of the steps, unless --steps says how many."
 )
 @click.option(
     "--cache-interval",
