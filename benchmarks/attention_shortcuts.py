@@ -39,13 +39,13 @@ from calotype.export.models.unet import TransformerBlock, UNet, UNetConfig
 from calotype.export.tracing import write_graph
 from calotype.export.weights import write_weights
 from calotype.runtime.acceleration import Acceleration
-from calotype.runtime.bundle import Bundle
-from calotype.runtime.parity import random_inputs
+from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.parity import random_inputs
+from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.pipeline import Output, Pipeline
 from calotype.runtime.schedulers import create_solver
 from calotype.runtime.sessions import Session, Sizes
 from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
-from calotype.runtime.spec import ModelSpec
 from training import data
 from training.config import TALBOT
 

@@ -24,8 +24,8 @@ from calotype.export.models.clip import TextEncoder, TextEncoderConfig
 from calotype.export.models.config import ModelConfig
 from calotype.export.models.unet import UNet, UNetConfig
 from calotype.export.tokenizer import Tokenizer
-from calotype.runtime.bundle import BUNDLED
-from calotype.runtime.manifest import Manifest
+from calotype.runtime.bundle.folder import BUNDLED
+from calotype.runtime.bundle.manifest import Manifest
 from training.config import TALBOT
 
 EULER = {

@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.checkpoints import SIZES
 from benchmarks.machine import machine, origin
-from calotype.runtime.manifest import Manifest
+from calotype.runtime.bundle.manifest import Manifest
 
 
 def main() -> None:

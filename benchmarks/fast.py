@@ -41,9 +41,9 @@ from calotype.export.precision import write_rounded
 from calotype.export.tracing import write_graph, write_part
 from calotype.export.weights import write_weights
 from calotype.runtime.acceleration import EXACT, FAST, Acceleration
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.manifest import MANIFEST_NAME, FileRecord
 from calotype.runtime.denoising import INT8
-from calotype.runtime.manifest import MANIFEST_NAME, FileRecord
 from calotype.runtime.pipeline import Output, Pipeline
 from calotype.runtime.sessions import Session, Sizes
 from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from benchmarks import gpu
 from benchmarks.gpu_parts import MODELS, Subject
 from benchmarks.machine import RESULTS, slug
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.sessions import cuda_fusions, onnxruntime_cuda
 from calotype.runtime.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession
 from calotype.runtime.verification import image_sizes

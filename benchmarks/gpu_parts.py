@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from calotype.engine.build import build_bundle
 from calotype.engine.profiles import Profile, Range, default_profile
 from calotype.runtime.benchmark import PROMPT, latency
-from calotype.runtime.bundle import BUNDLED, Bundle
+from calotype.runtime.bundle.folder import BUNDLED, Bundle
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions import obstacle, open_session
 from calotype.runtime.sessions.cuda import Cuda, load_cuda

@@ -20,7 +20,7 @@ from benchmarks.environments import WORK
 from benchmarks.machine import RESULTS, machine, origin
 from calotype.engine.cpu import build_engines
 from calotype.runtime.benchmark import PROMPT, host_overhead
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.pipeline import Pipeline
 
 

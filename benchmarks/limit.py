@@ -26,7 +26,7 @@ from calotype.engine.cpu import build_engines
 from calotype.export.graphs import GraphPlan, unet_plans, vae_plans
 from calotype.export.models.autoencoder import Autoencoder
 from calotype.export.models.unet import UNet
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.sessions import open_session
 from training.config import TALBOT
 

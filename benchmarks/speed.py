@@ -28,7 +28,7 @@ from benchmarks.noise import normal
 from benchmarks.peers import CALOTYPE, PEERS
 from benchmarks.peers.protocol import Task
 from benchmarks.workers import PeerError, Worker
-from calotype.runtime.manifest import Manifest
+from calotype.runtime.bundle.manifest import Manifest
 
 STEPS = 4  # where nothing else is said
 PAUSE = 0.5  # seconds; threads of the one that ran before wait awake for a while, and would take time from the next

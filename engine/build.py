@@ -15,9 +15,9 @@ from typing import Any
 from calotype.engine.cache import Built, Say, is_kept, kept_file, obtain
 from calotype.engine.memory import estimate_activations
 from calotype.engine.profiles import Profile, Shapes, check_profiles, default_profile, network_shapes
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.manifest import CACHING, FileRecord
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
-from calotype.runtime.manifest import CACHING, FileRecord
 from calotype.runtime.plans import PORTABLE, cache_folder, list_plans, read_record
 from calotype.runtime.sessions.cuda import Gpu, load_cuda
 from calotype.runtime.sessions.libraries import Library, load_library

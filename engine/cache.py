@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from calotype.runtime.bundle.manifest import FileRecord
 from calotype.runtime.errors import BuildError
-from calotype.runtime.manifest import FileRecord
 from calotype.runtime.plans import (
     PlanRecord,
     WeightsRecord,

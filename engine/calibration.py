@@ -10,8 +10,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.runtime.bundle import Bundle
-from calotype.runtime.parity import Inputs
+from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.parity import Inputs
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.profile import Profile
 from calotype.runtime.sessions import Session, Sizes

@@ -23,15 +23,14 @@ from calotype.engine import bands, calibration, cpu_operators, graph, int8, wino
 from calotype.engine.cache import Built, Say, obtain, plan_path
 from calotype.engine.calibration import Evaluation, evaluations
 from calotype.engine.graph import Arrays
-from calotype.runtime import parity
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle, parity
+from calotype.runtime.bundle.manifest import CACHING, FileRecord
+from calotype.runtime.bundle.parity import SIZES, Figures, Inputs, cases, compare
+from calotype.runtime.bundle.safetensors import SafetensorsFile
+from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
-from calotype.runtime.manifest import CACHING, FileRecord
-from calotype.runtime.parity import SIZES, Figures, Inputs, cases, compare
 from calotype.runtime.plans import cache_folder, weights_of
 from calotype.runtime.processor import instruction_sets, multiplies_bytes
-from calotype.runtime.safetensors import SafetensorsFile
-from calotype.runtime.spec import ModelSpec
 from calotype.runtime.verification import read_tokens
 
 try:

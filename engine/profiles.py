@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Self
 
+from calotype.runtime.bundle.manifest import Manifest
+from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import InputError
-from calotype.runtime.manifest import Manifest
-from calotype.runtime.spec import ModelSpec
 
 MOST_CHUNKS = 4  # of a long prompt
 MOST_EXTRA = 64  # rows that textual inversion adds to the token table

@@ -19,10 +19,10 @@ from calotype.export.precision import Gauge, find_islands, measure, part_of, run
 from calotype.export.sources import load_checkpoint
 from calotype.export.tracing import OPSET, write_graph, write_part
 from calotype.export.weights import to_float32, write_weights
+from calotype.runtime.bundle.manifest import MANIFEST_NAME, Defaults, Manifest, TokenizerSpec, VaeSpec
+from calotype.runtime.bundle.parity import Outputs
+from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import CheckpointError, ExportError, InputError
-from calotype.runtime.manifest import MANIFEST_NAME, Defaults, Manifest, TokenizerSpec, VaeSpec
-from calotype.runtime.parity import Outputs
-from calotype.runtime.spec import ModelSpec
 from calotype.runtime.version import __version__
 
 PRECISIONS = {"fp16": torch.float16, "fp32": torch.float32}

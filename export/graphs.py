@@ -14,9 +14,9 @@ from calotype.export.models.clip import TextEncoder
 from calotype.export.models.tiny_autoencoder import TinyAutoencoder
 from calotype.export.models.unet import UNet
 from calotype.export.tokenizer import Tokenizer
-from calotype.runtime.manifest import TokenizerSpec
-from calotype.runtime.parity import Inputs, Tokens, cases
-from calotype.runtime.spec import ModelSpec, TensorSpec
+from calotype.runtime.bundle.manifest import TokenizerSpec
+from calotype.runtime.bundle.parity import Inputs, Tokens, cases
+from calotype.runtime.bundle.spec import ModelSpec, TensorSpec
 
 PREFIX = "model."  # of a parameter's name in a traced graph
 SIZE_IDS = 6  # SDXL: original size, crop and target size, two numbers each

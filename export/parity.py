@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from calotype.export.graphs import GraphPlan
+from calotype.runtime.bundle.parity import Figures, Inputs, Outputs, judge
 from calotype.runtime.errors import ExportError
-from calotype.runtime.parity import Figures, Inputs, Outputs, judge
 
 Cases = Mapping[str, Inputs]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from calotype.runtime.bundle.manifest import MANIFEST_NAME, FileRecord
 from calotype.runtime.errors import ExportError
-from calotype.runtime.manifest import MANIFEST_NAME, FileRecord
 
 FINISHED = "finished.json"
 

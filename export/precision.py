@@ -23,7 +23,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
 from calotype.export.parity import Cases, run_graph
-from calotype.runtime.parity import Outputs
+from calotype.runtime.bundle.parity import Outputs
 
 LARGEST = 65504 / 8  # leaves room for inputs that were not tried
 MAGNIFIED = 0.01  # of an output's largest magnitude: twenty times the rounding of one number

@@ -24,8 +24,8 @@ from safetensors import safe_open
 
 from calotype.export.graphs import PREFIX, GraphPlan
 from calotype.export.weights import locate
-from calotype.runtime.parity import random_inputs
-from calotype.runtime.spec import TensorSpec
+from calotype.runtime.bundle.parity import random_inputs
+from calotype.runtime.bundle.spec import TensorSpec
 
 OPSET = 23
 SIZES = {"batch": 2, "rows": 2, "extra": 3, "tokens": 7, "height": 8, "width": 16}

@@ -9,10 +9,10 @@ from calotype.export.graphs import by_component, plans
 from calotype.export.parity import check, run_graph, run_module
 from calotype.export.precision import run_float16
 from calotype.export.sources import load_checkpoint
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.manifest import CACHING
+from calotype.runtime.bundle.parity import Figures
 from calotype.runtime.errors import ExportError
-from calotype.runtime.manifest import CACHING
-from calotype.runtime.parity import Figures
 
 
 def verify_against(bundle: Bundle, source: str) -> Iterator[tuple[str, Figures]]:

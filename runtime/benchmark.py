@@ -19,13 +19,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.spec import TensorSpec
 from calotype.runtime.denoising import Denoiser, Job
 from calotype.runtime.guidance import Guidance
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.schedulers import create_solver
 from calotype.runtime.sessions.session import Sizes
-from calotype.runtime.spec import TensorSpec
 
 PROMPT = "a lighthouse at dusk"
 HOST_STEPS = 100

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.runtime.acceleration import FeatureCache
+from calotype.runtime.bundle.manifest import CACHING
 from calotype.runtime.conditioning import Inputs
 from calotype.runtime.guidance import Guidance
 from calotype.runtime.inpainting import Known
-from calotype.runtime.manifest import CACHING
 from calotype.runtime.schedulers import Solver, State
 from calotype.runtime.sessions import Session
 

@@ -19,8 +19,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.errors import InputError
-from calotype.runtime.safetensors import SafetensorsFile
 
 Array = NDArray[Any]
 # Weights by name for each network that a LoRA can change.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from calotype.runtime.bundle import Bundle
-from calotype.runtime.manifest import CACHING
+from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.manifest import CACHING
 from calotype.runtime.onnx_files import weight_bytes
 from calotype.runtime.plans import list_plans, read_record
 

@@ -17,7 +17,9 @@ from PIL import Image
 
 from calotype.runtime.acceleration import Acceleration, FeatureCache, chosen
 from calotype.runtime.arguments import at_least, pair, prompts, seeds, whole
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.manifest import CACHING
+from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.canvas import Canvas, Picture
 from calotype.runtime.conditioning import Conditioner, Inputs, TextEncoder
 from calotype.runtime.denoising import INT8, Denoiser, Job, unet_networks
@@ -25,9 +27,7 @@ from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.guidance import Guidance, guidances, scale_embedding
 from calotype.runtime.inpainting import latent_mask
 from calotype.runtime.lora import Lora, merge
-from calotype.runtime.manifest import CACHING
 from calotype.runtime.profile import Profile
-from calotype.runtime.safetensors import SafetensorsFile
 from calotype.runtime.schedulers import Solver, create_solver
 from calotype.runtime.sessions import Session, check_backend, choose_backend, has_int8, open_session
 from calotype.runtime.sessions.low_memory import Turn, TurnTakingSession

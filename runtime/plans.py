@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from calotype.runtime.bundle.manifest import FileRecord, Manifest
+from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BuildError
-from calotype.runtime.manifest import FileRecord, Manifest
-from calotype.runtime.spec import ModelSpec
 
 # The target of a plan that runs on every GPU its library knows; TensorRT-RTX compiles the rest where it runs.
 PORTABLE = {"gpu": "portable", "driver": "none"}

@@ -14,8 +14,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.errors import InputError
-from calotype.runtime.safetensors import SafetensorsFile
 from calotype.runtime.tokenizer import ClipTokenizer
 
 Array = NDArray[np.float32]

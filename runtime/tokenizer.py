@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Encoding, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
+from calotype.runtime.bundle.manifest import TokenizerSpec
 from calotype.runtime.errors import BundleError, InputError
-from calotype.runtime.manifest import TokenizerSpec
 
 _PATTERN = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # of CLIP itself

@@ -14,9 +14,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.manifest import VaeSpec
 from calotype.runtime.errors import BundleError, InputError
-from calotype.runtime.manifest import VaeSpec
 from calotype.runtime.sessions import Session, check_backend, choose_backend, open_session
 
 Array = NDArray[np.float32]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.manifest import CACHING, Manifest
+from calotype.runtime.bundle.parity import SIZES, Figures, Inputs, Outputs, Tokens, cases, judge
 from calotype.runtime.errors import BundleError
-from calotype.runtime.manifest import CACHING, Manifest
-from calotype.runtime.parity import SIZES, Figures, Inputs, Outputs, Tokens, cases, judge
 from calotype.runtime.plans import has_plan
 from calotype.runtime.sessions import Session, choose_backend, open_session
 

@@ -22,11 +22,11 @@ from calotype.engine import build
 from calotype.engine.cache import Built
 from calotype.engine.profiles import Shapes
 from calotype.runtime import sessions
-from calotype.runtime.bundle import Bundle
-from calotype.runtime.manifest import CACHING
+from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.manifest import CACHING
+from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.onnx_files import initializer_names
 from calotype.runtime.sessions import onnxruntime_cuda
-from calotype.runtime.spec import ModelSpec
 from tests.runtime import cuda_standin
 from tests.runtime.standard_operators import in_standard_operators
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from calotype.export.models.clip import TextEncoder
 from calotype.export.models.unet import UNet
-from calotype.runtime.manifest import MANIFEST_NAME
+from calotype.runtime.bundle.manifest import MANIFEST_NAME
 from training import autoencoder, data, text_encoder
 from training.captions import sample_caption
 from training.config import TrainingConfig

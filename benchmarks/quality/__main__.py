@@ -28,7 +28,7 @@ from benchmarks.machine import machine, origin
 from benchmarks.quality.colours import ColourJudge
 from benchmarks.quality.features import Array, LinearClassifier, features, top
 from benchmarks.quality.prompts import ASK, by_name
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions import open_session
 from training import data

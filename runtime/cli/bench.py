@@ -37,7 +37,7 @@ def command(
 ) -> None:
     """Measure BUNDLE here: seconds per picture and step, cold start, memory, and the host's share of a step."""
     from calotype.runtime import benchmark
-    from calotype.runtime.bundle import Bundle
+    from calotype.runtime.bundle.folder import Bundle
     from calotype.runtime.doctor import machine
     from calotype.runtime.pipeline import Pipeline
 

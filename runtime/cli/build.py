@@ -61,7 +61,7 @@ def command(
     if backend == "cpu":
         _refuse_for_cpu(click.get_current_context())
     from calotype.engine.profiles import choose_profiles
-    from calotype.runtime.bundle import Bundle
+    from calotype.runtime.bundle.folder import Bundle
     from calotype.runtime.errors import MissingPackageError
 
     try:

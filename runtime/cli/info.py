@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from calotype.runtime.bundle import Bundle
+    from calotype.runtime.bundle.folder import Bundle
     from calotype.runtime.plans import PlanRecord
 
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print a manifest, a plan's record or a picture's settings so.")
 def command(target: str, as_json: bool) -> None:
     """Show TARGET: a bundle (a bundled model's name or a folder), a picture file, or a plan."""
-    from calotype.runtime.bundle import BUNDLED, Bundle
+    from calotype.runtime.bundle.folder import BUNDLED, Bundle
     from calotype.runtime.images import FORMATS, read_parameters
 
     path = Path(target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from calotype.runtime.parity import Figures
+from calotype.runtime.bundle.parity import Figures
 
 
 @click.command("verify")
@@ -16,7 +16,7 @@ def command(bundle: str, against: str | None, backend: str) -> None:
 
     Every file is compared with its sha256, and every network with its float32 graph on the CPU.
     """
-    from calotype.runtime.bundle import Bundle
+    from calotype.runtime.bundle.folder import Bundle
     from calotype.runtime.errors import MissingPackageError
     from calotype.runtime.verification import verify_graphs
 

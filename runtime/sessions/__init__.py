@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.runtime.bundle.manifest import CACHING, Manifest
+from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BackendError, CalotypeError
-from calotype.runtime.manifest import CACHING, Manifest
 from calotype.runtime.sessions.session import Session, Sizes
-from calotype.runtime.spec import ModelSpec
 
 __all__ = ["BACKENDS", "Session", "Sizes", "check_backend", "choose_backend", "has_int8", "open_session"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.runtime.bundle.spec import TensorSpec
 from calotype.runtime.sessions.cuda import Cuda, Pointer, load_cuda
-from calotype.runtime.spec import TensorSpec
 
 
 class Device:

@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
+from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.sessions.session import Session, Sizes
-from calotype.runtime.spec import ModelSpec
 
 
 class Turn:

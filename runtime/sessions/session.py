@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
 
-from calotype.runtime.spec import TensorSpec
+from calotype.runtime.bundle.spec import TensorSpec
 
 Sizes = Mapping[str, int]
 

@@ -17,7 +17,7 @@ import pytest
 from benchmarks import gpu, gpu_diffusers, gpu_parts
 from benchmarks.gpu_diffusers import DiffusersParts
 from benchmarks.gpu_parts import NotRunError, PyTorchParts, Subject, measure
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
 
 PARTS = ["ready", "parity", "picture_parity", "stages_ms", "unet_rows_ms", "pictures", "images_in_a_call"]
 PARTS += ["low_memory"]

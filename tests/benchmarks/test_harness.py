@@ -14,7 +14,7 @@ from benchmarks.peers.protocol import Task
 from benchmarks.speed import Plan, psnr, spread
 from benchmarks.workers import PeerError, Worker
 from calotype.engine.cpu import build_engines
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
 
 
 def task(folder: Path, size: int) -> Task:

@@ -16,7 +16,7 @@ import pytest
 from calotype.engine import build
 from calotype.engine.build import Options, build_bundle, build_plan
 from calotype.engine.profiles import default_profile
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
 from calotype.runtime.plans import cache_folder, describe_plan, list_plans
 from calotype.runtime.sessions import libraries

@@ -11,7 +11,7 @@ import pytest
 
 from calotype.engine.build import Options, _config, _job, _key, _timing_cache, build_bundle
 from calotype.engine.profiles import default_profile
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.errors import InputError
 from calotype.runtime.plans import WantedOnGpu, cache_folder, describe_plan
 from calotype.runtime.sessions.cuda import Gpu

@@ -20,7 +20,7 @@ from calotype.engine import cpu, int8
 from calotype.engine.cpu import build_engines
 from calotype.runtime import processor
 from calotype.runtime.acceleration import FAST, Acceleration
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.errors import BackendError, BuildError, InputError
 from calotype.runtime.images import read_parameters
 from calotype.runtime.lora import Lora

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from calotype.engine.build import Options, build_bundle
 from calotype.engine.memory import estimate_activations, infer_tensors
 from calotype.engine.profiles import Profile, Range
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.plans import describe_plan
 from calotype.runtime.sessions import libraries
 

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 
 from calotype.engine.profiles import Profile, Range, check_profiles, default_profile, network_shapes
+from calotype.runtime.bundle.manifest import Defaults, Manifest, TokenizerSpec, VaeSpec
+from calotype.runtime.bundle.spec import ModelSpec, TensorSpec
 from calotype.runtime.errors import InputError
-from calotype.runtime.manifest import Defaults, Manifest, TokenizerSpec, VaeSpec
-from calotype.runtime.spec import ModelSpec, TensorSpec
 
 
 def tensor(name: str, *shape: int | str) -> TensorSpec:

@@ -19,7 +19,7 @@ from calotype.export.bundle import export_checkpoint
 from calotype.export.partial import PartialBundle
 from calotype.export.sources import load_checkpoint
 from calotype.export.verification import verify_against
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.errors import BundleError, CheckpointError, ExportError, InputError, UnsupportedArchitectureError
 
 
@@ -170,7 +170,7 @@ def test_force_replaces_the_bundle_and_a_failure_leaves_it(
     shutil.copytree(taesd, bundle)
     before = files(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr("calotype.runtime.parity.MAX_RELATIVE", 0.0)
+        patched.setattr("calotype.runtime.bundle.parity.MAX_RELATIVE", 0.0)
         message = r"vae_decoder\.fp32\.onnx is off by .* 0e\+00 is allowed, in 'image' on 'random' inputs"
         with pytest.raises(ExportError, match=message):
             export_checkpoint(tiny_vae, bundle, force=True)

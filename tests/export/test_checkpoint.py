@@ -18,8 +18,8 @@ from calotype.export.models.autoencoder import Autoencoder
 from calotype.export.models.tiny_autoencoder import TinyAutoencoder
 from calotype.export.sources import load_checkpoint
 from calotype.export.tokenizer import Tokenizer
+from calotype.runtime.bundle.manifest import TokenizerSpec
 from calotype.runtime.errors import CheckpointError, UnsupportedArchitectureError
-from calotype.runtime.manifest import TokenizerSpec
 from calotype.runtime.tokenizer import ClipTokenizer
 from tests.export.conftest import SCHEDULER, write_folder, write_json
 

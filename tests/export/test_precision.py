@@ -25,12 +25,12 @@ from calotype.export.precision import find_islands, measure, run_float16, write_
 from calotype.export.tokenizer import Tokenizer
 from calotype.export.tracing import write_graph
 from calotype.export.weights import write_weights
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.manifest import FileRecord
+from calotype.runtime.bundle.parity import MIN_COSINE
+from calotype.runtime.bundle.spec import TensorSpec
 from calotype.runtime.errors import ExportError
-from calotype.runtime.manifest import FileRecord
-from calotype.runtime.parity import MIN_COSINE
 from calotype.runtime.pipeline import Pipeline
-from calotype.runtime.spec import TensorSpec
 
 VOCABULARY = ["a", "b", "c", "<|startoftext|>", "<|endoftext|>"]
 

@@ -9,7 +9,7 @@ import pytest
 
 from calotype.engine.build import Options, build_bundle
 from calotype.engine.profiles import Profile, default_profile
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.errors import CalotypeError
 from calotype.runtime.sessions import obstacle
 from calotype.runtime.sessions.cuda import Cuda, load_cuda

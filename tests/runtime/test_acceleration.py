@@ -17,11 +17,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from calotype.runtime.acceleration import EXACT, FAST, Acceleration, FeatureCache
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.manifest import CACHING
 from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.images import read_parameters
 from calotype.runtime.lora import Lora
-from calotype.runtime.manifest import CACHING
 from calotype.runtime.pipeline import Pipeline, StepEnd
 from tests.runtime.conftest import Model
 from tests.runtime.references import diffusers_pipeline, psnr

@@ -17,7 +17,7 @@ from PIL import Image
 from calotype.engine.cpu import build_engines
 from calotype.runtime.acceleration import Acceleration
 from calotype.runtime.benchmark import InstantSession
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.denoising import Denoiser, Job
 from calotype.runtime.guidance import Guidance
 from calotype.runtime.pipeline import Output, Pipeline, StepEnd

@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from calotype.runtime.bundle.manifest import FileRecord
 from calotype.runtime.cli.main import run
 from calotype.runtime.errors import BackendError
-from calotype.runtime.manifest import FileRecord
 from calotype.runtime.pipeline import Pipeline
 
 # One line for a command: its exit code, and what it has to say on stderr.

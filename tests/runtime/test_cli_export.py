@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from calotype.runtime.manifest import FileRecord, Manifest
+from calotype.runtime.bundle.manifest import FileRecord, Manifest
 
 
 @pytest.fixture(scope="module")

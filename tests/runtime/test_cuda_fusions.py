@@ -9,9 +9,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from calotype.runtime.bundle import Bundle
-from calotype.runtime.parity import SIZES, cases
-from calotype.runtime.safetensors import SafetensorsFile
+from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.parity import SIZES, cases
+from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.sessions.cuda_fusions import FUSIONS
 from calotype.runtime.sessions.cuda_operators import for_cuda
 from tests.runtime.standard_operators import in_standard_operators

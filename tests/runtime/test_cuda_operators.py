@@ -15,9 +15,9 @@ import onnxruntime
 import pytest
 
 from calotype.export.precision import write_float16
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.parity import SIZES, cases, judge
 from calotype.runtime.errors import BundleError
-from calotype.runtime.parity import SIZES, cases, judge
 from calotype.runtime.sessions.cuda_fusions import FUSIONS
 from calotype.runtime.sessions.cuda_operators import for_cuda
 from calotype.runtime.sessions.onnxruntime_cuda import WEIGHTS_FOLDER

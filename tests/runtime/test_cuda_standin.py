@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from calotype.engine.build import Options, _job, _key
 from calotype.engine.cache import Built, obtain
 from calotype.engine.profiles import Profile, Range, default_profile
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.denoising import Denoiser, Job
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
 from calotype.runtime.guidance import Guidance

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.errors import BundleError
 from calotype.runtime.memory import Need, most, needs
 from calotype.runtime.onnx_files import weight_bytes

@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.errors import BackendError
-from calotype.runtime.manifest import Manifest
 from calotype.runtime.sessions import open_session
 from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
 from calotype.runtime.sessions.session import Session

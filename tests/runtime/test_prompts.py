@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.conditioning import Conditioner, TextEncoder
 from calotype.runtime.errors import InputError
 from calotype.runtime.pipeline import Pipeline

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.denoising import Denoiser, Job
 from calotype.runtime.errors import BackendError
 from calotype.runtime.guidance import Guidance

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from calotype.runtime.bundle import BUNDLED, Bundle
+from calotype.runtime.bundle.folder import BUNDLED, Bundle
 from calotype.runtime.pipeline import Pipeline
 from tests.runtime.references import psnr
 from training.checkpoint import SCHEDULER

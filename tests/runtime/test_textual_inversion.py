@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from calotype.runtime.bundle.manifest import TokenizerSpec
 from calotype.runtime.errors import InputError
-from calotype.runtime.manifest import TokenizerSpec
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.textual_inversion import Embedding, add_embeddings
 from calotype.runtime.tokenizer import ClipTokenizer

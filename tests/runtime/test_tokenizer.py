@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from calotype.runtime.bundle import Bundle
+from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.manifest import TokenizerSpec
 from calotype.runtime.errors import BundleError, InputError
-from calotype.runtime.manifest import TokenizerSpec
 from calotype.runtime.tokenizer import ClipTokenizer
 
 DATA = Path(__file__).parent.parent / "data" / "clip"

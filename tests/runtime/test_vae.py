@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from calotype.export.bundle import export_checkpoint
+from calotype.runtime.bundle.manifest import VaeSpec
 from calotype.runtime.errors import BundleError, InputError
-from calotype.runtime.manifest import VaeSpec
 from calotype.runtime.pipeline import Pipeline, StepEnd
 from calotype.runtime.vae import Tiles, Vae
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
+from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BundleError
-from calotype.runtime.spec import ModelSpec
 
 MANIFEST_NAME = "calotype.json"
 FORMAT_VERSION = 1

@@ -6,12 +6,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from calotype.runtime.bundle.manifest import FileRecord, Manifest
+from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BundleError
-from calotype.runtime.manifest import FileRecord, Manifest
 from calotype.runtime.onnx_files import external_locations
-from calotype.runtime.spec import ModelSpec
 
-BUNDLED = Path(__file__).parent / "models"
+BUNDLED = Path(__file__).parent.parent / "models"
 
 
 class Bundle:

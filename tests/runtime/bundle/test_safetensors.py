@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.errors import InputError
-from calotype.runtime.safetensors import SafetensorsFile
 
 TENSORS = {
     "half": torch.randn(3, 5).half(),

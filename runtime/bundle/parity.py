@@ -10,9 +10,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.runtime.bundle.manifest import TokenizerSpec
+from calotype.runtime.bundle.spec import TensorSpec
 from calotype.runtime.errors import BundleError
-from calotype.runtime.manifest import TokenizerSpec
-from calotype.runtime.spec import TensorSpec
 
 Inputs = dict[str, NDArray[Any]]
 Outputs = dict[str, Sequence[NDArray[Any]]]  # by the name of a case

@@ -1,0 +1,1 @@
+"""The bundle: a folder of graphs, weights and a manifest, checked before anything in it is used."""
