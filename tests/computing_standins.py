@@ -25,7 +25,7 @@ from calotype.runtime import sessions
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import CACHING
 from calotype.runtime.bundle.spec import ModelSpec
-from calotype.runtime.onnx_files import initializer_names
+from calotype.runtime.graphs.files import initializer_names
 from calotype.runtime.sessions import onnxruntime_cuda
 from tests.runtime import cuda_standin
 from tests.runtime.standard_operators import in_standard_operators

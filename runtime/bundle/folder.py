@@ -9,7 +9,7 @@ from pathlib import Path
 from calotype.runtime.bundle.manifest import FileRecord, Manifest
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BundleError
-from calotype.runtime.onnx_files import external_locations
+from calotype.runtime.graphs.files import external_locations
 
 BUNDLED = Path(__file__).parent.parent / "models"
 

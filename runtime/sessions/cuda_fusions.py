@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from calotype.runtime.sessions.onnx_graph import Attribute, Graph, Node
+from calotype.runtime.graphs.editor import Attribute, Graph, Node
 
 CONTRIB = "com.microsoft"
 LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # channels, of four dimensions

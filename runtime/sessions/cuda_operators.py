@@ -31,10 +31,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from calotype.runtime.errors import BundleError
-from calotype.runtime.onnx_files import external_locations
-from calotype.runtime.protobuf import field, fields
+from calotype.runtime.graphs.editor import FLOAT, FLOAT16, INT32, INT64, Graph, Node
+from calotype.runtime.graphs.files import external_locations
+from calotype.runtime.graphs.protobuf import field, fields
 from calotype.runtime.sessions.cuda_fusions import alike
-from calotype.runtime.sessions.onnx_graph import FLOAT, FLOAT16, INT32, INT64, Graph, Node
 
 CONTRIB = "com.microsoft"
 MOST_IN_GROUP = 512  # channels, of which GroupNorm's kernel takes an even number

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BackendError, MissingPackageError
-from calotype.runtime.onnx_files import initializer_names
+from calotype.runtime.graphs.files import initializer_names
 from calotype.runtime.sessions.cuda_fusions import FUSIONS
 from calotype.runtime.sessions.cuda_operators import for_cuda
 from calotype.runtime.sessions.device import Staging, acquire, release

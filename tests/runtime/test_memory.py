@@ -10,8 +10,8 @@ import pytest
 
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.errors import BundleError
+from calotype.runtime.graphs.files import weight_bytes
 from calotype.runtime.memory import Need, most, needs
-from calotype.runtime.onnx_files import weight_bytes
 
 UNET = Need(network="unet", precision="float16", weights=100, activations=30)
 

@@ -13,7 +13,7 @@ import pytest
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import FileRecord
 from calotype.runtime.errors import BundleError
-from calotype.runtime.onnx_files import external_locations
+from calotype.runtime.graphs.files import external_locations
 from calotype.runtime.pipeline import Pipeline
 from tests.runtime.hub_cache import in_hub_cache
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from calotype.runtime.protobuf import field, fields
+from calotype.runtime.graphs.protobuf import field, fields
 
 Attribute = int | float | str | tuple[int, ...]
 Attributes = Mapping[str, Attribute]

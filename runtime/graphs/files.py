@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from calotype.runtime.errors import BundleError
-from calotype.runtime.protobuf import fields
+from calotype.runtime.graphs.protobuf import fields
 
 # Message -> field number -> message found there. Only the ways that lead to a tensor are followed.
 _FIELDS = {

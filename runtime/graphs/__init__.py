@@ -1,0 +1,1 @@
+"""ONNX graphs: read and edited without the package onnx."""
