@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from calotype.runtime.acceleration import FeatureCache
 from calotype.runtime.bundle.manifest import CACHING
-from calotype.runtime.conditioning import Inputs
 from calotype.runtime.guidance import Guidance
 from calotype.runtime.inpainting import Known
 from calotype.runtime.schedulers import Solver, State
 from calotype.runtime.sessions import Session
+from calotype.runtime.text.encoders import Inputs
 
 Array = NDArray[np.float32]
 INT8 = "unet_int8"  # the session of the network unet whose engine is in int8

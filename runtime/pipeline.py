@@ -21,7 +21,6 @@ from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import CACHING
 from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.canvas import Canvas, Picture
-from calotype.runtime.conditioning import Conditioner, Inputs, TextEncoder
 from calotype.runtime.denoising import INT8, Denoiser, Job, unet_networks
 from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.guidance import Guidance, guidances, scale_embedding
@@ -32,8 +31,9 @@ from calotype.runtime.schedulers import Solver, create_solver
 from calotype.runtime.sessions import Session, check_backend, choose_backend, has_int8, open_session
 from calotype.runtime.sessions.low_memory import Turn, TurnTakingSession
 from calotype.runtime.start import Posterior, Start
-from calotype.runtime.textual_inversion import Embedding, add_embeddings
-from calotype.runtime.tokenizer import ClipTokenizer
+from calotype.runtime.text.encoders import Conditioner, Inputs, TextEncoder
+from calotype.runtime.text.textual_inversion import Embedding, add_embeddings
+from calotype.runtime.text.tokenizer import ClipTokenizer
 from calotype.runtime.vae import Tiles, Vae
 
 Array = NDArray[np.float32]
@@ -221,7 +221,7 @@ class Pipeline:
         """Draw.
 
         Args:
-            prompt: one, or several; see :mod:`calotype.runtime.prompts` for weights and length.
+            prompt: one, or several; see :mod:`calotype.runtime.text.prompts` for weights and length.
             negative_prompt: what to steer away from; one for all, or one for each prompt.
             image: a picture to start from, or its file. Scaled to cover the size asked for and cropped evenly.
             mask_image: of the picture's size; what is at least half white is drawn, the rest comes back exactly.

@@ -183,7 +183,7 @@ def command(prompt: str, model: str, output: Path, overwrite: bool, as_json: boo
 def _additions(options: dict[str, Any]) -> dict[str, Any]:
     """What is added to the model when it is loaded."""
     from calotype.runtime.lora import Lora
-    from calotype.runtime.textual_inversion import Embedding
+    from calotype.runtime.text.textual_inversion import Embedding
     from calotype.runtime.vae import Tiles
 
     return {

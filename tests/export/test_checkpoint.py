@@ -20,7 +20,7 @@ from calotype.export.sources import load_checkpoint
 from calotype.export.tokenizer import Tokenizer
 from calotype.runtime.bundle.manifest import TokenizerSpec
 from calotype.runtime.errors import CheckpointError, UnsupportedArchitectureError
-from calotype.runtime.tokenizer import ClipTokenizer
+from calotype.runtime.text.tokenizer import ClipTokenizer
 from tests.export.conftest import SCHEDULER, write_folder, write_json
 
 Maker = Callable[[str], Path]

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from calotype.runtime.images import read_parameters
 from calotype.runtime.lora import Lora
 from calotype.runtime.pipeline import Pipeline
-from calotype.runtime.textual_inversion import Embedding
+from calotype.runtime.text.textual_inversion import Embedding
 from calotype.runtime.vae import Tiles
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.errors import InputError
-from calotype.runtime.tokenizer import ClipTokenizer
+from calotype.runtime.text.tokenizer import ClipTokenizer
 
 Array = NDArray[np.float32]
 

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calotype.runtime.bundle.folder import Bundle
-from calotype.runtime.conditioning import Conditioner, TextEncoder
 from calotype.runtime.errors import InputError
 from calotype.runtime.pipeline import Pipeline
-from calotype.runtime.prompts import MAX_CHUNKS, chunked, parse_prompt
 from calotype.runtime.sessions import open_session
-from calotype.runtime.tokenizer import ClipTokenizer
+from calotype.runtime.text.encoders import Conditioner, TextEncoder
+from calotype.runtime.text.prompts import MAX_CHUNKS, chunked, parse_prompt
+from calotype.runtime.text.tokenizer import ClipTokenizer
 from tests.runtime.references import diffusers_pipeline, psnr
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.runtime.errors import InputError
-from calotype.runtime.tokenizer import ClipTokenizer
+from calotype.runtime.text.tokenizer import ClipTokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.runtime.prompts import Chunk, chunked
 from calotype.runtime.sessions import Session
-from calotype.runtime.tokenizer import ClipTokenizer
+from calotype.runtime.text.prompts import Chunk, chunked
+from calotype.runtime.text.tokenizer import ClipTokenizer
 
 Array = NDArray[np.float32]
 # One row of the UNet's inputs, by name: "encoder_hidden_states" (tokens, D), and what else it takes.
@@ -36,7 +36,7 @@ class TextEncoder:
         session.reserve(self._sizes)
 
     def chunks(self, prompt: str) -> list[Chunk]:
-        """See :func:`calotype.runtime.prompts.chunked`."""
+        """See :func:`calotype.runtime.text.prompts.chunked`."""
         return chunked(prompt, self._tokenizer)
 
     def encode(self, chunk: Chunk, clip_skip: int) -> tuple[Array, Array | None]:
@@ -76,7 +76,7 @@ class Conditioner:
         """What the UNet is given of a prompt and of its negative prompt, of equal length; None is no guidance.
 
         Args:
-            prompt: see :mod:`calotype.runtime.prompts`. The shorter of the two is filled up with empty chunks.
+            prompt: see :mod:`calotype.runtime.text.prompts`. The shorter of the two is filled up with empty chunks.
             negative_prompt: an empty one is zeros where the model was trained so.
             clip_skip: how many of the text encoder's last layers are left out, for both prompts.
         """

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import TokenizerSpec
 from calotype.runtime.errors import BundleError, InputError
-from calotype.runtime.tokenizer import ClipTokenizer
+from calotype.runtime.text.tokenizer import ClipTokenizer
 
-DATA = Path(__file__).parent.parent / "data" / "clip"
+DATA = Path(__file__).parents[2] / "data" / "clip"
 
 # Per category of tests/data/clip: texts, those whose ids differ from OpenAI's, those that differ once the text has been
 # through OpenAI's cleaning.

@@ -5,7 +5,7 @@ Radford et al. 2021 (arXiv 2103.00020). Equal to transformers' ``CLIPTokenizer``
 splits it; neither does this one, nor transformers'. Over 4,170 recorded texts that changes 452, among them 50 of 3,120
 ordinary phrases in 26 languages, all 50 by curly quotes. Cleaned first, all but 19 are equal: 13 of random code points
 (another Unicode version), 2 with a capital sigma at the end of a word, 4 that spell a special token.
-``tests/runtime/test_tokenizer.py`` counts them.
+``tests/runtime/text/test_tokenizer.py`` counts them.
 """
 
 from __future__ import annotations

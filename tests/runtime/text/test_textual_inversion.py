@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 from calotype.runtime.bundle.manifest import TokenizerSpec
 from calotype.runtime.errors import InputError
 from calotype.runtime.pipeline import Pipeline
-from calotype.runtime.textual_inversion import Embedding, add_embeddings
-from calotype.runtime.tokenizer import ClipTokenizer
+from calotype.runtime.text.textual_inversion import Embedding, add_embeddings
+from calotype.runtime.text.tokenizer import ClipTokenizer
 
 PROMPTS = ("red <cat> apple", "<CAT>", "a <cat><cat> le", "easy", "an easy apple, easy", "red apple")
 
