@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from calotype.runtime.acceleration import FeatureCache
 from calotype.runtime.bundle.manifest import CACHING
 from calotype.runtime.guidance import Guidance
-from calotype.runtime.inpainting import Known
+from calotype.runtime.pictures.masks import Known
 from calotype.runtime.schedulers import Solver, State
 from calotype.runtime.sessions import Session
 from calotype.runtime.text.encoders import Inputs

@@ -20,12 +20,13 @@ from calotype.runtime.arguments import at_least, pair, prompts, seeds, whole
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import CACHING
 from calotype.runtime.bundle.safetensors import SafetensorsFile
-from calotype.runtime.canvas import Canvas, Picture
 from calotype.runtime.denoising import INT8, Denoiser, Job, unet_networks
 from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.guidance import Guidance, guidances, scale_embedding
-from calotype.runtime.inpainting import latent_mask
 from calotype.runtime.lora import Lora, merge
+from calotype.runtime.pictures.autoencoder import Tiles, Vae
+from calotype.runtime.pictures.canvas import Canvas, Picture
+from calotype.runtime.pictures.masks import latent_mask
 from calotype.runtime.profile import Profile
 from calotype.runtime.schedulers import Solver, create_solver
 from calotype.runtime.sessions import Session, check_backend, choose_backend, has_int8, open_session
@@ -34,7 +35,6 @@ from calotype.runtime.start import Posterior, Start
 from calotype.runtime.text.encoders import Conditioner, Inputs, TextEncoder
 from calotype.runtime.text.textual_inversion import Embedding, add_embeddings
 from calotype.runtime.text.tokenizer import ClipTokenizer
-from calotype.runtime.vae import Tiles, Vae
 
 Array = NDArray[np.float32]
 TOKEN_TABLE = "text_model.embeddings.token_embedding.weight"

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.runtime.inpainting import Known, Mask
+from calotype.runtime.pictures.autoencoder import Scale
+from calotype.runtime.pictures.masks import Known, Mask
 from calotype.runtime.schedulers import Solver
-from calotype.runtime.vae import Scale
 
 Array = NDArray[np.float32]
 

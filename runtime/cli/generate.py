@@ -14,7 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from calotype.runtime.acceleration import Acceleration
-    from calotype.runtime.images import Parameters
+    from calotype.runtime.pictures.files import Parameters
     from calotype.runtime.pipeline import Output, Pipeline, StepEnd
 
 
@@ -154,7 +154,7 @@ FILE = click.Path(path_type=Path)
 )
 def command(prompt: str, model: str, output: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Draw PROMPT. Pictures that exist are kept: another gets a number in its name."""
-    from calotype.runtime.images import check_target, numbered_paths, save_image
+    from calotype.runtime.pictures.files import check_target, numbered_paths, save_image
     from calotype.runtime.pipeline import Pipeline
     from calotype.runtime.profile import Profile
 
@@ -183,8 +183,8 @@ def command(prompt: str, model: str, output: Path, overwrite: bool, as_json: boo
 def _additions(options: dict[str, Any]) -> dict[str, Any]:
     """What is added to the model when it is loaded."""
     from calotype.runtime.lora import Lora
+    from calotype.runtime.pictures.autoencoder import Tiles
     from calotype.runtime.text.textual_inversion import Embedding
-    from calotype.runtime.vae import Tiles
 
     return {
         "loras": [Lora.parse(text) for text in options["loras"]],
@@ -254,8 +254,8 @@ def _sigmas(options: dict[str, Any]) -> tuple[str | None, tuple[float, ...] | No
 
 def _parameters(pipeline: Pipeline, prompt: str, options: dict[str, Any], result: Output, number: int) -> Parameters:
     """What made one picture of a call: all that it takes to make it again."""
-    from calotype.runtime.canvas import default_strength
-    from calotype.runtime.images import Parameters, file_hash
+    from calotype.runtime.pictures.canvas import default_strength
+    from calotype.runtime.pictures.files import Parameters, file_hash
     from calotype.runtime.schedulers import scheduler_name
 
     added = _additions(options)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def command(target: str, as_json: bool) -> None:
     """Show TARGET: a bundle (a bundled model's name or a folder), a picture file, or a plan."""
     from calotype.runtime.bundle.folder import BUNDLED, Bundle
-    from calotype.runtime.images import FORMATS, read_parameters
+    from calotype.runtime.pictures.files import FORMATS, read_parameters
 
     path = Path(target)
     if path.suffix.lower() in FORMATS and not (BUNDLED / target).is_dir():

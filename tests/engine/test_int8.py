@@ -22,8 +22,8 @@ from calotype.runtime import processor
 from calotype.runtime.acceleration import FAST, Acceleration
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.errors import BackendError, BuildError, InputError
-from calotype.runtime.images import read_parameters
 from calotype.runtime.lora import Lora
+from calotype.runtime.pictures.files import read_parameters
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.plans import describe_plan
 

@@ -20,8 +20,8 @@ from calotype.runtime.acceleration import EXACT, FAST, Acceleration, FeatureCach
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import CACHING
 from calotype.runtime.errors import BundleError, InputError
-from calotype.runtime.images import read_parameters
 from calotype.runtime.lora import Lora
+from calotype.runtime.pictures.files import read_parameters
 from calotype.runtime.pipeline import Pipeline, StepEnd
 from tests.runtime.conftest import Model
 from tests.runtime.references import diffusers_pipeline, psnr

@@ -20,12 +20,12 @@ from calotype.runtime.benchmark import InstantSession
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.denoising import Denoiser, Job
 from calotype.runtime.guidance import Guidance
+from calotype.runtime.pictures.autoencoder import Tiles, Vae
 from calotype.runtime.pipeline import Output, Pipeline, StepEnd
 from calotype.runtime.profile import Profile
 from calotype.runtime.schedulers import create_solver
 from calotype.runtime.sessions import Sizes
 from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
-from calotype.runtime.vae import Tiles, Vae
 from tests.runtime.conftest import Model
 
 LONG = "red apple " * 60  # more than one chunk of tokens

@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from calotype.runtime.images import read_parameters
 from calotype.runtime.lora import Lora
+from calotype.runtime.pictures.autoencoder import Tiles
+from calotype.runtime.pictures.files import read_parameters
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.text.textual_inversion import Embedding
-from calotype.runtime.vae import Tiles
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from calotype.runtime.errors import InputError
-from calotype.runtime.images import to_rgb
+from calotype.runtime.pictures.files import to_rgb
 from calotype.runtime.schedulers import Solver
 
 Array = NDArray[np.float32]

@@ -13,8 +13,8 @@ from PIL import Image
 from calotype.runtime.arguments import at_least, whole, within
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.errors import InputError
-from calotype.runtime.images import fit_image, load_image, to_rgb
-from calotype.runtime.inpainting import Mask, fit_mask, paste
+from calotype.runtime.pictures.files import fit_image, load_image, to_rgb
+from calotype.runtime.pictures.masks import Mask, fit_mask, paste
 
 Array = NDArray[np.float32]
 # A picture, or the file that holds one.

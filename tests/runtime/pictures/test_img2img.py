@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from calotype.runtime.errors import InputError
-from calotype.runtime.images import fit_image, load_image, to_rgb
+from calotype.runtime.pictures.files import fit_image, load_image, to_rgb
 from calotype.runtime.pipeline import Pipeline, StepEnd
 from tests.runtime.references import diffusers_pipeline, draws, injected, psnr
 

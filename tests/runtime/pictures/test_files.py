@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from calotype.runtime.errors import InputError, OutputError
-from calotype.runtime.images import Parameters, numbered_paths, read_parameters, save_image
+from calotype.runtime.pictures.files import Parameters, numbered_paths, read_parameters, save_image
 
 PARAMETERS = Parameters(
     prompt="a red apple, noto style",

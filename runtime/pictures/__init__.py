@@ -1,0 +1,1 @@
+"""Pictures: their files and settings, the canvas, masks, and the autoencoder."""
