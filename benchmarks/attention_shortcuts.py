@@ -38,10 +38,10 @@ from calotype.export.models.layers import Attention
 from calotype.export.models.unet import TransformerBlock, UNet, UNetConfig
 from calotype.export.tracing import write_graph
 from calotype.export.weights import write_weights
-from calotype.runtime.acceleration import Acceleration
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.parity import random_inputs
 from calotype.runtime.bundle.spec import ModelSpec
+from calotype.runtime.denoising.acceleration import Acceleration
 from calotype.runtime.pipeline import Output, Pipeline
 from calotype.runtime.schedulers import create_solver
 from calotype.runtime.sessions import Session, Sizes

@@ -40,10 +40,10 @@ from calotype.export.models.unet import UNet, UNetConfig
 from calotype.export.precision import write_rounded
 from calotype.export.tracing import write_graph, write_part
 from calotype.export.weights import write_weights
-from calotype.runtime.acceleration import EXACT, FAST, Acceleration
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import MANIFEST_NAME, FileRecord
-from calotype.runtime.denoising import INT8
+from calotype.runtime.denoising.acceleration import EXACT, FAST, Acceleration
+from calotype.runtime.denoising.denoiser import INT8
 from calotype.runtime.pipeline import Output, Pipeline
 from calotype.runtime.sessions import Session, Sizes
 from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession

@@ -43,8 +43,8 @@ from benchmarks.speed import PAUSE
 from calotype.engine import int8
 from calotype.engine.cpu import build_engines
 from calotype.engine.graph import CONTRIB
-from calotype.runtime.acceleration import EXACT, FAST, Acceleration
 from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.denoising.acceleration import EXACT, FAST, Acceleration
 from calotype.runtime.pipeline import Output, Pipeline
 from calotype.runtime.sessions import Session, open_session
 from training import data

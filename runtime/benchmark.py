@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.spec import TensorSpec
-from calotype.runtime.denoising import Denoiser, Job
-from calotype.runtime.guidance import Guidance
+from calotype.runtime.denoising.denoiser import Denoiser, Job
+from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.schedulers import create_solver
 from calotype.runtime.sessions.session import Sizes

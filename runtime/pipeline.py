@@ -15,14 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from calotype.runtime.acceleration import Acceleration, FeatureCache, chosen
 from calotype.runtime.arguments import at_least, pair, prompts, seeds, whole
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import CACHING
 from calotype.runtime.bundle.safetensors import SafetensorsFile
-from calotype.runtime.denoising import INT8, Denoiser, Job, unet_networks
+from calotype.runtime.denoising.acceleration import Acceleration, FeatureCache, chosen
+from calotype.runtime.denoising.denoiser import INT8, Denoiser, Job, unet_networks
+from calotype.runtime.denoising.guidance import Guidance, guidances, scale_embedding
+from calotype.runtime.denoising.start import Posterior, Start
 from calotype.runtime.errors import BundleError, InputError
-from calotype.runtime.guidance import Guidance, guidances, scale_embedding
 from calotype.runtime.lora import Lora, merge
 from calotype.runtime.pictures.autoencoder import Tiles, Vae
 from calotype.runtime.pictures.canvas import Canvas, Picture
@@ -31,7 +32,6 @@ from calotype.runtime.profile import Profile
 from calotype.runtime.schedulers import Solver, create_solver
 from calotype.runtime.sessions import Session, check_backend, choose_backend, has_int8, open_session
 from calotype.runtime.sessions.low_memory import Turn, TurnTakingSession
-from calotype.runtime.start import Posterior, Start
 from calotype.runtime.text.encoders import Conditioner, Inputs, TextEncoder
 from calotype.runtime.text.textual_inversion import Embedding, add_embeddings
 from calotype.runtime.text.tokenizer import ClipTokenizer
@@ -149,7 +149,7 @@ class Pipeline:
             vae_tiles: work on large pictures in tiles; None is whole.
             fast: what calls do that say nothing of it, and which of the UNet's graphs are opened here. Exact, or
                 True for the preset ``FAST``, or settings of one's own; see
-                :class:`calotype.runtime.acceleration.Acceleration`.
+                :class:`calotype.runtime.denoising.acceleration.Acceleration`.
             profile: is told where the time goes; complete when the pipeline is closed.
 
         Raises:
@@ -236,7 +236,8 @@ class Pipeline:
             sigmas: noise levels to visit, falling, likewise.
             scheduler: a name in ``SCHEDULERS``; None is the checkpoint's own.
             scheduler_config: settings that take the place of those in the checkpoint's ``scheduler_config.json``.
-            guidance_scale: one, or one for each image; see :class:`calotype.runtime.guidance.Guidance`. A UNet that
+            guidance_scale: one, or one for each image; see
+                :class:`calotype.runtime.denoising.guidance.Guidance`. A UNet that
                 takes the scale as an input (LCM) is given it, and runs one row.
             guidance_rescale: 0..1, likewise.
             guidance_interval: two noise levels, likewise.

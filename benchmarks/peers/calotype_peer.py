@@ -18,7 +18,7 @@ class Calotype:
     """A bundle on the CPU."""
 
     def __init__(self, model: str, mode: str) -> None:
-        from calotype.runtime.acceleration import EXACT, FAST, Acceleration
+        from calotype.runtime.denoising.acceleration import EXACT, FAST, Acceleration
         from calotype.runtime.pipeline import Pipeline
 
         int8 = Acceleration(precision="int8", steps=FAST.steps if mode == "fast" else 1)

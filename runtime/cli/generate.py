@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from calotype.runtime.acceleration import Acceleration
+    from calotype.runtime.denoising.acceleration import Acceleration
     from calotype.runtime.pictures.files import Parameters
     from calotype.runtime.pipeline import Output, Pipeline, StepEnd
 
@@ -196,7 +196,7 @@ def _additions(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _acceleration(options: dict[str, Any]) -> Acceleration:
-    from calotype.runtime.acceleration import EXACT, FAST
+    from calotype.runtime.denoising.acceleration import EXACT, FAST
 
     preset = FAST if options["fast"] else EXACT
     given = {name: options[name] for name in ("cache_interval", "precision") if options[name] is not None}

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import fast
 from calotype.runtime import pipeline as pipelines
-from calotype.runtime.acceleration import EXACT, FAST, Acceleration
-from calotype.runtime.denoising import INT8
+from calotype.runtime.denoising.acceleration import EXACT, FAST, Acceleration
+from calotype.runtime.denoising.denoiser import INT8
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions import open_session
 from training.config import TALBOT

@@ -19,9 +19,9 @@ from calotype.engine.build import Options, _job, _key
 from calotype.engine.cache import Built, obtain
 from calotype.engine.profiles import Profile, Range, default_profile
 from calotype.runtime.bundle.folder import Bundle
-from calotype.runtime.denoising import Denoiser, Job
+from calotype.runtime.denoising.denoiser import Denoiser, Job
+from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
-from calotype.runtime.guidance import Guidance
 from calotype.runtime.schedulers import create_solver
 from calotype.runtime.sessions import choose_backend, device, libraries, open_session
 from calotype.runtime.sessions.cuda import load_cuda

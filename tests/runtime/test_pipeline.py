@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calotype.runtime.denoising import Denoiser
+from calotype.runtime.denoising.denoiser import Denoiser
 from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.pipeline import Pipeline, StepEnd
 from tests.runtime.references import diffusers_pipeline, psnr

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calotype.runtime.denoising import Denoiser
+from calotype.runtime.denoising.denoiser import Denoiser
+from calotype.runtime.denoising.guidance import scale_embedding
 from calotype.runtime.errors import BundleError, InputError
-from calotype.runtime.guidance import scale_embedding
 from calotype.runtime.pipeline import Pipeline
 from tests.runtime.conftest import Model
 from tests.runtime.references import diffusers_pipeline, draws, injected, psnr

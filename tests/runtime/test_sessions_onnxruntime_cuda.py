@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from calotype.runtime.bundle.folder import Bundle
-from calotype.runtime.denoising import Denoiser, Job
+from calotype.runtime.denoising.denoiser import Denoiser, Job
+from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.errors import BackendError
-from calotype.runtime.guidance import Guidance
 from calotype.runtime.schedulers import create_solver
 from calotype.runtime.sessions import device, onnxruntime_cuda, open_session
 from tests.runtime.cuda_standin import Cuda, Properties

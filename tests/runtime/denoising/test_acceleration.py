@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from calotype.runtime.acceleration import EXACT, FAST, Acceleration, FeatureCache
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import CACHING
+from calotype.runtime.denoising.acceleration import EXACT, FAST, Acceleration, FeatureCache
 from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.lora import Lora
 from calotype.runtime.pictures.files import read_parameters

@@ -20,7 +20,7 @@ class Acceleration:
         steps: the share of the model's own number of steps that is taken; a call that says how many is followed.
         cache_interval: the whole UNet is evaluated every so many times, and in between its outermost layer alone, on
             the deep feature of the last whole evaluation; Ma et al. 2023, "DeepCache" (arXiv 2312.00858).
-        guidance_interval: see :class:`calotype.runtime.guidance.Guidance`; one that a call gives comes first.
+        guidance_interval: see :class:`calotype.runtime.denoising.guidance.Guidance`; one that a call gives comes first.
         precision: what the UNet is evaluated in. ``int8`` takes an engine of the CPU backend; None is that where one
             was built and nothing else forbids it, else ``float32``, with which a GPU computes as its graphs say.
     """

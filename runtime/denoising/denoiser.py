@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.runtime.acceleration import FeatureCache
 from calotype.runtime.bundle.manifest import CACHING
-from calotype.runtime.guidance import Guidance
+from calotype.runtime.denoising.acceleration import FeatureCache
+from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.pictures.masks import Known
 from calotype.runtime.schedulers import Solver, State
 from calotype.runtime.sessions import Session

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calotype.runtime.denoising import Denoiser
+from calotype.runtime.denoising.denoiser import Denoiser
+from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.errors import InputError
-from calotype.runtime.guidance import Guidance
 from calotype.runtime.pipeline import Pipeline
 from tests.runtime.references import diffusers_pipeline, psnr
 
