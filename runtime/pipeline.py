@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from calotype.runtime.adapters.lora import Lora, merge
 from calotype.runtime.arguments import at_least, pair, prompts, seeds, whole
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import CACHING
@@ -24,7 +25,6 @@ from calotype.runtime.denoising.denoiser import INT8, Denoiser, Job, unet_networ
 from calotype.runtime.denoising.guidance import Guidance, guidances, scale_embedding
 from calotype.runtime.denoising.start import Posterior, Start
 from calotype.runtime.errors import BundleError, InputError
-from calotype.runtime.lora import Lora, merge
 from calotype.runtime.pictures.autoencoder import Tiles, Vae
 from calotype.runtime.pictures.canvas import Canvas, Picture
 from calotype.runtime.pictures.masks import latent_mask

@@ -182,7 +182,7 @@ def command(prompt: str, model: str, output: Path, overwrite: bool, as_json: boo
 
 def _additions(options: dict[str, Any]) -> dict[str, Any]:
     """What is added to the model when it is loaded."""
-    from calotype.runtime.lora import Lora
+    from calotype.runtime.adapters.lora import Lora
     from calotype.runtime.pictures.autoencoder import Tiles
     from calotype.runtime.text.textual_inversion import Embedding
 

@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 from calotype.engine import cpu, cpu_operators, winograd
 from calotype.engine.cpu import build_engines
 from calotype.runtime import processor
+from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.errors import BackendError, BuildError, BundleError, InputError
-from calotype.runtime.lora import Lora
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.plans import describe_plan, list_plans, sidecar, weights_of
 from calotype.runtime.sessions import onnxruntime_cpu, open_session

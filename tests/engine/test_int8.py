@@ -19,10 +19,10 @@ from safetensors.numpy import save_file
 from calotype.engine import cpu, int8
 from calotype.engine.cpu import build_engines
 from calotype.runtime import processor
+from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.denoising.acceleration import FAST, Acceleration
 from calotype.runtime.errors import BackendError, BuildError, InputError
-from calotype.runtime.lora import Lora
 from calotype.runtime.pictures.files import read_parameters
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.plans import describe_plan

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from calotype.runtime.lora import Lora
+from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.pictures.autoencoder import Tiles
 from calotype.runtime.pictures.files import read_parameters
 from calotype.runtime.pipeline import Pipeline

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import CACHING
 from calotype.runtime.denoising.acceleration import EXACT, FAST, Acceleration, FeatureCache
 from calotype.runtime.errors import BundleError, InputError
-from calotype.runtime.lora import Lora
 from calotype.runtime.pictures.files import read_parameters
 from calotype.runtime.pipeline import Pipeline, StepEnd
 from tests.runtime.conftest import Model

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from calotype.runtime.adapters.lora import Lora, merge
 from calotype.runtime.errors import InputError
-from calotype.runtime.lora import Lora, merge
 from calotype.runtime.pipeline import Pipeline
 
 RANK = 3

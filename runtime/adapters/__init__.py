@@ -1,0 +1,1 @@
+"""Adapters: changes of a model's weights that are chosen per call."""
