@@ -30,12 +30,12 @@ from benchmarks.machine import RESULTS, slug
 from calotype.engine.build import build_plan
 from calotype.runtime.bundle.manifest import FileRecord
 from calotype.runtime.bundle.spec import TensorSpec
-from calotype.runtime.plans import PlanRecord
 from calotype.runtime.sessions.cuda_operators import for_cuda
 from calotype.runtime.sessions.device import Device, Staging, acquire, release
 from calotype.runtime.sessions.libraries import load_library
 from calotype.runtime.sessions.onnxruntime_cuda import PROVIDER
 from calotype.runtime.sessions.opened_plan import OpenedPlan
+from calotype.runtime.sessions.plans import PlanRecord
 
 ROUNDS, RUNS, WARM_UP = 20, 10, 3
 MOST_OFF = 1e-2  # Frobenius norm of the difference from float64, over that of the exact values

@@ -18,9 +18,9 @@ from calotype.engine.profiles import Profile, Shapes, check_profiles, default_pr
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import CACHING, FileRecord
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
-from calotype.runtime.plans import PORTABLE, cache_folder, list_plans, read_record
 from calotype.runtime.sessions.cuda import Gpu, load_cuda
 from calotype.runtime.sessions.libraries import Library, load_library
+from calotype.runtime.sessions.plans import PORTABLE, cache_folder, list_plans, read_record
 
 Progress = Callable[[str, float], None]
 # Bytes of kernels for every GPU generation in a TensorRT-RTX 1.7 plan: 18 MB seen for a UNet of a few thousand weights.

@@ -14,7 +14,7 @@ from typing import Any
 
 from calotype.runtime.bundle.manifest import FileRecord
 from calotype.runtime.errors import BuildError
-from calotype.runtime.plans import (
+from calotype.runtime.sessions.plans import (
     PlanRecord,
     WeightsRecord,
     cache_folder,

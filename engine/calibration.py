@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.parity import Inputs
 from calotype.runtime.pipeline import Pipeline
-from calotype.runtime.profile import Profile
 from calotype.runtime.sessions import Session, Sizes
+from calotype.runtime.sessions.profiled import Profile
 
 WORDS, STEPS = 4, 5
 

@@ -29,8 +29,8 @@ from calotype.runtime.bundle.parity import SIZES, Figures, Inputs, cases, compar
 from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
-from calotype.runtime.plans import cache_folder, weights_of
-from calotype.runtime.processor import instruction_sets, multiplies_bytes
+from calotype.runtime.sessions.plans import cache_folder, weights_of
+from calotype.runtime.sessions.processor import instruction_sets, multiplies_bytes
 from calotype.runtime.verification import read_tokens
 
 try:

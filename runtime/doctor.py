@@ -9,8 +9,8 @@ import os
 import platform
 
 from calotype.runtime.errors import CalotypeError
-from calotype.runtime.processor import processor_name
 from calotype.runtime.sessions.cuda import load_cuda
+from calotype.runtime.sessions.processor import processor_name
 
 # Backend -> distribution -> import name; the first that is there counts. An extra has its backend's name.
 PACKAGES = {

@@ -7,7 +7,7 @@ import dataclasses
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import CACHING
 from calotype.runtime.graphs.files import weight_bytes
-from calotype.runtime.plans import list_plans, read_record
+from calotype.runtime.sessions.plans import list_plans, read_record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

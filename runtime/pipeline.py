@@ -28,10 +28,10 @@ from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.pictures.autoencoder import Tiles, Vae
 from calotype.runtime.pictures.canvas import Canvas, Picture
 from calotype.runtime.pictures.masks import latent_mask
-from calotype.runtime.profile import Profile
 from calotype.runtime.schedulers import Solver, create_solver
 from calotype.runtime.sessions import Session, check_backend, choose_backend, has_int8, open_session
 from calotype.runtime.sessions.low_memory import Turn, TurnTakingSession
+from calotype.runtime.sessions.profiled import Profile
 from calotype.runtime.text.encoders import Conditioner, Inputs, TextEncoder
 from calotype.runtime.text.textual_inversion import Embedding, add_embeddings
 from calotype.runtime.text.tokenizer import ClipTokenizer

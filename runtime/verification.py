@@ -9,8 +9,8 @@ from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import CACHING, Manifest
 from calotype.runtime.bundle.parity import SIZES, Figures, Inputs, Outputs, Tokens, cases, judge
 from calotype.runtime.errors import BundleError
-from calotype.runtime.plans import has_plan
 from calotype.runtime.sessions import Session, choose_backend, open_session
+from calotype.runtime.sessions.plans import has_plan
 
 
 def verify_graphs(bundle: Bundle, backend: str) -> Iterator[tuple[str, Figures]]:

@@ -124,7 +124,7 @@ def _show(phase: str, part: float) -> None:
 
 
 def _tend(clean: bool) -> None:
-    from calotype.runtime.plans import list_plans, plan_trouble, read_record
+    from calotype.runtime.sessions.plans import list_plans, plan_trouble, read_record
 
     if clean:
         from calotype.engine.cache import clean_plans

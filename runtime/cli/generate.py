@@ -156,7 +156,7 @@ def command(prompt: str, model: str, output: Path, overwrite: bool, as_json: boo
     """Draw PROMPT. Pictures that exist are kept: another gets a number in its name."""
     from calotype.runtime.pictures.files import check_target, numbered_paths, save_image
     from calotype.runtime.pipeline import Pipeline
-    from calotype.runtime.profile import Profile
+    from calotype.runtime.sessions.profiled import Profile
 
     check_target(output)  # before the work, not after it
     profile = Profile() if options["profile"] else None

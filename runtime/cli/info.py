@@ -12,7 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from calotype.runtime.bundle.folder import Bundle
-    from calotype.runtime.plans import PlanRecord
+    from calotype.runtime.sessions.plans import PlanRecord
 
 
 @click.command("info")
@@ -82,7 +82,7 @@ def _mib(size: float) -> str:
 
 
 def _show_plan(path: Path, as_json: bool) -> None:
-    from calotype.runtime.plans import describe_plan
+    from calotype.runtime.sessions.plans import describe_plan
 
     record = describe_plan(path)
     if as_json:

@@ -76,8 +76,8 @@ def _onnxruntime_has_cuda() -> bool:
 
 
 def _obstacle_to_plans(backend: str, folder: Path) -> str | None:
-    from calotype.runtime.plans import list_plans
     from calotype.runtime.sessions.libraries import installed, load_library
+    from calotype.runtime.sessions.plans import list_plans
 
     if not installed(backend):
         return f"{backend} is not installed"

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.runtime.errors import BackendError
-from calotype.runtime.plans import PlanRecord, read_plan, write_private
 from calotype.runtime.sessions.device import Device
 from calotype.runtime.sessions.libraries import Library
+from calotype.runtime.sessions.plans import PlanRecord, read_plan, write_private
 
 Overrides = Mapping[str, NDArray[np.floating[Any]]]
 SHA256 = 32  # bytes

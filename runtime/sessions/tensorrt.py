@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BackendError, InputError
-from calotype.runtime.plans import PlanRecord, WantedOnGpu, find_plans
 from calotype.runtime.sessions.device import Staging, acquire, release
 from calotype.runtime.sessions.libraries import load_library
 from calotype.runtime.sessions.opened_plan import OpenedPlan, Overrides
+from calotype.runtime.sessions.plans import PlanRecord, WantedOnGpu, find_plans
 from calotype.runtime.sessions.session import Sizes
 
 MOST_SHAPES = 8  # kept ready at once, a context and a graph each

@@ -18,10 +18,10 @@ from calotype.engine.build import Options, build_bundle, build_plan
 from calotype.engine.profiles import default_profile
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
-from calotype.runtime.plans import cache_folder, describe_plan, list_plans
 from calotype.runtime.sessions import libraries
 from calotype.runtime.sessions.cuda import Gpu
 from calotype.runtime.sessions.libraries import Library, load_library
+from calotype.runtime.sessions.plans import cache_folder, describe_plan, list_plans
 
 
 @pytest.fixture(autouse=True)

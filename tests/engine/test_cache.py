@@ -12,8 +12,8 @@ import pytest
 
 from calotype.engine import cache
 from calotype.engine.cache import Built
-from calotype.runtime import plans
 from calotype.runtime.errors import BuildError
+from calotype.runtime.sessions import plans
 
 KEY = {"bundle": "tiny model", "network": "unet", "backend": "tensorrt-rtx", "version": "1", "driver": "none"}
 

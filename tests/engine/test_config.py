@@ -13,9 +13,9 @@ from calotype.engine.build import Options, _config, _job, _key, _timing_cache, b
 from calotype.engine.profiles import default_profile
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.errors import InputError
-from calotype.runtime.plans import WantedOnGpu, cache_folder, describe_plan
 from calotype.runtime.sessions.cuda import Gpu
 from calotype.runtime.sessions.libraries import Library, load_library
+from calotype.runtime.sessions.plans import WantedOnGpu, cache_folder, describe_plan
 
 GPU = Gpu(name="NVIDIA H100", capability="sm90", driver="13000", memory=80 << 30)
 

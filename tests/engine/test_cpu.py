@@ -15,13 +15,12 @@ from safetensors.numpy import save_file
 
 from calotype.engine import cpu, cpu_operators, winograd
 from calotype.engine.cpu import build_engines
-from calotype.runtime import processor
 from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.errors import BackendError, BuildError, BundleError, InputError
 from calotype.runtime.pipeline import Pipeline
-from calotype.runtime.plans import describe_plan, list_plans, sidecar, weights_of
-from calotype.runtime.sessions import onnxruntime_cpu, open_session
+from calotype.runtime.sessions import onnxruntime_cpu, open_session, processor
+from calotype.runtime.sessions.plans import describe_plan, list_plans, sidecar, weights_of
 
 SIZES = [{"rows": 2, "tokens": 5, "height": 8, "width": 12}, {"rows": 1, "tokens": 7, "height": 9, "width": 7}]
 

@@ -18,14 +18,14 @@ from safetensors.numpy import save_file
 
 from calotype.engine import cpu, int8
 from calotype.engine.cpu import build_engines
-from calotype.runtime import processor
 from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.denoising.acceleration import FAST, Acceleration
 from calotype.runtime.errors import BackendError, BuildError, InputError
 from calotype.runtime.pictures.files import read_parameters
 from calotype.runtime.pipeline import Pipeline
-from calotype.runtime.plans import describe_plan
+from calotype.runtime.sessions import processor
+from calotype.runtime.sessions.plans import describe_plan
 
 pytestmark = pytest.mark.skipif(not processor.multiplies_bytes(), reason="the processor cannot")
 INT8 = Acceleration(precision="int8")

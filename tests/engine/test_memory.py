@@ -14,8 +14,8 @@ from calotype.engine.build import Options, build_bundle
 from calotype.engine.memory import estimate_activations, infer_tensors
 from calotype.engine.profiles import Profile, Range
 from calotype.runtime.bundle.folder import Bundle
-from calotype.runtime.plans import describe_plan
 from calotype.runtime.sessions import libraries
+from calotype.runtime.sessions.plans import describe_plan
 
 NETWORKS = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
 # No two alike where that can be, so that none stands for another.

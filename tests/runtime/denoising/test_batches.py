@@ -22,10 +22,10 @@ from calotype.runtime.denoising.denoiser import Denoiser, Job
 from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.pictures.autoencoder import Tiles, Vae
 from calotype.runtime.pipeline import Output, Pipeline, StepEnd
-from calotype.runtime.profile import Profile
 from calotype.runtime.schedulers import create_solver
 from calotype.runtime.sessions import Sizes
 from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
+from calotype.runtime.sessions.profiled import Profile
 from tests.runtime.conftest import Model
 
 LONG = "red apple " * 60  # more than one chunk of tokens

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from calotype.runtime.pipeline import Pipeline
-from calotype.runtime.profile import NetworkProfile, Profile
+from calotype.runtime.sessions.profiled import NetworkProfile, Profile
 
 
 @pytest.mark.parametrize("low_memory", [False, True])

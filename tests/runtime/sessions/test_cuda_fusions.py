@@ -14,8 +14,8 @@ from calotype.runtime.bundle.parity import SIZES, cases
 from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.sessions.cuda_fusions import FUSIONS
 from calotype.runtime.sessions.cuda_operators import for_cuda
+from tests.runtime.sessions.test_cuda_operators import nodes, run
 from tests.runtime.standard_operators import in_standard_operators
-from tests.runtime.test_cuda_operators import nodes, run
 
 WIDE = 320  # the least width of Stable Diffusion's UNets, whose feed-forward layers are four times as wide, twice
 

@@ -209,7 +209,7 @@ class WantedOnCpu:
         version: of ONNX Runtime, whose graphs are for itself alone.
         graphs: sha256 of the network's float32 graph.
         weights: sha256 of its weights files.
-        processor: what :func:`calotype.runtime.processor.instruction_sets` says.
+        processor: what :func:`calotype.runtime.sessions.processor.instruction_sets` says.
         precision: ``float32`` or ``int8``.
     """
 
