@@ -21,7 +21,7 @@ from benchmarks.machine import machine, origin, results
 from benchmarks.peers import CALOTYPE, PEERS
 from benchmarks.peers.protocol import Task
 from benchmarks.workers import PeerError
-from calotype.runtime.benchmark import drop_cache
+from calotype.runtime.diagnostics.benchmark import drop_cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,9 +29,9 @@ from benchmarks import gpu
 from benchmarks.gpu_parts import MODELS, Subject
 from benchmarks.machine import RESULTS, slug
 from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.diagnostics.verification import image_sizes
 from calotype.runtime.sessions import cuda_fusions, onnxruntime_cuda
 from calotype.runtime.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession
-from calotype.runtime.verification import image_sizes
 
 ROUNDS, RUNS, KERNELS = 20, 5, 40
 SECONDS = 240

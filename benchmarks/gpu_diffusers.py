@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.gpu_parts import SEED, STEPS, WARM_UP, NotRunError, Parts
 from benchmarks.noise import normal
-from calotype.runtime.benchmark import PROMPT
+from calotype.runtime.diagnostics.benchmark import PROMPT
 from calotype.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:

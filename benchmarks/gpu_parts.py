@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from calotype.engine.build import build_bundle
 from calotype.engine.profiles import Profile, Range, default_profile
-from calotype.runtime.benchmark import PROMPT, latency
 from calotype.runtime.bundle.folder import BUNDLED, Bundle
+from calotype.runtime.diagnostics.benchmark import PROMPT, latency
+from calotype.runtime.diagnostics.verification import compare_graphs, image_sizes
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions import obstacle, open_session
 from calotype.runtime.sessions.cuda import Cuda, load_cuda
 from calotype.runtime.sessions.libraries import installed
 from calotype.runtime.sessions.session import Session
-from calotype.runtime.verification import compare_graphs, image_sizes
 
 MODELS = ("talbot", "sd1", "sdxl")
 TRAINED = ("talbot",)

@@ -19,8 +19,8 @@ from benchmarks.checkpoints import MODELS, model
 from benchmarks.environments import WORK
 from benchmarks.machine import RESULTS, machine, origin
 from calotype.engine.cpu import build_engines
-from calotype.runtime.benchmark import PROMPT, host_overhead
 from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.diagnostics.benchmark import PROMPT, host_overhead
 from calotype.runtime.pipeline import Pipeline
 
 

@@ -28,10 +28,10 @@ from calotype.runtime.bundle.manifest import CACHING, FileRecord
 from calotype.runtime.bundle.parity import SIZES, Figures, Inputs, cases, compare
 from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.bundle.spec import ModelSpec
+from calotype.runtime.diagnostics.verification import read_tokens
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
 from calotype.runtime.sessions.plans import cache_folder, weights_of
 from calotype.runtime.sessions.processor import instruction_sets, multiplies_bytes
-from calotype.runtime.verification import read_tokens
 
 try:
     import onnxruntime

@@ -36,9 +36,9 @@ def command(
     as_json: bool,
 ) -> None:
     """Measure BUNDLE here: seconds per picture and step, cold start, memory, and the host's share of a step."""
-    from calotype.runtime import benchmark
     from calotype.runtime.bundle.folder import Bundle
-    from calotype.runtime.doctor import machine
+    from calotype.runtime.diagnostics import benchmark
+    from calotype.runtime.diagnostics.doctor import machine
     from calotype.runtime.pipeline import Pipeline
 
     opened = Bundle.open(bundle)

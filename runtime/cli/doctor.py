@@ -12,7 +12,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def command(as_json: bool) -> None:
     """Say what this machine has, which backends can run on it, and what would install the others."""
-    from calotype.runtime.doctor import examine, machine
+    from calotype.runtime.diagnostics.doctor import examine, machine
 
     findings = examine()
     if as_json:

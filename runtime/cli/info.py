@@ -63,7 +63,7 @@ def command(target: str, as_json: bool) -> None:
 
 def _show_memory(bundle: Bundle) -> None:
     """Of a GPU, network by network, and at once with --low-memory and without."""
-    from calotype.runtime.memory import most, needs
+    from calotype.runtime.diagnostics.memory import most, needs
 
     found = needs(bundle)
     for need in found:

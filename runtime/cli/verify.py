@@ -17,8 +17,8 @@ def command(bundle: str, against: str | None, backend: str) -> None:
     Every file is compared with its sha256, and every network with its float32 graph on the CPU.
     """
     from calotype.runtime.bundle.folder import Bundle
+    from calotype.runtime.diagnostics.verification import verify_graphs
     from calotype.runtime.errors import MissingPackageError
-    from calotype.runtime.verification import verify_graphs
 
     opened = Bundle.open(bundle)
     click.echo(f"{opened.path}: {len(opened.manifest.files)} files are intact")

@@ -14,11 +14,11 @@ import pytest
 from calotype.engine.build import Options, build_bundle
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.safetensors import SafetensorsFile
+from calotype.runtime.diagnostics.verification import verify_graphs
 from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions import open_session
 from calotype.runtime.sessions.cuda import Cuda
-from calotype.runtime.verification import verify_graphs
 from tests.gpu.conftest import profile_of
 
 pytestmark = pytest.mark.gpu

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calotype.runtime.benchmark import InstantSession, host_overhead
+from calotype.runtime.diagnostics.benchmark import InstantSession, host_overhead
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from calotype.engine.cpu import build_engines
-from calotype.runtime.benchmark import InstantSession
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.denoising.acceleration import Acceleration
 from calotype.runtime.denoising.denoiser import Denoiser, Job
 from calotype.runtime.denoising.guidance import Guidance
+from calotype.runtime.diagnostics.benchmark import InstantSession
 from calotype.runtime.pictures.autoencoder import Tiles, Vae
 from calotype.runtime.pipeline import Output, Pipeline, StepEnd
 from calotype.runtime.schedulers import create_solver

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from calotype.runtime.benchmark import InstantSession
 from calotype.runtime.denoising.denoiser import Denoiser, Job
 from calotype.runtime.denoising.guidance import Guidance
+from calotype.runtime.diagnostics.benchmark import InstantSession
 from calotype.runtime.schedulers import create_solver
 
 SHAPE = (4, 8, 8)

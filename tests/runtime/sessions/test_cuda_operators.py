@@ -17,11 +17,11 @@ import pytest
 from calotype.export.precision import write_float16
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.parity import SIZES, cases, judge
+from calotype.runtime.diagnostics.verification import read_tokens
 from calotype.runtime.errors import BundleError
 from calotype.runtime.sessions.cuda_fusions import FUSIONS
 from calotype.runtime.sessions.cuda_operators import for_cuda
 from calotype.runtime.sessions.onnxruntime_cuda import WEIGHTS_FOLDER
-from calotype.runtime.verification import read_tokens
 from tests.runtime.hub_cache import in_hub_cache
 from tests.runtime.standard_operators import attributes, in_standard_operators
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from calotype.runtime import doctor
-from calotype.runtime.doctor import examine, machine
+from calotype.runtime.diagnostics import doctor
+from calotype.runtime.diagnostics.doctor import examine, machine
 from tests.runtime.cuda_standin import Cuda, Status
 
 

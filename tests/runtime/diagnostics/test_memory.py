@@ -9,9 +9,9 @@ import onnx
 import pytest
 
 from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.diagnostics.memory import Need, most, needs
 from calotype.runtime.errors import BundleError
 from calotype.runtime.graphs.files import weight_bytes
-from calotype.runtime.memory import Need, most, needs
 
 UNET = Need(network="unet", precision="float16", weights=100, activations=30)
 
