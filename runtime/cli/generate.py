@@ -40,8 +40,8 @@ class Numbers(click.ParamType[Any]):
 
 def use_settings(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
     """Let the settings file say what the command line does not."""
+    from calotype.runtime.cli.settings import read_settings
     from calotype.runtime.errors import InputError
-    from calotype.runtime.settings import read_settings
 
     if path is None:
         return

@@ -23,9 +23,9 @@ from calotype.runtime.denoising.acceleration import EXACT, FAST, Acceleration, F
 from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.pictures.files import read_parameters
 from calotype.runtime.pipeline import Pipeline, StepEnd
+from tests.runtime.cli.test_additions import run
 from tests.runtime.conftest import Model
 from tests.runtime.references import diffusers_pipeline, psnr
-from tests.runtime.test_cli_additions import run
 
 SETTINGS: dict[str, Any] = {"seed": 3, "num_inference_steps": 6, "output_type": "np"}
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from calotype.runtime.cli.settings import read_settings
 from calotype.runtime.errors import InputError
-from calotype.runtime.settings import read_settings
 
 OPTIONS = {"steps", "guidance-scale", "overwrite", "prompt"}
 
