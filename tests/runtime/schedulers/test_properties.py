@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from calotype.runtime.errors import InputError
 from calotype.runtime.schedulers import SCHEDULERS, SchedulerConfig, Solver, create_solver
-from tests.runtime.scheduler_reference import ALWAYS, CLASSES, STABLE_DIFFUSION, Noise, compare
+from tests.runtime.schedulers.reference import ALWAYS, CLASSES, STABLE_DIFFUSION, Noise, compare
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
 SHAPE = (2, 3, 5)

@@ -10,7 +10,7 @@ import pytest
 
 from calotype.runtime.errors import InputError
 from calotype.runtime.schedulers import SCHEDULERS, SchedulerConfig, create_solver
-from tests.runtime.scheduler_reference import (
+from tests.runtime.schedulers.reference import (
     ALWAYS,
     CLASSES,
     SHAPE,
