@@ -23,7 +23,8 @@ from calotype.engine import bands, calibration, cpu_operators, graph, int8, wino
 from calotype.engine.cache import Built, Say, obtain, plan_path
 from calotype.engine.calibration import Evaluation, evaluations
 from calotype.engine.graph import Arrays
-from calotype.runtime.bundle.folder import Bundle, parity
+from calotype.runtime.bundle import parity
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import CACHING, FileRecord
 from calotype.runtime.bundle.parity import SIZES, Figures, Inputs, cases, compare
 from calotype.runtime.bundle.safetensors import SafetensorsFile
