@@ -18,8 +18,9 @@ lint: .venv/dev
 
 types: .venv/dev
 	@mkdir -p build/types/calotype
+	@for file in __init__.py __main__.py py.typed; do ln -sfn ../../../calotype/$$file build/types/calotype/$$file; done
 	@for room in export engine runtime; do ln -sfn ../../../$$room build/types/calotype/$$room; done
-	.venv/bin/mypy -p calotype.runtime -p calotype.export -p calotype.engine
+	cd build/types && ../../.venv/bin/mypy --config-file ../../pyproject.toml -p calotype
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
