@@ -2,81 +2,45 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from calotype.runtime.adapters.lora import Lora, merge
-from calotype.runtime.arguments import at_least, pair, prompts, seeds, whole
+from calotype.runtime.adapters.lora import Lora
+from calotype.runtime.arrays import Array
 from calotype.runtime.bundle.folder import Bundle
-from calotype.runtime.bundle.manifest import CACHING
-from calotype.runtime.bundle.safetensors import SafetensorsFile
-from calotype.runtime.denoising.acceleration import Acceleration, FeatureCache, chosen
-from calotype.runtime.denoising.denoiser import INT8, Denoiser, Job, unet_networks
-from calotype.runtime.denoising.guidance import Guidance, guidances, scale_embedding
-from calotype.runtime.denoising.start import Posterior, Start
-from calotype.runtime.errors import BundleError, InputError
+from calotype.runtime.call import Call, Callback
+from calotype.runtime.denoising.acceleration import Acceleration, chosen
+from calotype.runtime.denoising.denoiser import Denoiser
+from calotype.runtime.denoising.job import Job
+from calotype.runtime.errors import BackendError, InputError
+from calotype.runtime.families import family_of
+from calotype.runtime.networks import Networks
+from calotype.runtime.parallel import in_threads
+from calotype.runtime.picture import Kind, Model, Output, Picture, Settings
 from calotype.runtime.pictures.autoencoder import Tiles, Vae
-from calotype.runtime.pictures.canvas import Canvas, Picture
-from calotype.runtime.pictures.masks import latent_mask
-from calotype.runtime.schedulers import Solver, create_solver
-from calotype.runtime.sessions import Session, check_backend, choose_backend, has_int8, open_session
-from calotype.runtime.sessions.low_memory import Turn, TurnTakingSession
+from calotype.runtime.pictures.canvas import Source
+from calotype.runtime.preparation import Drawing, Preparation
+from calotype.runtime.request import Request, expand
+from calotype.runtime.sessions import check_backend
 from calotype.runtime.sessions.profiled import Profile
-from calotype.runtime.text.encoders import Conditioner, Inputs, TextEncoder
-from calotype.runtime.text.textual_inversion import Embedding, add_embeddings
-from calotype.runtime.text.tokenizer import ClipTokenizer
-
-Array = NDArray[np.float32]
-TOKEN_TABLE = "text_model.embeddings.token_embedding.weight"
-TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StepEnd:
-    """What a callback sees after a step: which image of the call, which step of how many, its latents (C, h, w)."""
-
-    image: int
-    step: int
-    steps: int
-    latents: Array
-
-
-# Return False to stop the run; what is finished by then is returned.
-Callback = Callable[[StepEnd], bool | None]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Output:
-    """The pictures of a call, the seed of each, and where the time went.
-
-    Attributes:
-        images: PIL images, or arrays: (H, W, 3) in 0..1 for ``"np"``, (C, h, w) for ``"latent"``.
-        seeds: one for each; the seed alone makes the same image again.
-        steps: of the whole schedule, of which a picture to start from saves some.
-        int8: whether the UNet was evaluated in int8.
-        timings: seconds for ``text_encoder``, ``vae_encoder``, ``denoising``, ``vae_decoder``, ``total``, and a list
-            ``steps``, of each step of the pictures that share the UNet's runs.
-    """
-
-    images: list[Any]
-    seeds: list[int]
-    steps: int
-    int8: bool
-    timings: dict[str, Any]
+from calotype.runtime.text.textual_inversion import Embedding
 
 
 class Pipeline:
-    """A bundle, opened on a backend."""
+    """A model, opened on a backend.
+
+    A call draws; so do :meth:`prepare`, :meth:`step` and :meth:`finish`, which the call is made of, with jobs that come
+    and go. All may be called from several threads: each of them is done alone, and calls wait for each other. A process
+    that is forked opens a pipeline of its own.
+    """
 
     def __init__(
         self,
@@ -91,37 +55,42 @@ class Pipeline:
         fast: bool | Acceleration = False,
         profile: Profile | None = None,
     ) -> None:
-        manifest = bundle.manifest
-        encoders = [name for name in TEXT_ENCODERS if name == "text_encoder" or manifest.family == "sdxl"]
-        missing = sorted({*encoders, "unet", "vae_decoder"} - manifest.networks.keys())
-        if missing:
-            raise BundleError(f"{bundle.path} has no {', '.join(missing)}; export the bundle again")
-        self.manifest = manifest
-        self.backend = choose_backend(backend, bundle.path)
-        self._bundle = bundle
-        self._turn = Turn() if low_memory else None
-        self._profile = profile
-        self._encoders, self._embeddings = encoders, embeddings
-        self._sessions: dict[str, Session] = {}
-        self._denoiser = Denoiser(self._sessions)
-        self._changed: frozenset[str] = frozenset()
-        self._loras, self._fast = loras, chosen(fast)
-        self._check_caching(self._fast)
-        overrides = self._merged(loras)
+        self.manifest, self._family = bundle.manifest, family_of(bundle.manifest.family)
+        self._family.check(bundle.manifest)
+        self._fast, self.low_memory = chosen(fast), low_memory
+        self._lock, self._calls = threading.RLock(), threading.RLock()
+        self._process, self._closed = os.getpid(), False
+        encoders = [encoder.network for encoder in self._family.encoders]
+        self._networks = Networks(
+            bundle,
+            backend,
+            denoiser=self._family.denoiser,
+            encoders=encoders,
+            weights=tuple(loras),
+            low_memory=low_memory,
+            profile=profile,
+        )
+        self.backend = self._networks.backend
+        other = None if vae is None else Bundle.open(vae, weights=False)
+        extra = None if other is None else other.manifest
+        self._model = Model.of(bundle.manifest, self._family.denoiser, embeddings, extra, vae_tiles is not None)
+        autoencoder: list[Vae] = []
 
-        def autoencoder() -> Bundle:
-            return bundle if vae is None else Bundle.open(vae, weights=False)
+        def open_vae() -> None:
+            scale, opener = self.manifest.vae.scaling_factor, self._networks.open_session
+            autoencoder.append(Vae(bundle if other is None else other, opener, vae_tiles, scale))
 
-        with ThreadPoolExecutor() as pool:
-            opened = pool.submit(lambda: Vae(autoencoder(), self._opened, vae_tiles, manifest.vae.scaling_factor))
-            self._open((*encoders, *self._unet_networks(self._fast)), overrides)
-            self._vae = opened.result()
-        self._vae.check_fits(manifest.vae)
-        self._unet_inputs = {spec.name: spec for spec in manifest.networks["unet"].inputs}
-        # How many channels of its sample are not the latents.
-        self._context = int(self._unet_inputs["sample"].shape[1]) - manifest.vae.latent_channels
-        if self._context not in (0, manifest.vae.latent_channels + 1):
-            raise BundleError(f"{bundle.path} has a UNet with {self._context} extra channels; inpainting models have 5")
+        try:
+            in_threads(lambda work: work(), [open_vae, self._open])
+            (self._vae,) = autoencoder
+            self._vae.check_fits(self.manifest.vae)
+        except BaseException:
+            for vae_ in autoencoder:
+                vae_.close()
+            self._networks.close()
+            raise
+        self._denoiser = Denoiser(self._networks.session)
+        self._preparation = Preparation(self.manifest, self._family, self._networks, self._vae, embeddings)
 
     @classmethod
     def load(
@@ -147,8 +116,8 @@ class Pipeline:
             embeddings: words of textual inversion that prompts may use.
             vae: a bundle whose autoencoder takes the place of the model's own, such as a tiny one.
             vae_tiles: work on large pictures in tiles; None is whole.
-            fast: what calls do that say nothing of it, and which of the UNet's graphs are opened here. Exact, or
-                True for the preset ``FAST``, or settings of one's own; see
+            fast: what requests get that say nothing of it, and which of the denoising network's graphs are opened here.
+                Exact, or True for the preset ``FAST``, or settings of one's own; see
                 :class:`calotype.runtime.denoising.acceleration.Acceleration`.
             profile: is told where the time goes; complete when the pipeline is closed.
 
@@ -172,31 +141,108 @@ class Pipeline:
 
     @property
     def engines(self) -> dict[str, Path | None]:
-        """By open network of the UNet and the text encoders: the plan of the CPU backend that runs it, None without."""
-        return {name: getattr(session, "engine", None) for name, session in self._sessions.items()}
+        """By open network: the plan that runs it, None where it is the bundle's own graph."""
+        return self._networks.engines
 
     def set_loras(self, loras: Sequence[Lora]) -> None:
-        """Open the networks that change again, with ``loras`` merged in place of those before; none restores the model.
+        """Merge ``loras`` into the weights in place of those before, for requests that name none; () restores it.
 
         Raises:
             InputError: a file cannot be read, or does not fit the model; the pipeline is as it was.
         """
-        overrides = self._merged(loras)
-        changing = [name for name in self._sessions if _weights_of(name) in self._changed | overrides.keys()]
-        for name in changing:
-            self._sessions.pop(name).close()
-        self._loras = loras
-        self._open(changing, overrides)
+        with self._usable():
+            self._networks.use(tuple(loras))
+            self._preparation.loras = tuple(loras)
+
+    def prepare(self, request: Request, *, latents: Array | None = None) -> Drawing:
+        """Turn a request into a job: check it, encode its prompts and the picture it starts from, draw its noise.
+
+        Args:
+            request: the picture that is asked for.
+            latents: (C, height/f, width/f) of unit variance to start from instead of the seed's noise.
+
+        Raises:
+            InputError: it asks for what this model cannot do.
+        """
+        with self._usable():
+            return self._preparation.job(self._preparation.encode(request, self._fast), latents)
+
+    def step(self, jobs: Sequence[Job]) -> None:
+        """Move each of ``jobs``, like or unlike, by one step, in as few runs as they may share; one that is done stays.
+
+        An error leaves every job where it was, or an evaluation further, and each can be moved again.
+        """
+        with self._usable():
+            self._denoiser.step(jobs)
+
+    def finish(self, job: Drawing, output_type: Kind = "pil") -> Picture:
+        """Decode a job that is done.
+
+        Raises:
+            InputError: it is not done.
+            BackendError: what came out is not finite; the message says where that began.
+        """
+        return self.finish_all([job], output_type)[0]
+
+    def prepare_all(self, requests: Sequence[Request], latents: Any = None) -> list[Drawing]:
+        """Prepare many requests: each network in one go, and what pictures have in common once.
+
+        Args:
+            requests: the pictures that are asked for.
+            latents: (N, C, height/f, width/f) of unit variance to start from instead of the seeds' noise.
+
+        Raises:
+            InputError: one asks for what this model cannot do.
+        """
+        with self._usable():
+            return self._preparation.jobs(requests, self._fast, latents)
+
+    def reserve(self, jobs: Sequence[Job]) -> None:
+        """Allocate for the runs of ``jobs`` to come, so that none of them has to."""
+        with self._usable():
+            self._denoiser.reserve(jobs)
+
+    def advance(self, jobs: Sequence[Job]) -> set[Job]:
+        """Make one run: of the first of ``jobs``, none of them done, and of those that may share it.
+
+        Returns:
+            The jobs of which that ended a step; a solver of second order takes two evaluations for one.
+        """
+        with self._usable():
+            return self._denoiser.advance(jobs)
+
+    def finish_all(self, jobs: Sequence[Drawing], output_type: Kind = "pil") -> list[Picture]:
+        """Decode jobs that are done; those of one size share the decoder's runs that it lets. See :meth:`finish`."""
+        for job in jobs:
+            if not job.done:
+                raise InputError(
+                    f"a job at step {job.step} of {job.steps} is no picture yet; step() it until it is done"
+                )
+        images: list[Any] = [job.latents for job in jobs]
+        if output_type != "latent":
+            with self._usable():
+                for numbers in _by_size(jobs):
+                    decoded = self._vae.decode_all([jobs[number].latents for number in numbers])
+                    for number, pixels in zip(numbers, decoded, strict=True):
+                        images[number] = jobs[number].canvas.finish(pixels)
+        for job, image in zip(jobs, images, strict=True):
+            _check_finite(job, image)
+        if output_type == "pil":
+            images = [Image.fromarray((pixels * 255).round().astype(np.uint8)) for pixels in images]
+        return [
+            Picture(image=image, settings=Settings(request=job.request, model=self._model, form=job.drawn_in))
+            for job, image in zip(jobs, images, strict=True)
+        ]
 
     def __call__(
         self,
         prompt: str | Sequence[str],
         *,
-        negative_prompt: str | Sequence[str] = "",
-        image: Picture | None = None,
-        mask_image: Picture | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        image: Source | None = None,
+        mask_image: Source | None = None,
         strength: float | None = None,
-        feather: int = 0,
+        feather: int | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
@@ -204,135 +250,125 @@ class Pipeline:
         sigmas: Sequence[float] | None = None,
         scheduler: str | None = None,
         scheduler_config: Mapping[str, Any] | None = None,
-        guidance_scale: float | Sequence[float] | None = None,
-        guidance_rescale: float = 0.0,
+        guidance_scale: float | Sequence[float | None] | None = None,
+        guidance_rescale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         fast: bool | Acceleration | None = None,
-        clip_skip: int = 0,
+        clip_skip: int | None = None,
         original_size: tuple[int, int] | None = None,
         crops_coords_top_left: tuple[int, int] | None = None,
         target_size: tuple[int, int] | None = None,
-        num_images_per_prompt: int = 1,
+        num_images_per_prompt: int | None = None,
         seed: int | None = None,
         latents: Array | None = None,
-        output_type: Literal["pil", "np", "latent"] = "pil",
+        output_type: Kind | None = None,
         callback_on_step_end: Callback | None = None,
     ) -> Output:
-        """Draw.
+        """Draw one picture or several.
+
+        All arguments but these are those of :class:`calotype.runtime.request.Request`, for all pictures alike; None is
+        always the default.
 
         Args:
-            prompt: one, or several; see :mod:`calotype.runtime.text.prompts` for weights and length.
-            negative_prompt: what to steer away from; one for all, or one for each prompt.
-            image: a picture to start from, or its file. Scaled to cover the size asked for and cropped evenly.
-            mask_image: of the picture's size; what is at least half white is drawn, the rest comes back exactly.
-            strength: 0..1, how much noise is added to the picture: at 0 it only goes through the autoencoder, at 1 it
-                is ignored. ``int(steps * strength)`` steps are run. None is 0.8, and 1 with a mask.
-            feather: pixels inside the mask over which what is drawn fades into the picture.
-            height: pixels, a multiple of the autoencoder's downscale; None is the picture's own size, rounded down, or
-                without one the model's.
-            width: likewise.
-            num_inference_steps: 1 or more; None is the model's default.
-            timesteps: training timesteps to visit, falling, instead of the scheduler's own choice.
-            sigmas: noise levels to visit, falling, likewise.
-            scheduler: a name in ``SCHEDULERS``; None is the checkpoint's own.
-            scheduler_config: settings that take the place of those in the checkpoint's ``scheduler_config.json``.
-            guidance_scale: one, or one for each image; see
-                :class:`calotype.runtime.denoising.guidance.Guidance`. A UNet that
-                takes the scale as an input (LCM) is given it, and runs one row.
-            guidance_rescale: 0..1, likewise.
-            guidance_interval: two noise levels, likewise.
-            fast: draw accelerated; None is as the pipeline was loaded. A call that needs other graphs of the UNet than
-                were opened then opens them, beside the ones that are.
-            clip_skip: how many of the text encoder's last layers are left out. AUTOMATIC1111 counts from 1.
-            original_size: SDXL's (height, width) before scaling; None is the picture's own.
-            crops_coords_top_left: SDXL's (top, left); None is (0, 0).
-            target_size: SDXL's (height, width); None is the picture's own.
+            prompt: one, or several.
+            negative_prompt: one for all, or one for each prompt.
+            image: see :class:`Request`, as for all that is not named here.
+            mask_image: see :class:`Request`.
+            strength: see :class:`Request`.
+            feather: see :class:`Request`.
+            height: see :class:`Request`.
+            width: see :class:`Request`.
+            num_inference_steps: see :class:`Request`.
+            timesteps: see :class:`Request`.
+            sigmas: see :class:`Request`.
+            scheduler: see :class:`Request`.
+            scheduler_config: see :class:`Request`.
+            guidance_scale: one for all, or one for each picture.
+            guidance_rescale: see :class:`Request`.
+            guidance_interval: see :class:`Request`.
+            fast: see :class:`Request`.
+            clip_skip: see :class:`Request`.
+            original_size: see :class:`Request`.
+            crops_coords_top_left: see :class:`Request`.
+            target_size: see :class:`Request`.
             num_images_per_prompt: 1 or more.
-            seed: 0..2⁶⁴-1; image k of the call is the image of seed + k alone. None picks one at random.
+            seed: of the first picture; picture k of the call is the picture of seed + k alone. None picks a random one.
             latents: (N, C, height/f, width/f) of unit variance to start from instead of the seeds' noise.
-            output_type: ``"pil"``, ``"np"`` or ``"latent"``.
-            callback_on_step_end: called after every step of every image; returning False stops the run. Images that
-                share the UNet's runs, in TensorRT's plans and small ones on a CPU, take each step together.
+            output_type: ``"pil"`` for images, ``"np"`` for (H, W, 3) in 0..1, ``"latent"`` for (C, h, w).
+            callback_on_step_end: called after every step of every picture; returning False stops the run. Pictures that
+                share runs take each step together.
 
         Raises:
             InputError: an argument is out of range, or does not fit the model.
         """
-        start = time.perf_counter()
-        if output_type not in ("pil", "np", "latent"):
-            raise InputError(f"output_type={output_type!r} is not known; valid: pil, np, latent")
-        texts, negatives = prompts(prompt, negative_prompt, num_images_per_prompt)
-        defaults = self.manifest.defaults
-        canvas = Canvas.open(
-            self.manifest,
-            height=height,
-            width=width,
+        requests = expand(
+            prompt,
+            negative_prompt,
+            images=num_images_per_prompt,
+            guidance_scale=guidance_scale,
+            seed=seed,
             image=image,
             mask_image=mask_image,
             strength=strength,
             feather=feather,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            scheduler=scheduler,
+            scheduler_config=scheduler_config,
+            guidance_rescale=guidance_rescale,
+            guidance_interval=guidance_interval,
+            fast=fast,
+            clip_skip=clip_skip,
+            original_size=original_size,
+            crops_coords_top_left=crops_coords_top_left,
+            target_size=target_size,
         )
-        acceleration = self._fast if fast is None else chosen(fast)
-        scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-        interval = acceleration.guidance_interval if guidance_interval is None else guidance_interval
-        guided = guidances(scale, guidance_rescale, interval, len(texts))
-        solver = self._solver(scheduler, scheduler_config, num_inference_steps, timesteps, sigmas, acceleration)
-        given = seeds(seed, len(texts))
-        shape = self._latent_shape(canvas)
-        if latents is not None and latents.shape != (len(texts), *shape):
-            raise InputError(f"latents have the shape {latents.shape}; {(len(texts), *shape)} is needed")
-        common = self._size_conditioning(canvas, original_size, crops_coords_top_left, target_size)
-        index = self._first_evaluation(canvas, solver)
-        int8 = self._open_for(acceleration)
+        kind: Kind = "pil" if output_type is None else output_type
+        with self._calls:
+            call = self.draw(requests, latents=latents, output_type=kind, callback=callback_on_step_end)
+            drawn = dict(call)
+        return Output(pictures=[drawn[number] for number in sorted(drawn)], timings=call.timings)
 
-        inputs = [
-            self._inputs(text, negative, self._layers_to_skip(clip_skip), guidance, common)
-            for text, negative, guidance in zip(texts, negatives, guided, strict=True)
-        ]
-        after_text = time.perf_counter()
-        begin = self._start(canvas, solver, index)
-        after_encoder = time.perf_counter()
-        jobs = []
-        for number, (conditional, unconditional) in enumerate(inputs):
-            rng = np.random.Generator(np.random.Philox(given[number]))
-            noise = rng.standard_normal(shape, np.float32) if latents is None else latents[number].astype(np.float32)
-            jobs.append(
-                Job(
-                    conditional=conditional,
-                    unconditional=unconditional,
-                    guidance=guided[number],
-                    solver=solver,
-                    state=solver.new_state(shape),
-                    cache=self._cache(acceleration, shape, rows=1 if unconditional is None else 2),
-                    int8=int8,
-                    **begin.job(noise, rng),
-                )
-            )
-        step_times = self._denoise(jobs, callback_on_step_end)
-        after_loop = time.perf_counter()
-        done = [number for number, job in enumerate(jobs) if job.done]
-        finished = [jobs[number].latents for number in done]
-        images = finished if output_type == "latent" else self._draw(finished, canvas, output_type)
-        end = time.perf_counter()
-        return Output(
-            images=list(images),
-            seeds=[given[number] for number in done],
-            steps=solver.num_inference_steps,
-            int8=int8,
-            timings={
-                "text_encoder": after_text - start,
-                "vae_encoder": after_encoder - after_text,
-                "denoising": after_loop - after_encoder,
-                "vae_decoder": end - after_loop,
-                "total": end - start,
-                "steps": step_times,
-            },
-        )
+    def draw(
+        self,
+        requests: Sequence[Request],
+        *,
+        latents: Array | None = None,
+        output_type: Kind = "pil",
+        callback: Callback | None = None,
+    ) -> Call:
+        """Prepare ``requests``, like or unlike, and draw them while the result is iterated over; see :class:`Call`."""
+        return Call(self, requests, latents=latents, kind=output_type, callback=callback)
 
     def close(self) -> None:
-        """Give all memory back; the pipeline cannot be used any more."""
-        for session in self._sessions.values():
-            session.close()
-        self._vae.close()
+        """Give all memory back; may be called again, also while a call runs, which then ends with an error."""
+        with self._lock:
+            self._closed = True
+            if self._process == os.getpid():  # the sessions of a parent are not this process's to close
+                self._networks.close()
+                self._vae.close()
+
+    def _open(self) -> None:
+        """Open what requests need that say nothing of precision and caching."""
+        form = self._networks.form(self._family.denoiser, self._fast.precision, whole=not self._fast.caches)
+        keys = [*self._networks.encoding(), *self._networks.denoising(form, caching=self._fast.caches)]
+        self._networks.open(keys)
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Hold the networks for one operation; raises BackendError where they are closed, or another process's."""
+        if self._process != os.getpid():
+            raise BackendError(
+                "this pipeline was opened before the process was forked, and cannot draw in the child; load it after "
+                'the fork, or start processes with multiprocessing.get_context("spawn")'
+            )
+        with self._lock:
+            if self._closed:
+                raise BackendError("the pipeline is closed; load it again")
+            yield
 
     def __enter__(self) -> Self:
         return self
@@ -342,225 +378,27 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _open(self, networks: Sequence[str], overrides: Mapping[str, Mapping[str, Array]]) -> None:
-        """Open ``networks``, and what is built on them."""
 
-        def opened(name: str) -> Session:
-            turns = name != "unet_shallow"  # small, and every second step would send the rest away
-            return self._opened(self._bundle, name, overrides.get(_weights_of(name)), turns=turns)
-
-        with ThreadPoolExecutor() as pool:
-            self._sessions |= zip(networks, pool.map(opened, networks), strict=True)
-        self._changed = frozenset(overrides)
-        if set(networks) & set(self._encoders):  # else what they have encoded is still true
-            self._conditioner = Conditioner(
-                [self._text_encoder(name) for name in self._encoders],
-                force_zeros_for_empty_prompt=self.manifest.force_zeros_for_empty_prompt,
-            )
-
-    def _open_for(self, acceleration: Acceleration) -> bool:
-        """Open the graphs of the UNet that a call needs and that are not open; returns whether it is in int8."""
-        self._check_caching(acceleration)
-        networks = self._unet_networks(acceleration)
-        missing = [name for name in networks if name not in self._sessions]
-        if missing:
-            self._open(missing, self._merged(self._loras))
-        return networks == (INT8,)
-
-    def _unet_networks(self, acceleration: Acceleration) -> tuple[str, ...]:
-        """The sessions that a call needs; raises InputError where int8 is asked for and cannot be."""
-        if acceleration.precision == "int8" and self._loras:
-            raise InputError("an engine in int8 takes no LoRA: its weights were rounded when it was built; use float32")
-        int8 = acceleration.precision == "int8" or (
-            acceleration.precision is None
-            and not acceleration.caches
-            and not self._loras
-            and has_int8(self._bundle.path, self.manifest.networks["unet"], self.backend)
-        )
-        return unet_networks(caching=acceleration.caches, int8=int8)
-
-    def _check_caching(self, acceleration: Acceleration) -> None:
-        missing = sorted(set(unet_networks(caching=acceleration.caches)) - self.manifest.networks.keys())
-        if missing:
-            raise BundleError(
-                f"{self._bundle.path} has no {', '.join(missing)}, which deep-feature caching takes; "
-                "export the bundle again"
-            )
-
-    def _cache(self, acceleration: Acceleration, shape: tuple[int, ...], rows: int) -> FeatureCache | None:
-        """A job's, for latents of ``shape``."""
-        if not acceleration.caches:
-            return None
-        spec = self.manifest.networks["unet_shallow"].input("deep_feature")
-        assert spec is not None
-        sizes = {"rows": rows, "height": shape[1], "width": shape[2]}
-        return FeatureCache(acceleration.cache_interval, spec.resolve(sizes))
-
-    def _opened(
-        self,
-        bundle: Bundle,
-        network: str,
-        overrides: Mapping[str, Array] | None = None,
-        *,
-        turns: bool = True,
-    ) -> Session:
-        profile, int8 = self._profile, network == INT8
-        spec = bundle.manifest.networks["unet" if int8 else network]
-
-        def opener() -> Session:
-            check = functools.partial(bundle.check_weights, spec)
-            precision, watched = "int8" if int8 else "float32", profile is not None
-            return open_session(bundle.path, spec, self.backend, overrides, check, precision=precision, profile=watched)
-
-        def watched() -> Session:
-            return opener() if profile is None else profile.open(network, opener)
-
-        return watched() if self._turn is None or not turns else TurnTakingSession(spec, watched, self._turn)
-
-    def _merged(self, loras: Sequence[Lora]) -> dict[str, dict[str, Array]]:
-        """The weights that ``loras`` change, by network and name."""
-        if not loras:
-            return {}
-        networks = (*self._encoders, "unet")
-        return merge(loras, {name: self._weights(name) for name in networks})
-
-    def _weights(self, network: str) -> SafetensorsFile:
-        spec = self.manifest.networks[network]
-        self._bundle.check_weights(spec)
-        return SafetensorsFile(self._bundle.path / spec.weights[0])
-
-    def _text_encoder(self, name: str) -> TextEncoder:
-        tokenizer, session = self._tokenizer(TEXT_ENCODERS[name]), self._sessions[name]
-        if not self._embeddings:
-            return TextEncoder(tokenizer, session)
-        spec = self.manifest.networks[name].input("extra_embeddings")
-        if spec is None:
-            raise BundleError(f"{self._bundle.path} has a {name} that takes no embeddings; export the bundle again")
-        vocabulary = self._weights(name).shape(TOKEN_TABLE)[0]
-        return TextEncoder(
-            tokenizer, session, add_embeddings(self._embeddings, name, tokenizer, vocabulary, int(spec.shape[1]))
-        )
-
-    def _tokenizer(self, name: str) -> ClipTokenizer:
-        spec = self.manifest.tokenizers.get(name)
-        if spec is None:
-            raise BundleError(f"{self._bundle.path} has no {name}; export the bundle again")
-        return ClipTokenizer.from_files(self._bundle.path / spec.vocab, self._bundle.path / spec.merges, spec)
-
-    def _solver(
-        self,
-        scheduler: str | None,
-        config: Mapping[str, Any] | None,
-        steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        acceleration: Acceleration,
-    ) -> Solver:
-        defaults = self.manifest.defaults
-        if steps is None and timesteps is None and sigmas is None:
-            steps = max(1, round(defaults.num_inference_steps * acceleration.steps))
-        settings = {**self.manifest.scheduler, **(config or {})}
-        if settings.get("sigma_spacing") == "ays":
-            settings["sigma_spacing"] = "ays-sdxl" if self.manifest.family == "sdxl" else "ays-sd1"
-        return create_solver(
-            defaults.scheduler if scheduler is None else scheduler,
-            settings,
-            None if steps is None else whole("num_inference_steps", steps),
-            timesteps=timesteps,
-            sigmas=sigmas,
-        )
-
-    def _layers_to_skip(self, clip_skip: int) -> int:
-        if at_least("clip_skip", clip_skip, 0) > self.manifest.max_clip_skip:
-            raise InputError(
-                f"clip_skip={clip_skip} is more than the {self.manifest.max_clip_skip} layers that "
-                f"{self.manifest.name} can leave out; use fewer, or export the bundle again if it is an old one"
-            )
-        return clip_skip
-
-    def _inputs(
-        self, prompt: str, negative: str, clip_skip: int, guidance: Guidance, common: Inputs
-    ) -> tuple[Inputs, Inputs | None]:
-        """The UNet's inputs with and without the prompt; the latter None where guidance never needs them."""
-        embedded = self._unet_inputs.get("timestep_cond")
-        if embedded is not None:
-            common = {**common, "timestep_cond": scale_embedding(guidance.scale, int(embedded.shape[1]))}
-        wanted = negative if guidance.scale > 1 and embedded is None else None
-        conditional, unconditional = self._conditioner.encode(prompt, wanted, clip_skip)
-        return {**conditional, **common}, None if unconditional is None else {**unconditional, **common}
-
-    def _size_conditioning(self, canvas: Canvas, original: Any, crop: Any, target: Any) -> Inputs:
-        """SDXL's six numbers; Podell et al. 2023 (arXiv 2307.01952), section 2.2."""
-        named = (("original_size", original, 1), ("crops_coords_top_left", crop, 0), ("target_size", target, 1))
-        if "time_ids" not in self._unet_inputs:
-            for name, value, _ in named:
-                if value is not None:
-                    raise InputError(f"{name} is for SDXL models; {self.manifest.name} is {self.manifest.family}")
-            return {}
-        size = (canvas.height, canvas.width)
-        usual = {"original_size": size, "crops_coords_top_left": (0, 0), "target_size": size}
-        pairs = [usual[name] if value is None else pair(name, value, low) for name, value, low in named]
-        return {"time_ids": np.array(pairs, np.float32).reshape(-1)}
-
-    def _first_evaluation(self, canvas: Canvas, solver: Solver) -> int:
-        if self._context > 0 and canvas.mask is None:
-            raise InputError(f"{self.manifest.name} is an inpainting model; give image and mask_image")
-        index = 0 if canvas.picture is None else solver.start_index(canvas.strength)
-        if index == len(solver) and canvas.strength > 0:
-            steps = solver.num_inference_steps
-            raise InputError(f"strength={canvas.strength:g} leaves no step of {steps}; use more of either")
-        return index
-
-    def _start(self, canvas: Canvas, solver: Solver, index: int) -> Start:
-        vae = self.manifest.vae
-        if canvas.picture is None:
-            return Start(solver=solver, scale=self._vae.scale)
-        inside = canvas.mask is not None and self._context == 0
-        return Start(
-            solver=solver,
-            scale=self._vae.scale,
-            index=index,
-            picture=self._encode(canvas.pixels()) if index > 0 or inside else None,
-            mask=None if canvas.mask is None else latent_mask(canvas.mask, vae.downscale),
-            surroundings=self._encode(canvas.pixels(masked=True)) if self._context > 0 else None,
-        )
-
-    def _denoise(self, jobs: list[Job], callback: Callback | None) -> list[float]:
-        batches = self._denoiser.batches(jobs)
-        for batch in batches:
-            self._denoiser.reserve(*batch)
-        times, numbers = [], {job: number for number, job in enumerate(jobs)}
-        for batch in batches:
-            first = batch[0].index
-            while not batch[0].done:
-                before = time.perf_counter()
-                self._denoiser.step(*batch)
-                times.append(time.perf_counter() - before)
-                if callback is None:
-                    continue
-                for job in batch:
-                    steps = len(job.solver) - first
-                    end = StepEnd(image=numbers[job], step=job.index - first, steps=steps, latents=job.latents)
-                    if callback(end) is False:
-                        return times
-        return times
-
-    def _encode(self, pixels: Array) -> Posterior:
-        """Pixels (3, H, W) in -1..1 to latents."""
-        mean, logvar = self._vae.encode(pixels)
-        return Posterior(mean=mean, logvar=logvar)
-
-    def _draw(self, latents: list[Array], canvas: Canvas, output_type: str) -> list[Any]:
-        units = map(canvas.finish, self._vae.decode_all(latents))
-        if output_type == "np":
-            return list(units)
-        return [Image.fromarray((unit * 255).round().astype(np.uint8)) for unit in units]
-
-    def _latent_shape(self, canvas: Canvas) -> tuple[int, int, int]:
-        vae = self.manifest.vae
-        return vae.latent_channels, canvas.height // vae.downscale, canvas.width // vae.downscale
+def _check_finite(job: Drawing, image: Array) -> None:
+    """Raises BackendError where numbers of a picture are not finite, and says where that began."""
+    if np.isfinite(image).all() and np.isfinite(job.latents).all():
+        return
+    rows = [value for row in (job.conditional, job.unconditional or {}) for value in row.values()]
+    if not all(np.isfinite(value).all() for value in rows):
+        where = "the text encoder"
+    elif not np.isfinite(job.latents).all():
+        where = "the denoising loop"
+    else:
+        where = "the autoencoder's decoder"
+    raise BackendError(
+        f"the picture of seed {job.request.seed} has values that are not finite, from {where} on; use a smaller "
+        "guidance scale or LoRA scale, or --precision float32, and check the model with: calotype verify"
+    )
 
 
-def _weights_of(network: str) -> str:
-    """The network whose weights ``network`` reads."""
-    return "unet" if network in CACHING else network
+def _by_size(jobs: Sequence[Job]) -> list[list[int]]:
+    """The numbers of jobs whose latents have one shape, for each shape."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for number, job in enumerate(jobs):
+        found.setdefault(job.latents.shape, []).append(number)
+    return list(found.values())

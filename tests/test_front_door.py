@@ -6,12 +6,16 @@ import subprocess
 import sys
 
 import calotype
+from calotype.runtime.errors import InputError
 from calotype.runtime.pipeline import Pipeline
+from calotype.runtime.request import Request
 from calotype.runtime.version import __version__
 
 
 def test_the_front_door_has_the_names_of_the_rooms() -> None:
-    assert calotype.Pipeline is Pipeline
+    assert calotype.Pipeline is calotype.runtime.Pipeline is Pipeline
+    assert calotype.Request is calotype.runtime.Request is Request
+    assert calotype.errors.InputError is InputError
     assert calotype.__version__ == __version__
     assert set(calotype.__all__) <= set(dir(calotype))
 

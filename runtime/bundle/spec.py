@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Self
 
-from calotype.runtime.errors import BundleError
+from calotype.runtime.errors import BundleError, InputError
 
 Dimension = int | str
 DTYPES = ("float16", "float32", "int32", "int64")
@@ -38,6 +38,22 @@ class TensorSpec:
             factor, symbol = _parse(self.name, dimension)
             shape.append(factor if symbol is None else factor * sizes[symbol])
         return tuple(shape)
+
+    def match_row(self, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
+        """Note the symbols' sizes by which one row has ``shape``; the first dimension, which counts rows, is left out.
+
+        Raises:
+            InputError: a row has another shape, or a symbol has two sizes.
+        """
+        for dimension, size in zip(self.shape[1:], shape, strict=False):
+            factor, symbol = _parse(self.name, dimension)
+            fits = size == factor if symbol is None else size % factor == 0
+            if not fits or (symbol is not None and sizes.setdefault(symbol, size // factor) != size // factor):
+                break
+        else:
+            if len(self.shape) == len(shape) + 1:
+                return
+        raise InputError(f"a row of {self.name} has the shape {shape}; the network takes {self.shape[1:]} at {sizes}")
 
     def count(self, sizes: Mapping[str, int]) -> int:
         """Number of elements at ``sizes``."""

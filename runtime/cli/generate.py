@@ -13,9 +13,27 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from calotype.runtime.call import Call
     from calotype.runtime.denoising.acceleration import Acceleration
-    from calotype.runtime.pictures.files import Parameters
-    from calotype.runtime.pipeline import Output, Pipeline, StepEnd
+    from calotype.runtime.picture import StepEnd
+    from calotype.runtime.pipeline import Pipeline
+    from calotype.runtime.request import Request
+
+# Options that a request has under the same name.
+SAME_NAME = (
+    "strength",
+    "feather",
+    "height",
+    "width",
+    "timesteps",
+    "scheduler",
+    "guidance_rescale",
+    "guidance_interval",
+    "clip_skip",
+    "original_size",
+    "crops_coords_top_left",
+    "target_size",
+)
 
 
 class Numbers(click.ParamType[Any]):
@@ -67,16 +85,16 @@ FILE = click.Path(path_type=Path)
 
 
 @click.command("generate")
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @click.option(
     "-m", "--model", default="talbot", show_default=True, help="A bundled model's name, or a bundle's folder."
 )
 @click.option("-o", "--output", type=FILE, default=Path("calotype.png"), show_default=True, help="A picture file.")
-@click.option("-n", "--negative-prompt", default="", help="What to steer away from.")
+@click.option("-n", "--negative-prompt", help="What to steer away from.")
 @click.option("--image", type=FILE, help="A picture to start from.")
 @click.option("--strength", type=float, help="0 to 1, how much of it is given up.  [default: 0.8, with a mask 1]")
 @click.option("--mask", type=FILE, help="A picture of its size, white where to draw; the rest comes back exactly.")
-@click.option("--feather", type=int, default=0, help="Pixels inside the mask over which the two fade.")
+@click.option("--feather", type=int, help="Pixels inside the mask over which the two fade.  [default: 0]")
 @click.option("--steps", type=int, help="Denoising steps.  [default: the model's]")
 @click.option(
     "--scheduler", help="ddim, euler, euler-a, dpmpp-2m, unipc, …; an unknown one lists all.  [default: the model's]"
@@ -94,7 +112,7 @@ FILE = click.Path(path_type=Path)
     type=Numbers(),
     help="How strictly to follow the prompt, for all or for each image; off at 1.  [default: the model's]",
 )
-@click.option("--guidance-rescale", type=float, default=0.0, help="0 to 1, against overexposure.")
+@click.option("--guidance-rescale", type=float, help="0 to 1, against overexposure.  [default: 0]")
 @click.option(
     "--guidance-interval",
     type=float,
@@ -112,17 +130,17 @@ FILE = click.Path(path_type=Path)
 )
 @click.option(
     "--precision",
-    type=click.Choice(["float32", "int8"]),
+    type=click.Choice(["float32", "float16", "int8"]),
     help="int8: nearly the same picture from the engine that calotype build made so; with --fast where there is one.",
 )
-@click.option("--clip-skip", type=int, default=0, help="Last layers of the text encoder to leave out.")
+@click.option("--clip-skip", type=int, help="Last layers of the text encoder to leave out.  [default: 0]")
 @click.option("--original-size", type=int, nargs=2, metavar="HEIGHT WIDTH", help="SDXL's, before scaling.")
 @click.option("--crops-coords-top-left", type=int, nargs=2, metavar="TOP LEFT", help="SDXL's crop.")
 @click.option("--target-size", type=int, nargs=2, metavar="HEIGHT WIDTH", help="SDXL's, after scaling.")
 @click.option("--seed", type=int, help="0 to 2**64-1; the same seed gives the same picture.  [default: random]")
 @click.option("--width", type=int, help="Pixels.  [default: the picture's or the model's]")
 @click.option("--height", type=int, help="Pixels.  [default: the picture's or the model's]")
-@click.option("--images", type=int, default=1, show_default=True, help="How many, with consecutive seeds.")
+@click.option("--images", type=int, help="How many, with consecutive seeds.  [default: 1]")
 @click.option(
     "--lora",
     "loras",
@@ -145,6 +163,19 @@ FILE = click.Path(path_type=Path)
 @click.option("--overwrite", is_flag=True, help="Replace a picture of that name.")
 @click.option("--json", "as_json", is_flag=True, help="Print paths, seeds and timings as JSON.")
 @click.option(
+    "--again",
+    type=FILE,
+    metavar="PICTURE",
+    help="Draw a picture of Calotype's once more, by the settings it carries; in place of PROMPT.",
+)
+@click.option(
+    "--folder",
+    "folders",
+    type=FILE,
+    multiple=True,
+    help="With --again: where its model and its LoRAs are looked for, by their hashes; can be given several times.",
+)
+@click.option(
     "--config",
     type=FILE,
     is_eager=True,
@@ -152,32 +183,107 @@ FILE = click.Path(path_type=Path)
     callback=use_settings,
     help="A TOML file that may say any of this; the command line wins.",
 )
-def command(prompt: str, model: str, output: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
+def command(
+    prompt: str | None, model: str, output: Path, overwrite: bool, as_json: bool, again: Path | None, **options: Any
+) -> None:
     """Draw PROMPT. Pictures that exist are kept: another gets a number in its name."""
-    from calotype.runtime.pictures.files import check_target, numbered_paths, save_image
+    from calotype.runtime.pictures.files import check_target
     from calotype.runtime.pipeline import Pipeline
     from calotype.runtime.sessions.profiled import Profile
 
+    if (prompt is None) == (again is None):
+        raise click.UsageError("give a PROMPT, or --again PICTURE, and not both")
     check_target(output)  # before the work, not after it
+    if again is None:
+        requests, where, additions = _requests(prompt, options), model, _additions(options)
+    else:
+        requests, where, additions = _recalled(again, options)
     profile = Profile() if options["profile"] else None
     begin = time.perf_counter()
     with Pipeline.load(
-        model, options["backend"], low_memory=options["low_memory"], profile=profile, **_additions(options)
+        where, options["backend"], low_memory=options["low_memory"], profile=profile, **additions
     ) as pipeline:
-        result = _draw(pipeline, prompt, options)
+        files, call = _draw(pipeline, requests, output, overwrite)
         seconds = time.perf_counter() - begin
-    paths = numbered_paths(output, len(result.images), overwrite=overwrite)
-    for number, (image, path) in enumerate(zip(result.images, paths, strict=True)):
-        save_image(image, path, _parameters(pipeline, prompt, options, result, number), overwrite=overwrite)
+    timings = call.timings
     if profile is not None:
-        click.echo(profile.text(result.timings, seconds), err=True)
+        click.echo(profile.text(timings, seconds), err=True)
     if as_json:
-        files = [{"path": str(path), "seed": seed} for path, seed in zip(paths, result.seeds, strict=True)]
         more = {} if profile is None else {"profile": profile.to_json()}
-        click.echo(json.dumps({"images": files, "backend": pipeline.backend, "timings": result.timings, **more}))
+        value = {"images": files, "backend": pipeline.backend, "timings": timings.to_json(), **more}
+        click.echo(json.dumps(value))
     else:
-        for path in paths:
-            click.echo(str(path))
+        for file in files:
+            click.echo(file["path"])
+
+
+def _recalled(picture: Path, options: dict[str, Any]) -> tuple[list[Request], Path, dict[str, Any]]:
+    """What made ``picture``: the request, the model's folder, and what was added to the model."""
+    from calotype.runtime.pictures.autoencoder import Tiles
+    from calotype.runtime.pictures.files import read_parameters
+    from calotype.runtime.recall import recall
+
+    context = click.get_current_context()
+    given = {"output", "overwrite", "as_json", "again", "folders", "image", "mask", "backend", "low_memory", "profile"}
+    others = [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name not in given and context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+    ]
+    if others:
+        raise click.UsageError(f"--again takes all settings from the picture; leave out {', '.join(others)}")
+    found = recall(read_parameters(picture), options["folders"], image=options["image"], mask_image=options["mask"])
+    additions = {
+        "loras": found.request.loras or (),
+        "embeddings": found.embeddings,
+        "vae": found.vae,
+        "vae_tiles": Tiles() if found.tiled else None,
+        "fast": found.request.fast,
+    }
+    return [found.request], found.model, additions
+
+
+def _requests(prompt: str | None, options: dict[str, Any]) -> list[Request]:
+    """The pictures that the command line asks for."""
+    from calotype.runtime.request import expand
+
+    scale, (spacing, levels) = options["guidance_scale"], _sigmas(options)
+    config = {"sigma_spacing": spacing, "eta": options["eta"]}
+    return expand(
+        prompt,
+        options["negative_prompt"],
+        images=options["images"],
+        guidance_scale=scale[0] if scale is not None and len(scale) == 1 else scale,
+        seed=options["seed"],
+        image=options["image"],
+        mask_image=options["mask"],
+        num_inference_steps=options["steps"],
+        sigmas=levels,
+        scheduler_config={name: value for name, value in config.items() if value is not None},
+        **{name: options[name] for name in SAME_NAME},
+    )
+
+
+def _draw(pipeline: Pipeline, requests: list[Request], output: Path, overwrite: bool) -> tuple[list[Any], Call]:
+    """Draw, and save each picture as soon as it is finished; returns where, in the order of the requests."""
+    from calotype.runtime.pictures.files import numbered_paths
+
+    paths = numbered_paths(output, len(requests), overwrite=overwrite)
+    files: dict[int, Any] = {}
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(
+            click.progressbar(length=1, label="denoising", file=sys.stderr, hidden=not sys.stderr.isatty())
+        )
+
+        def advance(end: StepEnd) -> None:
+            bar.length = end.steps * len(requests)
+            bar.update(1)
+
+        call = pipeline.draw(requests, callback=advance)
+        for number, picture in call:
+            path = picture.save(paths[number], overwrite=overwrite)
+            files[number] = {"path": str(path), "seed": picture.seed}
+    return [files[number] for number in sorted(files)], call
 
 
 def _additions(options: dict[str, Any]) -> dict[str, Any]:
@@ -203,45 +309,6 @@ def _acceleration(options: dict[str, Any]) -> Acceleration:
     return dataclasses.replace(preset, **given)
 
 
-def _draw(pipeline: Pipeline, prompt: str, options: dict[str, Any]) -> Output:
-    scale, (spacing, levels) = options["guidance_scale"], _sigmas(options)
-    config = {"sigma_spacing": spacing, "eta": options["eta"]}
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(
-            click.progressbar(length=1, label="denoising", file=sys.stderr, hidden=not sys.stderr.isatty())
-        )
-
-        def advance(end: StepEnd) -> None:
-            bar.length = end.steps * options["images"]
-            bar.update(1)
-
-        return pipeline(
-            prompt,
-            negative_prompt=options["negative_prompt"],
-            image=options["image"],
-            mask_image=options["mask"],
-            strength=options["strength"],
-            feather=options["feather"],
-            height=options["height"],
-            width=options["width"],
-            num_inference_steps=options["steps"],
-            timesteps=options["timesteps"],
-            sigmas=levels,
-            scheduler=options["scheduler"],
-            scheduler_config={name: value for name, value in config.items() if value is not None},
-            guidance_scale=scale[0] if scale is not None and len(scale) == 1 else scale,
-            guidance_rescale=options["guidance_rescale"],
-            guidance_interval=options["guidance_interval"],
-            clip_skip=options["clip_skip"],
-            original_size=options["original_size"],
-            crops_coords_top_left=options["crops_coords_top_left"],
-            target_size=options["target_size"],
-            num_images_per_prompt=options["images"],
-            seed=options["seed"],
-            callback_on_step_end=advance,
-        )
-
-
 def _sigmas(options: dict[str, Any]) -> tuple[str | None, tuple[float, ...] | None]:
     """The spacing of the noise levels, or the levels themselves."""
     given = options["sigmas"]
@@ -250,54 +317,3 @@ def _sigmas(options: dict[str, Any]) -> tuple[str | None, tuple[float, ...] | No
             raise click.UsageError("--karras and --sigmas exclude each other")
         given = "karras"
     return (given, None) if given is None or isinstance(given, str) else (None, given)
-
-
-def _parameters(pipeline: Pipeline, prompt: str, options: dict[str, Any], result: Output, number: int) -> Parameters:
-    """What made one picture of a call: all that it takes to make it again."""
-    from calotype.runtime.pictures.canvas import default_strength
-    from calotype.runtime.pictures.files import Parameters, file_hash
-    from calotype.runtime.schedulers import scheduler_name
-
-    added = _additions(options)
-    manifest, image, scales = pipeline.manifest, result.images[number], options["guidance_scale"]
-    spacing, levels = _sigmas(options)
-    acceleration = _acceleration(options)
-    strength = default_strength(options["mask"]) if options["strength"] is None else options["strength"]
-    scheduler = options["scheduler"] or manifest.defaults.scheduler or str(manifest.scheduler.get("_class_name"))
-    further = {
-        "Schedule type": spacing,
-        "Sigmas": levels,
-        "Timesteps": options["timesteps"],
-        "Eta": options["eta"],
-        "CFG rescale": options["guidance_rescale"] or None,
-        "CFG interval": options["guidance_interval"] or acceleration.guidance_interval,
-        "Cache interval": acceleration.cache_interval if acceleration.caches else None,
-        "Precision": "int8" if result.int8 else None,
-        "Clip skip": options["clip_skip"] + 1 if options["clip_skip"] else None,
-        "Original size": options["original_size"],
-        "Crop": options["crops_coords_top_left"],
-        "Target size": options["target_size"],
-        "Image": options["image"] and options["image"].name,
-        "Image hash": options["image"] and file_hash(options["image"]),
-        "Denoising strength": options["image"] and strength,
-        "Mask": options["mask"] and options["mask"].name,
-        "Mask hash": options["mask"] and file_hash(options["mask"]),
-        "Feather": options["feather"] or None,
-        "Lora": [f"{lora.path.name}:{lora.scale:g} {file_hash(lora.path)}" for lora in added["loras"]] or None,
-        "TI": [f"{own.path.name}:{own.token} {file_hash(own.path)}" for own in added["embeddings"]] or None,
-        "VAE": options["vae"] and Path(options["vae"]).name,
-        "VAE tiles": options["vae_tiling"] or None,
-    }
-    return Parameters(
-        prompt=prompt,
-        negative_prompt=options["negative_prompt"],
-        steps=result.steps,
-        sampler=scheduler_name(scheduler),
-        guidance_scale=manifest.defaults.guidance_scale if scales is None else scales[number % len(scales)],
-        seed=result.seeds[number],
-        width=image.width,
-        height=image.height,
-        model=manifest.name,
-        model_hash=manifest.files[manifest.networks["unet"].weights[0]].sha256[:10],
-        further={name: value for name, value in further.items() if value is not None},
-    )

@@ -1,207 +1,221 @@
-"""The denoising loop: jobs, each an image on its way, and one UNet that serves their rows."""
+"""The denoising loop: rows of many jobs go through a network together, and each job moves on its own."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+import weakref
+from collections.abc import Callable, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from calotype.runtime.bundle.manifest import CACHING
-from calotype.runtime.denoising.acceleration import FeatureCache
-from calotype.runtime.denoising.guidance import Guidance
-from calotype.runtime.pictures.masks import Known
-from calotype.runtime.schedulers import Solver, State
-from calotype.runtime.sessions import Session
-from calotype.runtime.text.encoders import Inputs
-
-Array = NDArray[np.float32]
-INT8 = "unet_int8"  # the session of the network unet whose engine is in int8
-
-
-@dataclasses.dataclass(kw_only=True, eq=False)
-class Job:
-    """One image on its way. Nothing in it is shared with another job but what never changes.
-
-    Attributes:
-        latents: (C, h, w) float32, changed in place.
-        conditional: the UNet's inputs for the prompt, one row of each.
-        unconditional: for the negative prompt; None turns guidance off.
-        context: (K, h, w), more channels of the UNet's sample, the same at every step; None is none.
-        known: what of the latents is given.
-        cache: of the deep feature; None evaluates the whole UNet at every step.
-        int8: whether the whole UNet is the one in int8.
-        index: the next model evaluation.
-    """
-
-    latents: Array
-    conditional: Inputs
-    unconditional: Inputs | None
-    guidance: Guidance
-    solver: Solver
-    state: State
-    rng: np.random.Generator
-    context: Array | None = None
-    known: Known | None = None
-    cache: FeatureCache | None = None
-    int8: bool = False
-    index: int = 0
-
-    @property
-    def rows(self) -> int:
-        """Rows of the UNet's batch that the next step of this job takes."""
-        return self._rows_at(self.index)
-
-    @property
-    def rows_to_come(self) -> tuple[int, ...]:
-        """The same for each step that is left."""
-        return tuple(self._rows_at(index) for index in range(self.index, len(self.solver)))
-
-    @property
-    def networks(self) -> tuple[str, ...]:
-        """The sessions that it needs."""
-        return unet_networks(caching=self.cache is not None, int8=self.int8)
-
-    @property
-    def done(self) -> bool:
-        """Whether its schedule is through."""
-        return self.index >= len(self.solver)
-
-    @property
-    def _phase(self) -> tuple[Any, ...]:
-        """What two jobs must have in common to go through the UNet together until they are done."""
-        tokens = self.conditional["encoder_hidden_states"].shape[0]
-        interval = None if self.cache is None else self.cache.interval
-        return self.networks, self.latents.shape, tokens, self.rows_to_come, interval
-
-    def _rows_at(self, index: int) -> int:
-        guided = self.unconditional is not None and self.guidance.active(self.solver.noise_level(index))
-        return 2 if guided else 1
-
-
-def unet_networks(*, caching: bool, int8: bool = False) -> tuple[str, ...]:
-    """The sessions that the jobs of a call need, with or without a cache, which there is not in int8."""
-    return CACHING if caching else (INT8,) if int8 else ("unet",)
+from calotype.runtime.bundle.form import INT8
+from calotype.runtime.bundle.spec import TensorSpec
+from calotype.runtime.denoising.batching import pick
+from calotype.runtime.denoising.feature_cache import DEEP, SHALLOW
+from calotype.runtime.denoising.job import Job, Key, Layout, SessionKey
+from calotype.runtime.errors import InputError
+from calotype.runtime.sessions.session import Session, Sizes
 
 
 class Denoiser:
-    """Moves jobs one step at a time through a UNet; allocates nothing after a shape's first step.
+    """Moves jobs through the networks that they need; after the first run of a size, nothing is allocated.
 
     Args:
-        sessions: by name: ``unet``, in int8 ``unet_int8``, or for jobs with a cache ``unet_deep`` and ``unet_shallow``.
-            Others may lie there too, and what a job needs may be added as late as when the job is.
+        sessions: opens or finds the session that a key names.
     """
 
-    def __init__(self, sessions: Mapping[str, Session]) -> None:
+    def __init__(self, sessions: Callable[[SessionKey], Session]) -> None:
         self._sessions = sessions
-        self._sizes: dict[tuple[int, ...], dict[str, int]] = {}
-        # By network: the jobs whose inputs stand in its buffers, and the view by which the buffers are known again.
-        self._filled: dict[str, tuple[tuple[Job, ...], Array]] = {}
+        self._buffers: dict[SessionKey, _Buffers] = {}
 
-    def batches(self, jobs: Sequence[Job]) -> list[tuple[Job, ...]]:
-        """``jobs`` in those that go through the UNet together until they are done, as many as its sessions take."""
-        alike: dict[tuple[Any, ...], list[Job]] = {}
-        for job in jobs:
-            alike.setdefault(job._phase, []).append(job)
-        found = []
-        for waiting in alike.values():
-            while waiting:
-                count = next((n for n in range(len(waiting), 1, -1) if self._takes(waiting[0], n)), 1)
-                found.append(tuple(waiting[:count]))
-                del waiting[:count]
-        return sorted(found, key=lambda batch: jobs.index(batch[0]))
-
-    def reserve(self, *jobs: Job) -> None:
-        """Allocate for the steps of a batch."""
-        self._filled.clear()
-        for sizes in self._sizes_to_come(jobs[0], len(jobs)):
-            for network in jobs[0].networks:
-                self._sessions[network].reserve(sizes)
-
-    def step(self, *jobs: Job) -> None:
-        """Evaluate the UNet, or of it what the jobs' caches do not stand for, and move their latents one step.
-
-        ``jobs`` are a batch: its rows are each job's conditional one and then, where guidance is on, its other one.
+    def capacity(self, key: Key) -> int:
+        """The most rows of one run of jobs of that key. In int8 the values of a run may share one scale: 1, so that a
+        picture has a run of its own.
         """
-        first = jobs[0]
-        each = first.rows
-        sizes = self._sizes_of(first, each * len(jobs))
-        shallow = first.cache is not None and first.cache.serves(each)
-        network = "unet_shallow" if shallow else first.networks[0]
-        unet = self._sessions[network]
-        self._fill(network, jobs, each, sizes)
-        if first.cache is None:
-            unet.run(sizes)
-        else:
-            self._run_cached(network, jobs, sizes)
-        noise_pred = iter(unet.buffer("noise_pred", sizes))  # (rows, C, h, w)
+        session = self._sessions(key.session)
+        if key.session.form == INT8 and not session.keeps_bytes:
+            return 1
+        return session.capacity(self._buffers_of(key, session).symbols(session, key.layout))
+
+    def pick(self, jobs: Sequence[Job]) -> list[Job]:
+        """The first of ``jobs``, none of them done, and those that may share its next run."""
+        return pick(jobs, self.capacity)
+
+    def reserve(self, jobs: Sequence[Job]) -> None:
+        """Allocate for the runs of ``jobs`` to come, the largest of each session first, so that nothing moves later."""
+        rows: dict[Key, int] = {}
         for job in jobs:
-            conditional = next(noise_pred)
-            if each == 2:
-                job.guidance.apply(conditional, next(noise_pred))
-            job.solver.step(job.state, job.index, conditional, job.latents, job.rng)
-            job.index += 1
-            if job.known is not None:
-                job.known.restore(job.latents, job.solver, job.index)
+            for key in _keys_to_come(job):
+                rows[key] = rows.get(key, 0) + job.most_rows
+        for key, count in rows.items():
+            session = self._sessions(key.session)
+            most = max(min(count, self.capacity(key)), min(count, 2))
+            self._buffers_of(key, session).run(session, key.layout, session.padded(most))
 
-    def _run_cached(self, network: str, jobs: Sequence[Job], sizes: Mapping[str, int]) -> None:
-        """Run, with each job's deep feature handed in, or taken over."""
-        unet, each = self._sessions[network], sizes["rows"] // len(jobs)
-        feature = unet.buffer("deep_feature", sizes)  # (rows, C, h, w)
-        rows = [feature[row : row + each] for row in range(0, sizes["rows"], each)]
-        caches = [job.cache for job in jobs if job.cache is not None]
-        if network == "unet_shallow":
-            for cache, own in zip(caches, rows, strict=True):
-                cache.give(own)
-            unet.run(sizes)
-        else:
-            unet.run(sizes)
-            for cache, own in zip(caches, rows, strict=True):
-                cache.keep(own)
+    def step(self, jobs: Sequence[Job]) -> None:
+        """Move each of ``jobs``, like or unlike, by one step, in as few runs as they may share; one that is done stays.
 
-    def _fill(self, network: str, jobs: tuple[Job, ...], each: int, sizes: Mapping[str, int]) -> None:
-        """Write a step's inputs into the buffers; what does not change between steps, where it does not stand there."""
-        unet, channels = self._sessions[network], jobs[0].latents.shape[0]
-        text, filled = unet.buffer("encoder_hidden_states", sizes), self._filled.get(network)
-        if filled is None or filled[0] != jobs or filled[1] is not text:
-            row = 0
-            for job in jobs:
-                for inputs in (job.conditional, job.unconditional)[:each]:
-                    for name, value in (inputs or {}).items():
-                        unet.buffer(name, sizes)[row] = value
-                    row += 1
-            self._filled[network] = jobs, text
-        sample, timestep = unet.buffer("sample", sizes), unet.buffer("timestep", sizes)  # (rows, C + K, h, w), (rows,)
+        A step of a solver of second order takes two evaluations, and so two of these runs. An error or an interrupt
+        leaves every job either where it was or one evaluation further.
+        """
+        waiting = {job: None for job in jobs if not job.done}
+        while waiting:
+            # Those with the most evaluations to go first, then those with the most rows: it takes the fewest runs.
+            order = sorted(waiting, key=_urgency) if len(waiting) > 1 else list(waiting)
+            for job in self.advance(order):
+                del waiting[job]
+
+    def advance(self, jobs: Sequence[Job]) -> set[Job]:
+        """Make one run, of the first of ``jobs`` and those that may share it; returns those of which it ended a step.
+
+        None of ``jobs`` is done; their order says who comes first.
+        """
+        picked = self.pick(jobs)
+        steps = [job.step for job in picked]
+        self.run(picked)
+        return {job for job, step in zip(picked, steps, strict=True) if job.step > step}
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Evaluate the network once for jobs that share a run, and move each by that evaluation.
+
+        Raises:
+            InputError: they may not share one.
+        """
+        key = jobs[0].key
+        for job in jobs:
+            if job.key != key:
+                raise InputError(f"jobs that need {job.key} and {key} cannot share a run; use those that pick() chose")
+        session = self._sessions(key.session)
+        rows = sum(job.rows for job in jobs)
+        run = self._buffers_of(key, session).run(session, key.layout, session.padded(rows))
+        _fill(session, run, jobs)
+        sizes, network = run.sizes, key.session.network
+        if network == SHALLOW:
+            _give_features(session, jobs, sizes)
+        session.run(sizes)
+        if network == DEEP:
+            _keep_features(session, jobs, sizes)
+        noise_pred = session.buffer("noise_pred", sizes)  # (rows, C, h, w)
         row = 0
         for job in jobs:
-            own = sample[row]
-            job.solver.scale_model_input(job.latents, job.index, own[:channels])
-            if job.context is not None:
-                own[channels:] = job.context
-            if each == 2:
-                sample[row + 1] = own
-            timestep[row : row + each] = job.solver.timesteps[job.index]
-            row += each
+            taken = job.rows
+            job.advance(noise_pred[row : row + taken])
+            row += taken
 
-    def _takes(self, job: Job, count: int) -> bool:
-        """Whether so many jobs like ``job`` may share their runs."""
-        return all(
-            self._sessions[network].takes(sizes)
-            for sizes in self._sizes_to_come(job, count)
-            for network in job.networks
-        )
+    def _buffers_of(self, key: Key, session: Session) -> _Buffers:
+        found = self._buffers.get(key.session)
+        if found is None or found.session() is not session:
+            self._buffers = {known: own for known, own in self._buffers.items() if own.session() is not None}
+            found = self._buffers[key.session] = _Buffers(session)
+        return found
 
-    def _sizes_to_come(self, job: Job, count: int) -> list[dict[str, int]]:
-        """Of the runs of so many jobs like ``job``, the largest first."""
-        return [self._sizes_of(job, rows * count) for rows in sorted(set(job.rows_to_come), reverse=True)]
 
-    def _sizes_of(self, job: Job, rows: int) -> dict[str, int]:
-        _, height, width = job.latents.shape
-        key = (rows, job.conditional["encoder_hidden_states"].shape[0], height, width)
-        sizes = self._sizes.get(key)
-        if sizes is None:
-            sizes = {"rows": rows, "tokens": key[1], "height": height, "width": width}
-            self._sizes[key] = sizes
-        return sizes
+@dataclasses.dataclass(kw_only=True)
+class _Run:
+    """The input buffers of a run of so many rows of one layout: its sizes, and the stamp of what stands in each row."""
+
+    sizes: Sizes
+    stamps: list[int]
+
+
+class _Buffers:
+    """What stands in a session's input buffers: a row's inputs are written when they change.
+
+    Rows are known by their stamps, numbers, so that a job that is done is not kept alive; neither is the session.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session, self._generation = weakref.ref(session), session.generation
+        self._symbols: dict[object, Sizes] = {}
+        self._runs: dict[tuple[object, int], _Run] = {}
+
+    def symbols(self, session: Session, layout: Layout) -> Sizes:
+        """The sizes of runs of rows of that layout, without their number."""
+        found = self._symbols.get(layout)
+        if found is None:
+            found = self._symbols[layout] = _symbols(session.inputs, layout)
+        return found
+
+    def run(self, session: Session, layout: Layout, rows: int) -> _Run:
+        """Have buffers for a run of so many rows."""
+        if session.generation != self._generation:
+            self._forget(session)
+        found = self._runs.get((layout, rows))
+        if found is None:
+            sizes = {"rows": rows, **self.symbols(session, layout)}
+            session.reserve(sizes)
+            if session.generation != self._generation:
+                self._forget(session)
+            found = self._runs[layout, rows] = _Run(sizes=sizes, stamps=[0] * rows)
+        return found
+
+    def _forget(self, session: Session) -> None:
+        """What was written is lost."""
+        self._generation = session.generation
+        self._runs.clear()
+        self._symbols.clear()
+
+
+def _fill(session: Session, run: _Run, jobs: Sequence[Job]) -> None:
+    """Write a run's inputs; of those that stay the same between evaluations, what does not stand there."""
+    sizes, stamps = run.sizes, run.stamps
+    sample, timestep = (
+        session.buffer("sample", sizes),
+        session.buffer("timestep", sizes),
+    )  # (rows, C + K, h, w), (rows,)
+    row = 0
+    for job in jobs:
+        solver, channels = job.solver, len(job.latents)
+        for number in range(job.rows):
+            stamp, inputs = job.row(number)
+            if stamps[row] != stamp:
+                stamps[row] = 0  # until all of it is written
+                for name, value in inputs.items():
+                    session.write(name, sizes, value, row)
+                if job.context is not None:
+                    sample[row, channels:] = job.context
+                stamps[row] = stamp
+            solver.scale_model_input(job.latents, job.index, sample[row, :channels])
+            timestep[row] = solver.timesteps[job.index]
+            row += 1
+
+
+def _symbols(inputs: Sequence[TensorSpec], layout: Layout) -> Sizes:
+    """The sizes of all symbols but the rows', by the shapes of one row's inputs.
+
+    Raises:
+        InputError: an input has another shape than the network takes.
+    """
+    shapes, symbols = dict(layout), dict[str, int]()
+    for spec in inputs:
+        shape = shapes.get(spec.name)
+        if shape is not None:
+            spec.match_row(shape, symbols)
+    return symbols
+
+
+def _urgency(job: Job) -> tuple[int, int]:
+    return -job.evaluations_left, -job.rows
+
+
+def _keys_to_come(job: Job) -> list[Key]:
+    """The keys of a job's runs to come: with a cache, of both networks."""
+    if job.done:
+        return []
+    if job.cache is None:
+        return [job.key]
+    return [job.key._replace(session=job.key.session._replace(network=network)) for network in (DEEP, SHALLOW)]
+
+
+def _give_features(session: Session, jobs: Sequence[Job], sizes: Sizes) -> None:
+    feature, row = session.buffer("deep_feature", sizes), 0  # (rows, C, h, w)
+    for job in jobs:
+        assert job.cache is not None
+        job.cache.give(feature[row : row + job.rows])
+        row += job.rows
+
+
+def _keep_features(session: Session, jobs: Sequence[Job], sizes: Sizes) -> None:
+    feature, row = session.buffer("deep_feature", sizes), 0  # (rows, C, h, w)
+    for job in jobs:
+        assert job.cache is not None
+        job.cache.keep(feature[row : row + job.rows])
+        row += job.rows

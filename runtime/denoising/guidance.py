@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,23 +51,6 @@ class Guidance:
         after = _deviation(conditional) if self.rescale > 0 else 0.0
         if after > 0:
             conditional *= self.rescale * (before / after) + (1 - self.rescale)
-
-
-def guidances(scale: Any, rescale: float, interval: Any, count: int) -> list[Guidance]:
-    """The guidance of each of ``count`` images from a call's arguments; ``scale`` is one number, or one for each."""
-    scales = list(scale) if isinstance(scale, Sequence | np.ndarray) and not isinstance(scale, str) else [scale] * count
-    if len(scales) != count:
-        raise InputError(f"{len(scales)} guidance scales for {count} image(s); give one, or one for each image")
-    if interval is not None:
-        if not isinstance(interval, Sequence) or isinstance(interval, str) or len(interval) != 2:
-            raise InputError(f"guidance_interval={interval!r} is not a pair of noise levels; use 0 <= low < high")
-        interval = (finite("guidance_interval", interval[0]), finite("guidance_interval", interval[1]))
-    return [
-        Guidance(
-            scale=finite("guidance_scale", item), rescale=within("guidance_rescale", rescale, 0, 1), interval=interval
-        )
-        for item in scales
-    ]
 
 
 def scale_embedding(scale: float, size: int) -> Array:

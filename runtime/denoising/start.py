@@ -8,16 +8,14 @@ its scheduler draws at each step.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calotype.runtime.arrays import Array
+from calotype.runtime.denoising.known import Known
 from calotype.runtime.pictures.autoencoder import Scale
-from calotype.runtime.pictures.masks import Known, Mask
+from calotype.runtime.pictures.masks import Mask
 from calotype.runtime.schedulers import Solver
-
-Array = NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +32,15 @@ class Posterior:
         latents += self.mean
         scale.to_unet(latents)
         return latents
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Beginning:
+    """What a job has of its own where it starts; the attributes are those of :class:`Job`."""
+
+    latents: Array
+    context: Array | None
+    known: Known | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,8 +61,8 @@ class Start:
     mask: Mask | None = None
     surroundings: Posterior | None = None
 
-    def job(self, noise: Array, rng: np.random.Generator) -> dict[str, Any]:
-        """The fields of a job that starts at ``noise`` (C, h, w), of unit variance and its own from now on."""
+    def begin(self, noise: Array, rng: np.random.Generator) -> Beginning:
+        """Where a job starts from ``noise`` (C, h, w), of unit variance and its own from now on."""
         clean = None if self.picture is None else self.picture.sample(rng, self.scale)
         context = known = None
         if self.mask is not None and self.surroundings is not None:
@@ -70,4 +77,4 @@ class Start:
             latents = clean
         else:
             latents = self.solver.add_noise(clean, noise, self.index)
-        return {"latents": latents, "context": context, "known": known, "index": self.index, "rng": rng}
+        return Beginning(latents=latents, context=context, known=known)

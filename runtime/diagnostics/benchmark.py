@@ -13,22 +13,23 @@ import tracemalloc
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.spec import TensorSpec
-from calotype.runtime.denoising.denoiser import Denoiser, Job
+from calotype.runtime.denoising.denoiser import Denoiser
 from calotype.runtime.denoising.guidance import Guidance
+from calotype.runtime.denoising.job import Job
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.schedulers import create_solver
-from calotype.runtime.sessions.session import Sizes
+from calotype.runtime.sessions.session import BaseSession, Sizes
 
 PROMPT = "a lighthouse at dusk"
 HOST_STEPS = 100
+HOST_SCHEDULERS = ("euler", "dpmpp-2m", "ddim", "unipc")
 SAMPLING = 0.01  # seconds between two looks at a process's memory
 
 
@@ -41,9 +42,10 @@ def latency(
     timings = [pipeline(PROMPT, **settings, num_inference_steps=steps).timings for _ in range(rounds)]
     return {
         "images": images,
-        "picture_s": statistics.median(item["total"] for item in timings) / images,
-        "step_s": statistics.median(second for item in timings for second in item["steps"]),
-        **{f"{stage}_s": statistics.median(item[stage] for item in timings) for stage in ("denoising", "vae_decoder")},
+        "picture_s": statistics.median(item.total for item in timings) / images,
+        "step_s": statistics.median(second for item in timings for second in item.runs),
+        "denoising_s": statistics.median(item.denoising for item in timings),
+        "vae_decoder_s": statistics.median(item.vae_decoder for item in timings),
     }
 
 
@@ -98,23 +100,29 @@ def drop_cache(paths: Iterable[Path]) -> None:
             os.close(file)
 
 
-class InstantSession:
-    """A UNet that answers at once: what is left of a step is the host's. See :class:`Session`."""
+class InstantSession(BaseSession):
+    """A UNet that answers at once, so that what is left of a step is the host's; see :class:`Session`.
 
-    def __init__(self, channels: int, width: int) -> None:
-        self.inputs: tuple[TensorSpec, ...] = (
+    Args:
+        channels: of the latents.
+        width: of the text embeddings.
+        capacity: the most rows of a run.
+    """
+
+    def __init__(self, channels: int, width: int, capacity: int = 2) -> None:
+        inputs = (
             TensorSpec(name="sample", dtype="float32", shape=("rows", channels, "height", "width")),
             TensorSpec(name="timestep", dtype="float32", shape=("rows",)),
             TensorSpec(name="encoder_hidden_states", dtype="float32", shape=("rows", "tokens", width)),
         )
-        self.outputs: tuple[TensorSpec, ...] = (
-            TensorSpec(name="noise_pred", dtype="float32", shape=("rows", channels, "height", "width")),
-        )
+        outputs = (TensorSpec(name="noise_pred", dtype="float32", shape=("rows", channels, "height", "width")),)
+        super().__init__(inputs, outputs, "instant")
+        self._capacity = capacity
         self._buffers: dict[tuple[str, tuple[tuple[str, int], ...]], NDArray[Any]] = {}
 
-    def takes(self, sizes: Sizes) -> bool:
-        """See :meth:`Session.takes`. Never: what is measured is a step of one picture."""
-        return False
+    def capacity(self, sizes: Sizes) -> int:
+        """See :meth:`Session.capacity`."""
+        return self._capacity
 
     def reserve(self, sizes: Sizes) -> None:
         """See :meth:`Session.reserve`."""
@@ -128,59 +136,48 @@ class InstantSession:
     def run(self, sizes: Sizes) -> None:
         """See :meth:`Session.run`."""
 
-    def close(self) -> None:
-        """See :meth:`Session.close`."""
 
-    def __enter__(self) -> Self:
-        return self
+def host_overhead(side: int, *, jobs: int = 1) -> dict[str, float]:
+    """Microseconds of the host in a step of ``jobs`` pictures of ``side`` x ``side`` x 4 latents in one run.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """See :class:`Session`."""
-
-
-def host_overhead(side: int, *, jobs: int = 1, scheduler: str = "euler") -> dict[str, float]:
-    """Microseconds of the host in a guided step of one picture among ``jobs``, of ``side`` x ``side`` x 4 latents.
-
+    One is guided. Several are mixed: every second is guided, their schedulers differ, and each is at another step.
     ``allocated_bytes`` is the most that was allocated at once during the steps, above what stood before.
     """
-    denoiser = Denoiser({"unet": InstantSession(4, 768)})
-    solver = create_solver(scheduler, {}, HOST_STEPS)
-    shape = (4, side, side)
-
-    def new() -> Job:
-        row = np.zeros((77, 768), np.float32)
-        return Job(
-            latents=np.zeros(shape, np.float32),
-            conditional={"encoder_hidden_states": row},
-            unconditional={"encoder_hidden_states": row},
-            guidance=Guidance(scale=7.5),
-            solver=solver,
-            state=solver.new_state(shape),
-            rng=np.random.Generator(np.random.Philox(0)),
-        )
-
-    work = [new() for _ in range(jobs)]
-    for batch in denoiser.batches(work):
-        denoiser.reserve(*batch)
+    unet = InstantSession(4, 768, capacity=2 * jobs)
+    denoiser = Denoiser(lambda _: unet)
+    work = [_host_job(number, (4, side, side)) for number in range(jobs)]
+    denoiser.reserve(work)
+    for number, job in enumerate(work):
+        denoiser.step([job] * (number > 0))
     times = []
-    for _ in range(HOST_STEPS - 10):
-        for job in work:
-            start = time.perf_counter()
-            denoiser.step(job)
-            times.append(time.perf_counter() - start)
+    for _ in range(HOST_STEPS - jobs - 10):
+        start = time.perf_counter()
+        denoiser.step(work)
+        times.append(time.perf_counter() - start)
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
         tracemalloc.reset_peak()
         for _ in range(5):
-            for job in work:
-                denoiser.step(job)
+            denoiser.step(work)
         allocated = tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
     return {"step_us": statistics.median(times) * 1e6, "allocated_bytes": float(allocated)}
+
+
+def _host_job(number: int, shape: tuple[int, ...]) -> Job:
+    solver = create_solver(HOST_SCHEDULERS[number % len(HOST_SCHEDULERS)], {}, HOST_STEPS)
+    row = {"encoder_hidden_states": np.zeros((77, 768), np.float32)}
+    return Job(
+        latents=np.zeros(shape, np.float32),
+        conditional=row,
+        unconditional=dict(row) if number % 2 == 0 else None,
+        guidance=Guidance(scale=7.5),
+        solver=solver,
+        state=solver.new_state(shape),
+        rng=np.random.Generator(np.random.Philox(number)),
+    )
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

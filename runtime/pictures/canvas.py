@@ -4,23 +4,51 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from calotype.runtime.arguments import at_least, whole, within
+from calotype.runtime.arguments import whole
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.errors import InputError
 from calotype.runtime.pictures.files import fit_image, load_image, to_rgb
 from calotype.runtime.pictures.masks import Mask, fit_mask, paste
 
 Array = NDArray[np.float32]
-# A picture, or the file that holds one.
-Picture = Image.Image | str | Path
+# A picture to start from, or the file that holds it.
+Source = Image.Image | str | Path
 
 MAX_SIZE = 16384
+
+
+class Pictured(Protocol):
+    """The part of a request that a canvas is made of."""
+
+    @property
+    def height(self) -> int | None:
+        """Pixels; None is the picture's own."""
+
+    @property
+    def width(self) -> int | None:
+        """Pixels; None is the picture's own."""
+
+    @property
+    def image(self) -> Source | None:
+        """The picture to start from."""
+
+    @property
+    def mask_image(self) -> Source | None:
+        """Where to draw."""
+
+    @property
+    def strength(self) -> float | None:
+        """How much of the picture is given up to noise."""
+
+    @property
+    def feather(self) -> int:
+        """Pixels over which what is drawn fades into the picture."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,46 +70,32 @@ class Canvas:
     feather: int = 0
 
     @classmethod
-    def open(
-        cls,
-        manifest: Manifest,
-        *,
-        height: int | None,
-        width: int | None,
-        image: Picture | None,
-        mask_image: Picture | None,
-        strength: float | None,
-        feather: int,
-    ) -> Self:
-        """From a call's arguments; see :meth:`calotype.runtime.pipeline.Pipeline.__call__`.
+    def open(cls, manifest: Manifest, request: Pictured) -> Self:
+        """The canvas of a resolved request.
 
         Raises:
-            InputError: an argument is out of range, or has no picture that it could be about.
+            InputError: a size does not fit the model, or a picture cannot be read.
         """
         factor = manifest.vae.downscale
-        at_least("feather", feather, 0)
-        if image is None:
-            for name, value in (("mask_image", mask_image), ("strength", strength), ("feather", feather or None)):
-                if value is not None:
-                    raise InputError(f"{name} is about a picture, and there is none; give image too")
-            return cls(
-                height=_size("height", manifest.defaults.height if height is None else height, factor),
-                width=_size("width", manifest.defaults.width if width is None else width, factor),
-            )
-        picture = _opened(image)
-        size = cls(
-            height=_size("height", picture.height // factor * factor if height is None else height, factor),
-            width=_size("width", picture.width // factor * factor if width is None else width, factor),
+        if request.image is None:
+            assert request.height is not None
+            assert request.width is not None
+            return cls(height=_size("height", request.height, factor), width=_size("width", request.width, factor))
+        picture = _opened(request.image)
+        height = _own_size("height", picture.height, factor) if request.height is None else request.height
+        width = _own_size("width", picture.width, factor) if request.width is None else request.width
+        height, width = _size("height", height, factor), _size("width", width, factor)
+        mask = (
+            None if request.mask_image is None else fit_mask(_opened(request.mask_image), picture.size, width, height)
         )
-        if mask_image is None and feather > 0:
-            raise InputError("feather is about a mask, and there is none; give mask_image too")
+        assert request.strength is not None
         return cls(
-            height=size.height,
-            width=size.width,
-            picture=np.asarray(fit_image(picture, size.width, size.height)),
-            mask=None if mask_image is None else fit_mask(_opened(mask_image), picture.size, size.width, size.height),
-            strength=within("strength", default_strength(mask_image) if strength is None else strength, 0, 1),
-            feather=feather,
+            height=height,
+            width=width,
+            picture=np.asarray(fit_image(picture, width, height)),
+            mask=mask,
+            strength=request.strength,
+            feather=request.feather,
         )
 
     def pixels(self, *, masked: bool = False) -> Array:
@@ -99,8 +113,8 @@ class Canvas:
         return paste(drawn, self.picture, self.mask, self.feather)
 
 
-def default_strength(mask_image: Picture | None) -> float:
-    """Diffusers' own."""
+def default_strength(mask_image: Source | None) -> float:
+    """How much of a picture is given up where nobody says: as in diffusers."""
     return 0.8 if mask_image is None else 1.0
 
 
@@ -110,6 +124,13 @@ def _opened(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         return to_rgb(image)
     raise InputError(f"a {type(image).__name__} is not a picture; give a PIL image or a file's path")
+
+
+def _own_size(name: str, pixels: int, factor: int) -> int:
+    """A picture's own size, rounded down to what the model draws."""
+    if pixels < factor:
+        raise InputError(f"the picture's {name} of {pixels} pixels is less than {factor}; give a larger one, or {name}")
+    return pixels // factor * factor
 
 
 def _size(name: str, value: int, factor: int) -> int:

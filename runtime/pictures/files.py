@@ -76,13 +76,14 @@ class Parameters:
         return "\n".join(lines)
 
 
-def load_image(path: Path) -> Image.Image:
-    """Read a picture file as RGB; see :func:`to_rgb`. What is too large is refused before it is decoded.
+def load_image(path: Path | io.BytesIO, name: str | None = None) -> Image.Image:
+    """Read a picture file, or the content of one, as RGB; see :func:`to_rgb`. What is too large is not decoded.
 
     Raises:
         InputError: there is none, it is no picture, or it has more than ``MAX_PIXELS`` pixels.
     """
-    too_large = InputError(f"{path} has more than {MAX_PIXELS} pixels; scale it down first")
+    named = path if name is None else name
+    too_large = InputError(f"{named} has more than {MAX_PIXELS} pixels; scale it down first")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is an error here
@@ -92,13 +93,13 @@ def load_image(path: Path) -> Image.Image:
                 raise too_large
             return to_rgb(image)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
+        raise InputError(f"{named} does not exist") from None
     except InputError:
         raise
     except Image.DecompressionBombError:
         raise too_large from None
     except UNREADABLE as error:
-        raise InputError(f"{path} is not a picture that can be read: {error}") from error
+        raise InputError(f"{named} is not a picture that can be read: {error}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -7,41 +7,15 @@ picture. Any other is held to the rest by noising that anew at every step; Lugma
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from calotype.runtime.errors import InputError
 from calotype.runtime.pictures.files import to_rgb
-from calotype.runtime.schedulers import Solver
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Known:
-    """The part of a job's latents that is given.
-
-    Attributes:
-        clean: (C, h, w), the picture's latents.
-        noise: (C, h, w), of unit variance, the job's first noise.
-        keep: (h, w), where they are given.
-        scratch: (C, h, w).
-    """
-
-    clean: Array
-    noise: Array
-    keep: Mask
-    scratch: Array
-
-    def restore(self, latents: Array, solver: Solver, index: int) -> None:
-        """Overwrite the known part of ``latents`` (C, h, w) as it stands before evaluation ``index``, or at the end."""
-        at_end = index >= len(solver)
-        known = self.clean if at_end else solver.add_noise(self.clean, self.noise, index, out=self.scratch)
-        np.copyto(latents, known, where=self.keep)
 
 
 def fit_mask(mask: Image.Image, size: tuple[int, int], width: int, height: int) -> Mask:

@@ -59,6 +59,10 @@ _CLASS_NAMES = {
 }
 # Two names for one class of diffusers; where it is called by its own name, the JSON decides.
 _ALGORITHMS = {"dpmpp-2m": "dpmsolver++", "dpmpp-2m-sde": "sde-dpmsolver++"}
+# Diffusers' classes for models whose latents are noised in another way, and settings that only such models have: their
+# checkpoints would come out wrong, silently, with any solver here.
+_OTHER_KINDS = ("FlowMatch", "EDM", "ConsistencyModel", "CMStochastic", "VQDiffusion", "CogVideoX", "Amused")
+_FLOW_SETTINGS = ("shift", "use_dynamic_shifting", "base_shift", "max_shift", "shift_terminal", "invert_sigmas")
 
 
 def scheduler_name(name: str) -> str:
@@ -94,6 +98,7 @@ def create_solver(
     Raises:
         InputError: for an unknown name, an unsupported setting, or steps that are out of range.
     """
+    _check_kind(config)
     found = scheduler_name(str(config.get("_class_name", "ddim")) if name is None else name)
     solver = SCHEDULERS[found]
     for own in ("sigma_spacing", "eta"):
@@ -110,6 +115,19 @@ def create_solver(
         if settings.sigma_spacing != "table":
             raise InputError(f"a list of {kind} and sigma_spacing={settings.sigma_spacing!r} exclude each other")
     return solver(settings, Steps.of(num_inference_steps, timesteps, sigmas, settings.num_train_timesteps))
+
+
+def _check_kind(config: Mapping[str, Any]) -> None:
+    """Raises InputError where the checkpoint's settings are of another kind of noise than these solvers remove."""
+    own = str(config.get("_class_name", ""))
+    flow = [name for name in _FLOW_SETTINGS if config.get(name) is not None]
+    flow += ["prediction_type"] if config.get("prediction_type") in ("flow_prediction", "flow") else []
+    if own.startswith(_OTHER_KINDS) or flow:
+        what = own or f"one with {', '.join(flow)}"
+        raise InputError(
+            f"the model's scheduler is {what}, for another kind of noise than any of these takes away: "
+            f"{', '.join(sorted(SCHEDULERS))}; no --scheduler can stand in for it"
+        )
 
 
 def _able(what: str) -> str:

@@ -74,6 +74,12 @@ class PNDM(Solver):
             )
         return index
 
+    def step_ends(self, start: int) -> tuple[int, ...]:
+        """See :meth:`Solver.step_ends`. A step of the warm-up takes four evaluations; without, the first takes two."""
+        if self._warm_up:
+            return (*range(4, self._warm_up + 1, 4), *range(self._warm_up + 1, len(self) + 1))
+        return tuple(range(min(start + 2, len(self)), len(self) + 1)) if start < len(self) else ()
+
     def step(self, state: State, index: int, noise_pred: Array, latents: Array, rng: NoiseSource) -> None:
         """See :meth:`Solver.step`."""
         count = state.steps

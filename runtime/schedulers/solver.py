@@ -109,6 +109,11 @@ class Solver:
         taken = min(int(steps * strength), steps)
         return len(self) if taken == 0 else (steps - taken) * self.evaluations_per_step
 
+    def step_ends(self, start: int) -> tuple[int, ...]:
+        """The indices at which the steps of a run that begins at index ``start`` are done, one for each step."""
+        each = self.evaluations_per_step
+        return tuple(min(index + each, len(self)) for index in range(start, len(self), each))
+
     def add_noise(self, clean: Array, noise: Array, index: int, out: Array | None = None) -> Array:
         """Latents as they stand before ``index``, in ``out`` or anew, from clean ones and noise of unit variance."""
         signal, sigma = self._levels[index]
@@ -134,7 +139,8 @@ class Solver:
         move = self._moves[index]
         if move.denoised != 0:
             self._to_denoised(state, index, noise_pred, latents)
-        latents *= move.latents
+        if move.latents != 1:
+            latents *= move.latents
         if move.noise_pred != 0:
             add_scaled(latents, noise_pred, move.noise_pred, state.scratch)
         if move.denoised != 0:

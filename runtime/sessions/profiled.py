@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Any, Self
-
-from numpy.typing import NDArray
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from calotype.runtime.sessions.session import Session, Sizes
+from calotype.runtime.sessions.wrapping import WrappingSession
 
 LISTED = 6  # operators of a network; the rest are summed
 SHOWN = 0.001  # seconds of a stage
@@ -28,6 +26,18 @@ class NetworkProfile:
     runs: int = 0
     running: float = 0.0
     operators: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Timed(Protocol):
+    """What a table is made of: the timings of a pipeline's call, in seconds."""
+
+    @property
+    def total(self) -> float:
+        """Of the whole call."""
+
+    @property
+    def runs(self) -> Sequence[float]:
+        """Of each run of the denoising network."""
 
 
 class Profile:
@@ -50,17 +60,17 @@ class Profile:
         """As plain values; seconds."""
         return {name: dataclasses.asdict(own) for name, own in self.networks.items()}
 
-    def text(self, timings: Mapping[str, Any], seconds: float) -> str:
+    def text(self, timings: Timed, seconds: float) -> str:
         """A table for a person.
 
         Args:
             timings: those of a pipeline's output.
             seconds: from the start of loading to the end of drawing.
         """
-        stages = {name: timings[name] for name in ("text_encoder", "vae_encoder", "denoising", "vae_decoder")}
-        rows = [("loading the model", seconds - timings["total"], "")]
+        stages = {name: getattr(timings, name) for name in ("text_encoder", "vae_encoder", "denoising", "vae_decoder")}
+        rows = [("loading the model", seconds - timings.total, "")]
         rows += [
-            (name, spent, _steps(timings) if name == "denoising" else "") for name, spent in stages.items() if spent
+            (name, spent, _runs(timings.runs) if name == "denoising" else "") for name, spent in stages.items() if spent
         ]
         lines = [f"{seconds:.3f} s, of which", *_table(rows, seconds)]
         ran = ((name, own) for name, own in self.networks.items() if own.runs)
@@ -75,24 +85,12 @@ class Profile:
         return "\n".join(lines)
 
 
-class _ProfiledSession:
+class _ProfiledSession(WrappingSession):
     """See :class:`calotype.runtime.sessions.session.Session`."""
 
     def __init__(self, session: Session, profile: NetworkProfile) -> None:
-        self.inputs, self.outputs = session.inputs, session.outputs
+        super().__init__(session.inputs, session.outputs, "the session")
         self._session, self._profile = session, profile
-
-    def takes(self, sizes: Sizes) -> bool:
-        """See :meth:`Session.takes`."""
-        return self._session.takes(sizes)
-
-    def reserve(self, sizes: Sizes) -> None:
-        """See :meth:`Session.reserve`."""
-        self._session.reserve(sizes)
-
-    def buffer(self, name: str, sizes: Sizes) -> NDArray[Any]:
-        """See :meth:`Session.buffer`."""
-        return self._session.buffer(name, sizes)
 
     def run(self, sizes: Sizes) -> None:
         """See :meth:`Session.run`."""
@@ -101,26 +99,17 @@ class _ProfiledSession:
         self._profile.running += time.perf_counter() - begin
         self._profile.runs += 1
 
-    def close(self) -> None:
-        """See :meth:`Session.close`."""
-        operators = getattr(self._session, "operators", None)
-        if operators is not None:
-            for operator, spent in operators().items():
-                self._profile.operators[operator] = self._profile.operators.get(operator, 0.0) + spent
+    def _wrapped(self) -> Session:
+        return self._session
+
+    def _close(self) -> None:
+        for operator, spent in self._session.operators().items():
+            self._profile.operators[operator] = self._profile.operators.get(operator, 0.0) + spent
         self._session.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _steps(timings: Mapping[str, Any]) -> str:
-    steps = timings["steps"]
-    return f"{len(steps)} steps, {1e3 * sum(steps) / len(steps):.1f} ms each" if steps else ""
+def _runs(seconds: Sequence[float]) -> str:
+    return f"{len(seconds)} runs, {1e3 * sum(seconds) / len(seconds):.1f} ms each" if seconds else ""
 
 
 def _table(rows: list[tuple[str, float, str]], whole: float) -> list[str]:

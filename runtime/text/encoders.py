@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.runtime.arrays import Array, Inputs
 from calotype.runtime.sessions import Session
 from calotype.runtime.text.prompts import Chunk, chunked
 from calotype.runtime.text.tokenizer import ClipTokenizer
-
-Array = NDArray[np.float32]
-# One row of the UNet's inputs, by name: "encoder_hidden_states" (tokens, D), and what else it takes.
-Inputs = Mapping[str, Array]
 
 CACHED = 64
 
@@ -66,7 +63,7 @@ class TextEncoder:
         return found
 
 
-class Conditioner:
+class ClipConditioner:
     """The text encoders of a model: one, or SDXL's two side by side (Podell et al. 2023, arXiv 2307.01952)."""
 
     def __init__(self, encoders: Sequence[TextEncoder], *, force_zeros_for_empty_prompt: bool) -> None:

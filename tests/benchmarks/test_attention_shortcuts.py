@@ -12,6 +12,7 @@ from benchmarks import attention_shortcuts as shortcuts
 from benchmarks.attention_shortcuts import KeptAttention, Merge, MergedAttention, Mode
 from calotype.export.models.layers import Attention
 from calotype.export.models.unet import UNet, UNetConfig
+from calotype.runtime.bundle.form import FLOAT32
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
 
@@ -75,9 +76,9 @@ def test_kept_cross_attention_is_the_last_one_and_its_mean_without_guidance() ->
 def test_talbot_draws_in_pytorch_what_it_draws_in_the_engine(mode: Mode, same: bool) -> None:
     with Pipeline.load("talbot", "cpu") as pipeline:
         exact = np.asarray(pipeline("a frog, noto style", seed=0, num_inference_steps=4).images[0], int)
-        stand_in = shortcuts.TorchUNet(pipeline._sessions["unet"], shortcuts.load())
+        stand_in = shortcuts.TorchUNet(pipeline._networks._sessions["unet", FLOAT32], shortcuts.load())
         stand_in.mode, stand_in.steps = mode, 4
-        pipeline._sessions["unet"] = stand_in
+        pipeline._networks._sessions["unet", FLOAT32] = stand_in
         for _ in range(2):  # a picture does not depend on the one before
             own = np.asarray(pipeline("a frog, noto style", seed=0, num_inference_steps=4).images[0], int)
             assert (abs(own - exact).max() <= 2) == same

@@ -22,13 +22,14 @@ from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.denoising.acceleration import FAST, Acceleration
 from calotype.runtime.errors import BackendError, BuildError, InputError
+from calotype.runtime.picture import Output
 from calotype.runtime.pictures.files import read_parameters
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions import processor
 from calotype.runtime.sessions.plans import describe_plan
 
 pytestmark = pytest.mark.skipif(not processor.multiplies_bytes(), reason="the processor cannot")
-INT8 = Acceleration(precision="int8")
+NEAR = Acceleration(precision="int8")
 
 
 @pytest.fixture(scope="module")
@@ -133,13 +134,17 @@ def test_pictures_are_near_the_exact_ones_and_the_same_in_any_call() -> None:
     arguments: dict[str, Any] = {"seed": 5, "guidance_scale": 1.0, "output_type": "np"}
     with Pipeline.load("talbot", "cpu") as pipeline:
         exact = pipeline(prompts, **arguments)
-        near = pipeline(prompts, fast=INT8, **arguments)
-        alone = pipeline(prompts[1], fast=INT8, **{**arguments, "seed": 6})
-    assert (exact.int8, near.int8) == (False, True)
+        near = pipeline(prompts, fast=NEAR, **arguments)
+        alone = pipeline(prompts[1], fast=NEAR, **{**arguments, "seed": 6})
+    assert (form_of(exact), form_of(near)) == ("float32", "int8")
     np.testing.assert_array_equal(near.images[1], alone.images[0])
     psnr = [-10 * np.log10(np.square(one - other).mean()) for one, other in zip(exact.images, near.images, strict=True)]
     assert np.mean(psnr) > 33
     assert max(psnr) < 80
+
+
+def form_of(output: Output) -> str:
+    return str(output.pictures[0].settings.form)
 
 
 @pytest.mark.usefixtures("built")
@@ -147,9 +152,10 @@ def test_fast_takes_it_where_it_is_and_says_so(caplog: pytest.LogCaptureFixture)
     caplog.set_level(logging.INFO)
     with Pipeline.load("talbot", "cpu", fast=True) as pipeline:
         assert "unet.fp32.onnx: its engine in int8" in caplog.text
-        assert pipeline("apple", num_inference_steps=1).int8
-        assert not pipeline("apple", num_inference_steps=1, fast=False).int8
-        assert not pipeline("apple", num_inference_steps=1, fast=Acceleration(precision=None, cache_interval=2)).int8
+        assert form_of(pipeline("apple", num_inference_steps=1)) == "int8"
+        assert form_of(pipeline("apple", num_inference_steps=1, fast=False)) == "float32"
+        caching = Acceleration(precision="auto", cache_interval=2)
+        assert form_of(pipeline("apple", num_inference_steps=1, fast=caching)) == "float32"
 
 
 @pytest.mark.usefixtures("built")
@@ -169,9 +175,9 @@ def test_without_an_engine(tiny_bundle: Path) -> None:
     with pytest.raises(
         BackendError, match=r"no engine in int8 for this machine; build one with: calotype build .* int8"
     ):
-        Pipeline.load(tiny_bundle, "cpu", fast=INT8)
+        Pipeline.load(tiny_bundle, "cpu", fast=NEAR)
     with Pipeline.load(tiny_bundle, "cpu", fast=FAST) as pipeline:
-        assert not pipeline("apple", num_inference_steps=1).int8
+        assert form_of(pipeline("apple", num_inference_steps=1)) == "float32"
 
 
 def test_a_lora_needs_float32(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -180,7 +186,7 @@ def test_a_lora_needs_float32(tiny_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
     save_file({key: np.ones(size, np.float32) for key, size in pair.items()}, path)
     with pytest.raises(InputError, match="an engine in int8 takes no LoRA"):
-        Pipeline.load(tiny_bundle, "cpu", loras=[Lora(path=path)], fast=INT8)
+        Pipeline.load(tiny_bundle, "cpu", loras=[Lora(path=path)], fast=NEAR)
 
 
 def test_what_int8_is_not_for() -> None:

@@ -61,7 +61,7 @@ def test_pictures_of_a_call_are_those_drawn_alone(backend: str) -> None:
         for number, scale in enumerate(scales):
             alone = pipeline(PROMPT, seed=number, guidance_scale=scale, **settings)  # type: ignore[arg-type]
             assert psnr(alone.images[0], together.images[number]) >= 35
-    assert len(together.timings["steps"]) == 6 * 2
+    assert len(together.timings.runs) == 6 * 2
 
 
 def test_low_memory_draws_the_same(backend: str) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from calotype.runtime.denoising.denoiser import Denoiser
 from calotype.runtime.errors import BackendError, InputError
-from calotype.runtime.pipeline import Pipeline, StepEnd
+from calotype.runtime.picture import StepEnd
+from calotype.runtime.pipeline import Pipeline
 from tests.runtime.references import diffusers_pipeline, psnr
 
 
@@ -73,7 +74,7 @@ def test_an_image_depends_on_its_seed_alone(pipeline: Pipeline, tiny_bundle: Pat
 def test_a_repeated_prompt_costs_no_text_encoder(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {"num_inference_steps": 1, "seed": 0, "output_type": "latent"}
     with Pipeline.load(tiny_bundle) as pipeline:
-        encoder, runs = pipeline._sessions["text_encoder"], []
+        encoder, runs = pipeline._networks.encoder("text_encoder"), []
         original = encoder.run
 
         def count(sizes: Any) -> None:
@@ -110,13 +111,13 @@ def test_seed_zero_and_the_largest_are_legal(pipeline: Pipeline) -> None:
 
 def test_guidance_off_takes_one_row(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = []
-    original = Denoiser.step
+    original = Denoiser.run
 
-    def record(self: Denoiser, job: Any) -> None:
-        rows.append(job.rows)
-        original(self, job)
+    def record(self: Denoiser, jobs: Any) -> None:
+        rows.append(sum(job.rows for job in jobs))
+        original(self, jobs)
 
-    monkeypatch.setattr(Denoiser, "step", record)
+    monkeypatch.setattr(Denoiser, "run", record)
     pipeline("a", seed=0, num_inference_steps=2, guidance_scale=0)
     pipeline("a", seed=0, num_inference_steps=2, guidance_scale=1.5)
     assert rows == [1, 1, 2, 2]
@@ -149,10 +150,8 @@ def test_a_callback_can_stop_the_run(pipeline: Pipeline) -> None:
         seen.append((end.image, end.step, end.steps))
         return len(seen) < 4
 
-    scales = [3.0, 1.0]  # with as many rows they would share the UNet's runs
-    result = pipeline(
-        "a", seed=3, num_images_per_prompt=2, guidance_scale=scales, num_inference_steps=3, callback_on_step_end=stop
-    )
+    prompts = ["a", "apple " * 40]  # with as many tokens they would share the UNet's runs
+    result = pipeline(prompts, seed=3, num_inference_steps=3, callback_on_step_end=stop)
     assert seen == [(0, 1, 3), (0, 2, 3), (0, 3, 3), (1, 1, 3)]
     assert result.seeds == [3]
     assert len(result.images) == 1
@@ -162,7 +161,7 @@ def test_a_callback_can_stop_the_run(pipeline: Pipeline) -> None:
 def test_timesteps_or_noise_levels_can_be_chosen(pipeline: Pipeline, chosen: dict[str, Any]) -> None:
     seen: list[StepEnd] = []
     result = pipeline("a", seed=0, scheduler="euler", callback_on_step_end=seen.append, **chosen)
-    assert (result.steps, len(seen)) == (3, 3)
+    assert (result.pictures[0].settings.request.num_inference_steps, len(seen)) == (3, 3)
 
 
 def test_output_types_and_timings(pipeline: Pipeline) -> None:
@@ -172,8 +171,8 @@ def test_output_types_and_timings(pipeline: Pipeline) -> None:
     result = pipeline("", seed=1, num_inference_steps=2)
     assert array.shape == (32, 32, 3)
     assert result.images[0].size == (32, 32)
-    assert len(result.timings["steps"]) == 2
-    assert result.timings["total"] >= result.timings["denoising"] > 0
+    assert len(result.timings.runs) == 2
+    assert result.timings.total >= result.timings.denoising > 0
 
 
 @pytest.mark.parametrize(

@@ -122,13 +122,13 @@ def test_the_pooled_embedding_of_a_long_prompt_is_its_first_chunks(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = []
-    original = Denoiser.step
+    original = Denoiser.run
 
-    def record(self: Denoiser, job: Any) -> None:
-        rows.append(dict(job.conditional))
-        original(self, job)
+    def record(self: Denoiser, jobs: Any) -> None:
+        rows.extend(dict(job.conditional) for job in jobs)
+        original(self, jobs)
 
-    monkeypatch.setattr(Denoiser, "step", record)
+    monkeypatch.setattr(Denoiser, "run", record)
     for prompt in ("apple " * 30, "apple " * 30 + "red red red"):
         pipeline(prompt, num_inference_steps=1, seed=0)
     short, long = rows
@@ -171,13 +171,13 @@ def test_lcm_equals_diffusers_to_50_db(lcm: Model, scale: float) -> None:
 
 def test_the_scale_of_an_lcm_is_an_input_and_costs_no_row(lcm: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = []
-    original = Denoiser.step
+    original = Denoiser.run
 
-    def record(self: Denoiser, job: Any) -> None:
-        rows.append(job.rows)
-        original(self, job)
+    def record(self: Denoiser, jobs: Any) -> None:
+        rows.append(sum(job.rows for job in jobs))
+        original(self, jobs)
 
-    monkeypatch.setattr(Denoiser, "step", record)
+    monkeypatch.setattr(Denoiser, "run", record)
     settings: dict[str, Any] = {"num_inference_steps": 2, "seed": 0, "output_type": "latent"}
     with Pipeline.load(lcm.bundle) as opened:
         low, high = (opened("a", guidance_scale=scale, **settings).images[0] for scale in (2, 8))

@@ -51,7 +51,7 @@ def test_several_pictures_and_json(tiny_bundle: Path, tmp_path: Path) -> None:
     )
     value = json.loads(result.stdout)
     assert [(Path(image["path"]).name, image["seed"]) for image in value["images"]] == [("a-1.png", 9), ("a-2.png", 10)]
-    assert len(value["timings"]["steps"]) == 1  # small pictures share it
+    assert len(value["timings"]["runs"]) == 1  # small pictures share it
     assert (tmp_path / "a-0.png").read_bytes() == b"precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-0.png", "a-1.png", "a-2.png"]
     # Another process, one picture alone: the same file, byte by byte.

@@ -19,10 +19,12 @@ from safetensors.numpy import save_file
 from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import CACHING
-from calotype.runtime.denoising.acceleration import EXACT, FAST, Acceleration, FeatureCache
+from calotype.runtime.denoising.acceleration import EXACT, FAST, Acceleration
+from calotype.runtime.denoising.feature_cache import DEEP, SHALLOW, FeatureCache
 from calotype.runtime.errors import BundleError, InputError
+from calotype.runtime.picture import Output, StepEnd
 from calotype.runtime.pictures.files import read_parameters
-from calotype.runtime.pipeline import Pipeline, StepEnd
+from calotype.runtime.pipeline import Pipeline
 from tests.runtime.cli.test_additions import run
 from tests.runtime.conftest import Model
 from tests.runtime.references import diffusers_pipeline, psnr
@@ -87,11 +89,15 @@ def test_true_is_the_preset_which_takes_fewer_steps_where_a_call_does_not_say_ho
     own = pipeline.manifest.defaults.num_inference_steps
     settings = {name: value for name, value in SETTINGS.items() if name != "num_inference_steps"}
     fast = pipeline("red", fast=True, **settings)
-    assert fast.steps == round(own * 0.6)
-    by_number = pipeline("red", num_inference_steps=fast.steps, **settings)
+    assert steps_of(fast) == round(own * 0.6)
+    by_number = pipeline("red", num_inference_steps=steps_of(fast), **settings)
     assert fast.images[0].tobytes() == by_number.images[0].tobytes()
-    assert pipeline("red", fast=FAST, **SETTINGS).steps == SETTINGS["num_inference_steps"]
-    assert pipeline("red", fast=Acceleration(steps=1e-3), **settings).steps == 1
+    assert steps_of(pipeline("red", fast=FAST, **SETTINGS)) == SETTINGS["num_inference_steps"]
+    assert steps_of(pipeline("red", fast=Acceleration(steps=1e-3), **settings)) == 1
+
+
+def steps_of(output: Output) -> int | None:
+    return output.pictures[0].settings.request.num_inference_steps
 
 
 def test_an_interval_longer_than_the_run_has_one_whole_step(pipeline: Pipeline) -> None:
@@ -114,17 +120,20 @@ def test_an_image_depends_on_its_seed_alone(pipeline: Pipeline) -> None:
 def test_where_guidance_sets_in_the_whole_unet_is_evaluated() -> None:
     rng = np.random.default_rng(0)
     cache = FeatureCache(3, (2, 5, 4, 4))
-    assert not cache.serves(1)
+    assert cache.network(1) == DEEP
     one, two, out = (rng.standard_normal((rows, 5, 4, 4), np.float32) for rows in (1, 2, 1))
     cache.keep(one)
-    assert cache.serves(1)
-    assert not cache.serves(2)
+    cache.grow_old()
+    assert cache.network(1) == SHALLOW
+    assert cache.network(2) == DEEP
     cache.keep(two)
+    cache.grow_old()
     for _ in range(2):
-        assert cache.serves(2)
+        assert cache.network(2) == SHALLOW
         cache.give(out)
         np.testing.assert_array_equal(out, two[:1])
-    assert not cache.serves(1)
+        cache.grow_old()
+    assert cache.network(1) == DEEP
 
 
 def test_works_beside_a_guidance_interval_and_a_call_s_own_comes_first(pipeline: Pipeline) -> None:
@@ -139,11 +148,11 @@ def test_works_beside_a_guidance_interval_and_a_call_s_own_comes_first(pipeline:
 def test_a_pipeline_opens_the_graphs_it_needs(tiny_bundle: Path) -> None:
     fast, exact = Acceleration(cache_interval=2), {"text_encoder", "unet"}
     with Pipeline.load(tiny_bundle, fast=fast) as pipeline, Pipeline.load(tiny_bundle) as other:
-        assert set(pipeline._sessions) == {"text_encoder", *CACHING}
+        assert set(pipeline.engines) == {"text_encoder", *CACHING}
         drawn = pipeline("red", **SETTINGS).images[0].tobytes()
-        assert set(other._sessions) == exact
+        assert set(other.engines) == exact
         assert other("red", fast=fast, **SETTINGS).images[0].tobytes() == drawn
-        assert set(other._sessions) == exact | set(CACHING)
+        assert set(other.engines) == exact | set(CACHING)
         assert (
             pipeline("red", fast=EXACT, **SETTINGS).images[0].tobytes() == other("red", **SETTINGS).images[0].tobytes()
         )

@@ -6,7 +6,7 @@ compared with the same call one by one, and are the same to the byte: sums have 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ from PIL import Image
 
 from calotype.engine.cpu import build_engines
 from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.form import INT8
 from calotype.runtime.denoising.acceleration import Acceleration
-from calotype.runtime.denoising.denoiser import Denoiser, Job
+from calotype.runtime.denoising.denoiser import Denoiser
 from calotype.runtime.denoising.guidance import Guidance
+from calotype.runtime.denoising.job import Job
 from calotype.runtime.diagnostics.benchmark import InstantSession
+from calotype.runtime.picture import Output, StepEnd
 from calotype.runtime.pictures.autoencoder import Tiles, Vae
-from calotype.runtime.pipeline import Output, Pipeline, StepEnd
+from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.schedulers import create_solver
-from calotype.runtime.sessions import Sizes
 from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
 from calotype.runtime.sessions.profiled import Profile
 from tests.runtime.conftest import Model
@@ -41,15 +43,12 @@ def pipeline(tiny_bundle: Path) -> Iterator[Pipeline]:
 
 @pytest.fixture
 def allow(monkeypatch: pytest.MonkeyPatch) -> Allow:
-    """Let the CPU take so many rows, or so many pictures in the decoder, of several; none to begin with."""
+    """Let the CPU take so many rows, or so many pictures in the decoder; of one picture to begin with."""
 
     def set_most(most: int) -> None:
-        def takes(_: OnnxRuntimeCpuSession, sizes: Sizes) -> bool:
-            return sizes["rows" if "rows" in sizes else "batch"] <= most
+        monkeypatch.setattr(OnnxRuntimeCpuSession, "capacity", lambda *_: most)
 
-        monkeypatch.setattr(OnnxRuntimeCpuSession, "takes", takes)
-
-    set_most(0)
+    set_most(1)
     return set_most
 
 
@@ -57,13 +56,13 @@ def allow(monkeypatch: pytest.MonkeyPatch) -> Allow:
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(pictures, rows) of each run of the UNet."""
     seen: list[tuple[int, int]] = []
-    original = Denoiser.step
+    original = Denoiser.run
 
-    def record(self: Denoiser, *jobs: Job) -> None:
+    def record(self: Denoiser, jobs: Sequence[Job]) -> None:
         seen.append((len(jobs), sum(job.rows for job in jobs)))
-        original(self, *jobs)
+        original(self, jobs)
 
-    monkeypatch.setattr(Denoiser, "step", record)
+    monkeypatch.setattr(Denoiser, "run", record)
     return seen
 
 
@@ -87,11 +86,11 @@ def test_as_many_as_fit_share_a_run(
     allow(5)
     got = pipeline(prompts, **settings)
     assert runs == [(2, 4)] * evaluations + [(2, 4)] * evaluations + [(1, 2)] * evaluations
-    assert len(got.timings["steps"]) == len(runs)
+    assert len(got.timings.runs) == len(runs)
     check_equal(got, wanted)
 
 
-def test_only_pictures_with_as_many_rows_and_tokens_share(
+def test_pictures_with_as_many_tokens_share_however_many_rows_they_take(
     pipeline: Pipeline, allow: Allow, runs: list[tuple[int, int]]
 ) -> None:
     prompts = ["red", LONG, "apple", "a", LONG, "le"]
@@ -100,8 +99,8 @@ def test_only_pictures_with_as_many_rows_and_tokens_share(
     runs.clear()
     allow(8)
     got = pipeline(prompts, **settings)
-    # Red and a, without guidance; the long ones; apple and le.
-    assert runs == [(2, 2)] * 3 + [(2, 4)] * 3 + [(2, 4)] * 3
+    # Red and a, without guidance, beside apple and le; the long ones.
+    assert runs == [(4, 6)] * 3 + [(2, 4)] * 3
     check_equal(got, wanted)
 
 
@@ -123,15 +122,21 @@ def test_with_caching_and_where_guidance_comes_and_goes(
     runs.clear()
     allow(6)
     got = pipeline("red apple", num_images_per_prompt=4, **settings)
-    assert runs == [(3, 3 * rows) for rows in alone] + [(1, 1)] * 7
+    if acceleration.caches:
+        # The unguided one shares the runs of the same network, as long as rows are left.
+        assert sum(rows for _, rows in runs) == sum(3 * rows for rows in alone) + 7
+        assert len(runs) < 4 * 7
+    else:
+        assert max(rows for _, rows in runs) <= 6
+        assert len(runs) <= 2 * 7
     check_equal(got, wanted)
 
 
-def test_a_deep_feature_serves_its_own_picture_in_a_batch(pipeline: Pipeline, allow: Allow) -> None:
+def test_a_deep_feature_serves_its_own_picture_in_a_batch(tiny_bundle: Path, allow: Allow) -> None:
     """Runs of the two graphs, counted where they run: 2 whole ones and 4 shallow ones for all three."""
     profile, fast = Profile(), Acceleration(cache_interval=3)
     allow(6)
-    with Pipeline(pipeline._bundle, "cpu", profile=profile, fast=fast) as watched:
+    with Pipeline(Bundle.open(tiny_bundle), "cpu", profile=profile, fast=fast) as watched:
         watched("red", num_images_per_prompt=3, **SETTINGS | {"num_inference_steps": 6})
     assert {name: profile.networks[name].runs for name in ("unet_deep", "unet_shallow")} == {
         "unet_deep": 2,
@@ -139,10 +144,10 @@ def test_a_deep_feature_serves_its_own_picture_in_a_batch(pipeline: Pipeline, al
     }
 
 
-def test_with_one_network_in_memory_at_a_time(pipeline: Pipeline, allow: Allow) -> None:
+def test_with_one_network_in_memory_at_a_time(tiny_bundle: Path, pipeline: Pipeline, allow: Allow) -> None:
     wanted, profile = pipeline("red", num_images_per_prompt=3, **SETTINGS), Profile()
     allow(6)
-    with Pipeline(pipeline._bundle, "cpu", low_memory=True, profile=profile) as turns:
+    with Pipeline(Bundle.open(tiny_bundle), "cpu", low_memory=True, profile=profile) as turns:
         got = turns("red", num_images_per_prompt=3, **SETTINGS)
     assert profile.networks["unet"].runs == 3
     check_equal(got, wanted)
@@ -184,15 +189,15 @@ def test_a_callback_sees_each_picture_s_steps_and_stops_all(pipeline: Pipeline, 
 
         return see
 
-    settings = SETTINGS | {"num_inference_steps": 2, "guidance_scale": [4, 1, 4]}
-    output = pipeline("a", num_images_per_prompt=3, callback_on_step_end=until(9), **settings)
+    settings, prompts = SETTINGS | {"num_inference_steps": 2}, ["a", LONG, "a"]
+    output = pipeline(prompts, callback_on_step_end=until(9), **settings)
     assert seen == [(0, 1, 2), (2, 1, 2), (0, 2, 2), (2, 2, 2), (1, 1, 2), (1, 2, 2)]
     assert output.seeds == [3, 4, 5]
-    stopped = pipeline("a", num_images_per_prompt=3, callback_on_step_end=until(5), **settings)
+    stopped = pipeline(prompts, callback_on_step_end=until(5), **settings)
     assert stopped.seeds == [3, 5]
     for picture, number in zip(stopped.images, (0, 2), strict=True):
         np.testing.assert_array_equal(picture, output.images[number])
-    assert pipeline("a", num_images_per_prompt=3, callback_on_step_end=until(2), **settings).images == []
+    assert pipeline(prompts, callback_on_step_end=until(2), **settings).images == []
 
 
 def test_small_pictures_share_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,12 +222,27 @@ def test_large_pictures_and_int8_keep_their_runs(tiny_bundle: Path) -> None:
     specs = bundle.manifest.networks
     side = {"height": 16, "width": 16}
     with OnnxRuntimeCpuSession(bundle.path, specs["unet"]) as unet:
-        assert [rows for rows in range(1, 20) if unet.takes({"rows": rows, "tokens": 77, **side})] == [*range(1, 9)]
-        assert not unet.takes({"rows": 4, "tokens": 77, "height": 32, "width": 32})
-        unet._precision = "int8"
-        assert not unet.takes({"rows": 4, "tokens": 77, **side})
+        assert unet.capacity({"tokens": 77, **side}) == 8
+        assert unet.capacity({"tokens": 77, "height": 64, "width": 64}) == 2
+        unet._form = INT8
+        assert unet.capacity({"tokens": 77, **side}) == 2
+        assert not unet.keeps_bytes
     with OnnxRuntimeCpuSession(bundle.path, specs["vae_decoder"]) as decoder:
-        assert [count for count in range(1, 9) if decoder.takes({"batch": count, **side})] == [1, 2, 3, 4]
+        assert decoder.capacity(side) == 4
+
+
+def test_in_int8_no_two_pictures_share_a_run() -> None:
+    """The values of a run share one scale there: rows of two pictures would change each other."""
+
+    class Int8(InstantSession):
+        keeps_bytes = False
+
+    unet = Int8(4, 768, capacity=2)
+    denoiser = Denoiser(lambda _: unet)
+    jobs = [new_job(1, "ddim", scale=1.0), new_job(2, "ddim", scale=1.0)]
+    for job in jobs:
+        job.form = INT8
+    assert denoiser.pick(jobs) == jobs[:1]
 
 
 def test_pictures_in_tiles_share_no_run(tiny_bundle: Path, allow: Allow) -> None:
@@ -233,22 +253,15 @@ def test_pictures_in_tiles_share_no_run(tiny_bundle: Path, allow: Allow) -> None
             np.testing.assert_array_equal(picture, vae.decode(own))
 
 
-class Wide(InstantSession):
-    """A UNet for four rows."""
-
-    def takes(self, sizes: Any) -> bool:
-        return bool(sizes["rows"] <= 4)
-
-
-def new_job(value: float, scheduler: str, steps: int = 20, side: int = 8) -> Job:
-    """A guided job of embeddings and latents that are ``value``; for the negative prompt minus that."""
+def new_job(value: float, scheduler: str, steps: int = 20, side: int = 8, scale: float = 7.5) -> Job:
+    """A job of embeddings and latents that are ``value``; for the negative prompt minus that."""
     solver, shape = create_solver(scheduler, {}, steps), (4, side, side)
     row = np.full((77, 768), value, np.float32)
     return Job(
         latents=np.full(shape, value, np.float32),
         conditional={"encoder_hidden_states": row},
-        unconditional={"encoder_hidden_states": -row},
-        guidance=Guidance(scale=7.5),
+        unconditional={"encoder_hidden_states": -row} if scale > 1 else None,
+        guidance=Guidance(scale=scale),
         solver=solver,
         state=solver.new_state(shape),
         rng=np.random.default_rng(0),
@@ -256,13 +269,11 @@ def new_job(value: float, scheduler: str, steps: int = 20, side: int = 8) -> Job
 
 
 def test_a_timestep_is_each_row_s_own() -> None:
-    unet = Wide(4, 768)
-    denoiser, jobs = Denoiser({"unet": unet}), [new_job(1, "ddim"), new_job(2, "dpmpp-2m")]
-    (batch,) = denoiser.batches(jobs)
-    assert list(batch) == jobs
-    denoiser.reserve(*batch)
-    denoiser.step(*batch)
-    sizes = {"rows": 4, "tokens": 77, "height": 8, "width": 8}
+    unet = InstantSession(4, 768, capacity=4)
+    denoiser, jobs = Denoiser(lambda _: unet), [new_job(1, "ddim"), new_job(2, "dpmpp-2m")]
+    assert denoiser.pick(jobs) == jobs
+    denoiser.run(jobs)
+    sizes = {"rows": 4, "height": 8, "width": 8, "tokens": 77}
     one, other = (float(job.solver.timesteps[0]) for job in jobs)
     assert one != other
     assert unet.buffer("timestep", sizes).tolist() == [one, one, other, other]
@@ -270,9 +281,11 @@ def test_a_timestep_is_each_row_s_own() -> None:
     assert unet.buffer("sample", sizes)[:, 0, 0, 0].tolist() == [1, 1, 2, 2]
 
 
-def test_jobs_of_other_sizes_or_lengths_run_apart() -> None:
+def test_jobs_of_other_sizes_run_apart_and_of_other_steps_together() -> None:
     kinds: list[dict[str, Any]] = [{}, {"steps": 9}, {"side": 16}, {}, {"side": 16}, {}]
     jobs = [new_job(1, "euler", **kind) for kind in kinds]
-    batches = Denoiser({"unet": Wide(4, 768)}).batches(jobs)
-    assert [[jobs.index(job) for job in batch] for batch in batches] == [[0, 3], [1], [2, 4], [5]]
-    assert [len(batch) for batch in Denoiser({"unet": InstantSession(4, 768)}).batches(jobs)] == [1] * 6
+    denoiser = Denoiser(lambda _: InstantSession(4, 768, capacity=4))
+    assert [jobs.index(job) for job in denoiser.pick(jobs)] == [0, 1]
+    assert [jobs.index(job) for job in denoiser.pick(jobs[2:])] == [2, 4]
+    single = Denoiser(lambda _: InstantSession(4, 768))
+    assert single.pick(jobs) == jobs[:1]

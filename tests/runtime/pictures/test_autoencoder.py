@@ -18,8 +18,9 @@ from PIL import Image
 from calotype.export.bundle import export_checkpoint
 from calotype.runtime.bundle.manifest import VaeSpec
 from calotype.runtime.errors import BundleError, InputError
+from calotype.runtime.picture import StepEnd
 from calotype.runtime.pictures.autoencoder import Tiles, Vae
-from calotype.runtime.pipeline import Pipeline, StepEnd
+from calotype.runtime.pipeline import Pipeline
 
 ROOT = Path(__file__).parents[3]
 # Of the tiny checkpoint: diffusers takes sample_size / downscale, and a quarter of it.

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from calotype.runtime.errors import InputError
+from calotype.runtime.picture import StepEnd
 from calotype.runtime.pictures.files import fit_image, load_image, to_rgb
-from calotype.runtime.pipeline import Pipeline, StepEnd
+from calotype.runtime.pipeline import Pipeline
 from tests.runtime.references import diffusers_pipeline, draws, injected, psnr
 
 
@@ -80,7 +81,7 @@ def test_strength_0_is_the_picture_through_the_autoencoder(
     )
     assert psnr(result.images[0], expected) >= 50
     assert seen == []
-    assert result.timings["vae_encoder"] > 0
+    assert result.timings.vae_encoder > 0
 
 
 def test_strength_1_ignores_the_picture(pipeline: Pipeline, picture: Image.Image) -> None:

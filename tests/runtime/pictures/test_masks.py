@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from calotype.runtime.errors import InputError
+from calotype.runtime.picture import StepEnd
 from calotype.runtime.pictures.masks import latent_mask, paste
-from calotype.runtime.pipeline import Pipeline, StepEnd
+from calotype.runtime.pipeline import Pipeline
 from tests.runtime.conftest import Model
 from tests.runtime.references import diffusers_pipeline, draws, injected, psnr
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from calotype.runtime.picture import Timings
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions.profiled import NetworkProfile, Profile
 
@@ -28,9 +29,9 @@ def test_operators_are_within_the_runs_and_runs_within_the_stages(low_memory: bo
         assert own.opening > 0
         assert 0 < sum(own.operators.values()) <= own.running
     unet = profile.networks["unet"]
-    assert unet.running <= timings["denoising"]
+    assert unet.running <= timings.denoising
     assert {"Conv", "MatMul"} <= unet.operators.keys()
-    text = profile.text(timings, 2 * timings["total"])
+    text = profile.text(timings, 2 * timings.total)
     assert "3 steps" in text
     assert "unet ran 3 times" in text
 
@@ -39,7 +40,7 @@ def test_what_took_longest_comes_first() -> None:
     profile = Profile()
     profile.networks["one"] = NetworkProfile(runs=1, running=1.0)
     profile.networks["two"] = NetworkProfile(runs=3, running=2.0, operators={"Add": 0.5, "Conv": 1.25})
-    timings = {"text_encoder": 0.0, "vae_encoder": 0.0, "denoising": 3.0, "vae_decoder": 0.0, "total": 3.0, "steps": []}
+    timings = Timings(denoising=3.0, total=3.0)
     text = profile.text(timings, 4.0)
     places = [text.index(part) for part in ("two ran 3 times, 2.000 s", "Conv", "Add", "all else", "one ran 1.000 s")]
     assert places == sorted(places)

@@ -16,7 +16,7 @@ from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.errors import InputError
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions import open_session
-from calotype.runtime.text.encoders import Conditioner, TextEncoder
+from calotype.runtime.text.encoders import ClipConditioner, TextEncoder
 from calotype.runtime.text.prompts import MAX_CHUNKS, chunked, parse_prompt
 from calotype.runtime.text.tokenizer import ClipTokenizer
 from tests.runtime.references import diffusers_pipeline, psnr
@@ -53,11 +53,11 @@ def session(tiny_bundle: Path) -> Any:
 
 
 @pytest.fixture
-def conditioner(tokenizer: ClipTokenizer, session: Any) -> Conditioner:
-    return Conditioner([TextEncoder(tokenizer, session)], force_zeros_for_empty_prompt=False)
+def conditioner(tokenizer: ClipTokenizer, session: Any) -> ClipConditioner:
+    return ClipConditioner([TextEncoder(tokenizer, session)], force_zeros_for_empty_prompt=False)
 
 
-def states(conditioner: Conditioner, prompt: str, clip_skip: int = 0) -> Any:
+def states(conditioner: ClipConditioner, prompt: str, clip_skip: int = 0) -> Any:
     return conditioner.encode(prompt, None, clip_skip)[0]["encoder_hidden_states"]
 
 
@@ -146,7 +146,7 @@ def test_a_weight_beyond_bounds_is_refused(prompt: str) -> None:
 
 
 def test_a_prompt_without_weights_is_bit_identical_to_the_plain_path(
-    conditioner: Conditioner, tokenizer: ClipTokenizer, session: Any
+    conditioner: ClipConditioner, tokenizer: ClipTokenizer, session: Any
 ) -> None:
     for prompt in ("a red apple, le", "(red", "(red:1)", "((a))".replace("(", "\\(").replace(")", "\\)")):
         got = states(conditioner, prompt)
@@ -159,7 +159,7 @@ def test_a_prompt_without_weights_is_bit_identical_to_the_plain_path(
 
 
 def test_a_weight_moves_a_token_away_from_the_empty_prompt(
-    conditioner: Conditioner, tokenizer: ClipTokenizer, reference: Any
+    conditioner: ClipConditioner, tokenizer: ClipTokenizer, reference: Any
 ) -> None:
     red, apple = tokenizer.tokenize("red"), tokenizer.tokenize("apple")
     plain, empty = reference(tokenizer.pack(red + apple)), reference(tokenizer.pack([]))
@@ -174,7 +174,7 @@ def test_a_weight_moves_a_token_away_from_the_empty_prompt(
 
 @pytest.mark.parametrize("count", [0, 1, 29, 30, 31, 60, 61])
 def test_a_long_prompt_is_chunks_one_after_the_other(
-    conditioner: Conditioner, tokenizer: ClipTokenizer, reference: Any, count: int
+    conditioner: ClipConditioner, tokenizer: ClipTokenizer, reference: Any, count: int
 ) -> None:
     ids = tokenizer.tokenize("apple red " * 31)[:count]
     expected = [reference(tokenizer.pack(ids[start : start + 30])) for start in range(0, max(count, 1), 30)]
@@ -184,7 +184,7 @@ def test_a_long_prompt_is_chunks_one_after_the_other(
 
 
 def test_the_shorter_of_prompt_and_negative_prompt_is_filled_up(
-    conditioner: Conditioner, tokenizer: ClipTokenizer, reference: Any
+    conditioner: ClipConditioner, tokenizer: ClipTokenizer, reference: Any
 ) -> None:
     for prompt, negative in (("apple " * 40, "le"), ("le", "apple " * 40)):
         both = conditioner.encode(prompt, negative)
@@ -197,7 +197,7 @@ def test_the_shorter_of_prompt_and_negative_prompt_is_filled_up(
 
 @pytest.mark.parametrize("clip_skip", [0, 1, 2])
 def test_clip_skip_leaves_out_the_last_layers(
-    conditioner: Conditioner, tokenizer: ClipTokenizer, reference: Any, clip_skip: int
+    conditioner: ClipConditioner, tokenizer: ClipTokenizer, reference: Any, clip_skip: int
 ) -> None:
     expected = reference(tokenizer.pack(tokenizer.tokenize("red apple")), clip_skip)
     assert np.abs(states(conditioner, "red apple", clip_skip) - expected).max() < 1e-4
@@ -243,7 +243,7 @@ def test_a_bad_clip_skip_gets_one_line(tiny_bundle: Path, clip_skip: Any, messag
         pipeline("a", clip_skip=clip_skip)
 
 
-def test_a_prompt_is_encoded_once_for_each_thing_it_depends_on(conditioner: Conditioner, session: Any) -> None:
+def test_a_prompt_is_encoded_once_for_each_thing_it_depends_on(conditioner: ClipConditioner, session: Any) -> None:
     conditioner.encode("red", "le")
     assert session.runs == 2
     conditioner.encode("red", "le")

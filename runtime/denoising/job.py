@@ -1,0 +1,161 @@
+"""A job: one picture on its way from noise to latents."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import numpy as np
+
+from calotype.runtime.arrays import Array, Inputs
+from calotype.runtime.denoising.feature_cache import FeatureCache
+from calotype.runtime.denoising.guidance import Guidance
+from calotype.runtime.denoising.known import Known
+from calotype.runtime.errors import InputError
+from calotype.runtime.schedulers import Solver, State
+
+_serials = itertools.count(1)
+
+
+# The name and the shape of each of a row's inputs.
+Layout = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+class SessionKey(NamedTuple):
+    """What names an open network: its name in the bundle, the form it is computed in, and the weights it has."""
+
+    network: str
+    form: Hashable = None
+    weights: Hashable = ()
+
+
+class Key(NamedTuple):
+    """What jobs must have in common to share their next run: the session, and the shape of each of a row's inputs."""
+
+    session: SessionKey
+    layout: Layout
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Job:
+    """One picture on its way. Nothing in it is shared with another job but what never changes.
+
+    Attributes:
+        latents: (C, h, w) float32, changed in place.
+        conditional: the network's inputs for the prompt, one row of each; never changed.
+        unconditional: the same for the negative prompt; None turns guidance off.
+        guidance: how far a prediction follows the prompt.
+        solver: the scheduler at the job's number of steps.
+        state: the solver's history and scratch space.
+        rng: the job's own random stream.
+        context: (K, h, w) float32, more channels of the network's sample, the same at every step; None is none.
+        known: what of the latents is given; None is nothing.
+        cache: the deep feature that is kept between evaluations; None evaluates the whole network every time.
+        network: the denoising network's name in the bundle.
+        form: what it is computed in.
+        weights: which changes of its weights are merged; () is none.
+        index: the next model evaluation.
+    """
+
+    latents: Array
+    conditional: Inputs
+    unconditional: Inputs | None
+    guidance: Guidance
+    solver: Solver
+    state: State
+    rng: np.random.Generator
+    context: Array | None = None
+    known: Known | None = None
+    cache: FeatureCache | None = None
+    network: str = "unet"
+    form: Hashable = None
+    weights: Hashable = ()
+    index: int = 0
+
+    def __post_init__(self) -> None:
+        if self.unconditional is not None and _shapes(self.conditional) != _shapes(self.unconditional):
+            raise InputError(
+                f"the rows with and without the prompt differ: {_shapes(self.conditional)} and "
+                f"{_shapes(self.unconditional)}; they need the same names and shapes"
+            )
+        channels = len(self.latents) + (0 if self.context is None else len(self.context))
+        sample = ("sample", (channels, *self.latents.shape[1:]))
+        self._layout = (sample, *_shapes(self.conditional))
+        self._ends = self.solver.step_ends(self.index)
+        self._stamp = 2 * next(_serials)
+        self._step = 0
+        self._next: tuple[int, int, Key] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows that the job's next evaluation takes in a run: two where it is guided, else one."""
+        return self._evaluation()[1]
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that any of the job's evaluations to come may take."""
+        return 1 if self.unconditional is None else 2
+
+    @property
+    def key(self) -> Key:
+        """What another job must have in common with this one to share its next run."""
+        return self._evaluation()[2]
+
+    @property
+    def step(self) -> int:
+        """How many of its steps are done; a step of a solver of second order takes two evaluations."""
+        return self._step
+
+    @property
+    def steps(self) -> int:
+        """How many steps it has in all; a picture to start from leaves fewer than the schedule has."""
+        return len(self._ends)
+
+    @property
+    def evaluations_left(self) -> int:
+        """Evaluations until the step at hand is done; 0 when all are."""
+        return 0 if self.done else self._ends[self._step] - self.index
+
+    @property
+    def done(self) -> bool:
+        """Whether its schedule is through."""
+        return self._step >= len(self._ends)
+
+    def _evaluation(self) -> tuple[int, int, Key]:
+        """The next evaluation, its rows and its key; asked for a dozen times a step, and found once."""
+        if self._next is None or self._next[0] != self.index:
+            guided = self.unconditional is not None and self.guidance.active(self.solver.noise_level(self.index))
+            rows = 2 if guided else 1
+            network = self.network if self.cache is None else self.cache.network(rows)
+            self._next = self.index, rows, Key(SessionKey(network, self.form, self.weights), self._layout)
+        return self._next
+
+    def row(self, number: int) -> tuple[int, Inputs]:
+        """A row's inputs, 0 with the prompt and 1 without, and a number that no other row of any job has."""
+        inputs = self.conditional if number == 0 else self.unconditional
+        assert inputs is not None
+        return self._stamp + number, inputs
+
+    def advance(self, noise_pred: Array) -> None:
+        """Move the latents by one evaluation.
+
+        Args:
+            noise_pred: (rows, C, h, w) float32, what the network predicts of the job's rows; overwritten.
+        """
+        prediction = noise_pred[0]
+        if len(noise_pred) == 2:
+            self.guidance.apply(prediction, noise_pred[1])
+        self.solver.step(self.state, self.index, prediction, self.latents, self.rng)
+        self.index += 1
+        if self.cache is not None:
+            self.cache.grow_old()
+        if self.known is not None:
+            self.known.restore(self.latents, self.solver, self.index)
+        if self.index == self._ends[self._step]:
+            self._step += 1
+
+
+def _shapes(inputs: Inputs) -> Layout:
+    return tuple((name, inputs[name].shape) for name in sorted(inputs))

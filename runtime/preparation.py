@@ -1,0 +1,273 @@
+"""From a request to a job: everything that happens before a picture's first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from calotype.runtime.adapters.lora import Lora
+from calotype.runtime.arrays import Array, Inputs
+from calotype.runtime.bundle.form import Form
+from calotype.runtime.bundle.manifest import Manifest
+from calotype.runtime.denoising.acceleration import Acceleration
+from calotype.runtime.denoising.feature_cache import SHALLOW, FeatureCache
+from calotype.runtime.denoising.guidance import Guidance
+from calotype.runtime.denoising.job import Job
+from calotype.runtime.denoising.start import Posterior, Start
+from calotype.runtime.errors import InputError
+from calotype.runtime.families import Family
+from calotype.runtime.families.base import Conditioner
+from calotype.runtime.networks import Networks
+from calotype.runtime.pictures.autoencoder import Vae
+from calotype.runtime.pictures.canvas import Canvas
+from calotype.runtime.pictures.masks import latent_mask
+from calotype.runtime.request import Request
+from calotype.runtime.schedulers import Solver, create_solver
+from calotype.runtime.sessions import Session
+from calotype.runtime.text.textual_inversion import Embedding
+
+MOST_POSTERIORS = 8  # of pictures to start from, kept encoded
+MOST_SOLVERS = 32
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Drawing(Job):
+    """A job with what it takes to finish it.
+
+    Attributes:
+        request: the request, every default filled in.
+        canvas: its size, and the picture and the mask that it started from.
+        drawn_in: what the denoising network is computed in.
+        picture_seconds: how long the picture that it starts from took to encode.
+    """
+
+    request: Request
+    canvas: Canvas
+    drawn_in: Form
+    picture_seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Encoded:
+    """A request whose prompts are encoded; ``rows`` are the denoising network's with and without the prompt."""
+
+    request: Request
+    canvas: Canvas
+    solver: Solver
+    index: int
+    form: Form
+    rows: tuple[Inputs, Inputs | None]
+
+
+class Preparation:
+    """Turns requests into jobs. What pictures have in common is made once: solvers, encoded prompts and pictures."""
+
+    def __init__(
+        self, manifest: Manifest, family: Family, networks: Networks, vae: Vae, embeddings: Sequence[Embedding] = ()
+    ) -> None:
+        self._manifest, self._family, self._networks, self._vae = manifest, family, networks, vae
+        self._embeddings = embeddings
+        self.loras: tuple[Lora, ...] = networks.weights  # of a request that says nothing of them
+        self._conditioner: tuple[list[Session], Conditioner] | None = None
+        self._posteriors: OrderedDict[bytes, Posterior] = OrderedDict()
+        self._solvers: OrderedDict[str, Solver] = OrderedDict()
+
+    def encode(self, request: Request, fast: Acceleration, canvas: Canvas | None = None) -> Encoded:
+        """Check a request and encode its prompts; every other network is left alone.
+
+        Args:
+            request: what is asked for.
+            fast: what a request that says nothing of it gets.
+            canvas: the request's, where the caller has opened it for another request of the same pictures.
+
+        Raises:
+            InputError: it asks for what this model cannot do.
+        """
+        request = request.resolved(self._manifest, fast, self.loras)
+        canvas = Canvas.open(self._manifest, request) if canvas is None else canvas
+        request = dataclasses.replace(request, height=canvas.height, width=canvas.width)
+        solver = self._solver(request)
+        index = self._first_evaluation(canvas, solver)
+        assert request.loras is not None
+        self._networks.use(request.loras)
+        form = self._form(request)
+        rows = self._family.rows(self._manifest, self._conditioned(), request, canvas)
+        return Encoded(request=request, canvas=canvas, solver=solver, index=index, form=form, rows=rows)
+
+    def jobs(self, requests: Sequence[Request], fast: Acceleration, latents: Any = None) -> list[Drawing]:
+        """The jobs of many requests; all prompts are encoded before the first picture, each network in one go.
+
+        Args:
+            requests: what is asked for.
+            fast: what a request that says nothing of it gets.
+            latents: (N, C, h, w) of unit variance to start from instead of the seeds' noise.
+
+        Raises:
+            InputError: one asks for what this model cannot do.
+        """
+        encoded: list[Encoded] = []
+        for number, request in enumerate(requests):
+            shared = number > 0 and _same_pictures(request, requests[number - 1])
+            encoded.append(self.encode(request, fast, encoded[-1].canvas if shared else None))
+        if latents is None:
+            return [self.job(own) for own in encoded]
+        given = np.asarray(latents) if _is_numeric(latents) else np.empty(0)
+        needed = (len(encoded), *self._family.latent_shape(self._manifest, encoded[0].canvas))
+        if given.shape != needed:
+            raise InputError(f"latents have the shape {given.shape}; {needed} is needed")
+        return [self.job(own, start) for own, start in zip(encoded, given, strict=True)]
+
+    def job(self, encoded: Encoded, latents: Array | None = None) -> Drawing:
+        """The job of a request whose prompts are encoded; ``latents`` (C, h, w) of unit variance replace its noise."""
+        request, solver = encoded.request, encoded.solver
+        shape = self._family.latent_shape(self._manifest, encoded.canvas)
+        assert request.seed is not None
+        assert request.guidance_scale is not None
+        assert isinstance(request.fast, Acceleration)
+        begin = time.perf_counter()
+        start = self._start(encoded.canvas, solver, encoded.index)
+        picture_seconds = time.perf_counter() - begin
+        rng = np.random.Generator(np.random.Philox(request.seed))
+        noise = rng.standard_normal(shape, np.float32) if latents is None else _given(latents, shape)
+        own = start.begin(noise, rng)
+        conditional, unconditional = encoded.rows
+        return Drawing(
+            request=request,
+            canvas=encoded.canvas,
+            latents=own.latents,
+            context=own.context,
+            known=own.known,
+            conditional=conditional,
+            unconditional=unconditional,
+            guidance=Guidance(
+                scale=request.guidance_scale, rescale=request.guidance_rescale, interval=request.guidance_interval
+            ),
+            solver=solver,
+            state=solver.new_state(shape),
+            rng=rng,
+            cache=self._cache(request.fast.cache_interval, shape, rows=1 if unconditional is None else 2),
+            network=self._family.denoiser,
+            form=encoded.form,
+            weights=request.loras,
+            index=encoded.index,
+            drawn_in=encoded.form,
+            picture_seconds=picture_seconds,
+        )
+
+    def _form(self, request: Request) -> Form:
+        """What the denoising network is computed in; its sessions are opened."""
+        fast = request.fast
+        assert isinstance(fast, Acceleration)
+        form = self._networks.form(self._family.denoiser, fast.precision, whole=not fast.caches)
+        self._networks.open(self._networks.denoising(form, caching=fast.caches))
+        return form
+
+    def _conditioned(self) -> Conditioner:
+        """The text encoders, with what they have encoded, as long as their weights are the same."""
+        sessions = [self._networks.encoder(encoder.network) for encoder in self._family.encoders]
+        known = self._conditioner
+        if known is None or any(one is not other for one, other in zip(known[0], sessions, strict=True)):
+            conditioner = self._family.conditioner(self._networks.bundle, self._networks.encoder, self._embeddings)
+            known = self._conditioner = sessions, conditioner
+        return known[1]
+
+    def _solver(self, request: Request) -> Solver:
+        settings = {**self._manifest.scheduler, **request.scheduler_config}
+        create = functools.partial(
+            create_solver,
+            request.scheduler,
+            self._family.solver_settings(settings),
+            request.num_inference_steps,
+            timesteps=request.timesteps,
+            sigmas=request.sigmas,
+        )
+        key = json.dumps([create.args, create.keywords], default=str)
+        return _kept(self._solvers, key, create, MOST_SOLVERS)
+
+    def _first_evaluation(self, canvas: Canvas, solver: Solver) -> int:
+        if self._family.context_channels(self._manifest) > 0 and canvas.mask is None:
+            raise InputError(f"{self._manifest.name} is an inpainting model; give image and mask_image")
+        index = 0 if canvas.picture is None else solver.start_index(canvas.strength)
+        if index == len(solver) and canvas.strength > 0:
+            steps = solver.num_inference_steps
+            raise InputError(f"strength={canvas.strength:g} leaves no step of {steps}; use more of either")
+        return index
+
+    def _start(self, canvas: Canvas, solver: Solver, index: int) -> Start:
+        if canvas.picture is None:
+            return Start(solver=solver, scale=self._vae.scale)
+        shown = self._family.context_channels(self._manifest) > 0
+        inside = canvas.mask is not None and not shown
+        return Start(
+            solver=solver,
+            scale=self._vae.scale,
+            index=index,
+            picture=self._encode(canvas.pixels()) if index > 0 or inside else None,
+            mask=None if canvas.mask is None else latent_mask(canvas.mask, self._manifest.vae.downscale),
+            surroundings=self._encode(canvas.pixels(masked=True)) if shown else None,
+        )
+
+    def _encode(self, pixels: Array) -> Posterior:
+        """Pixels (3, H, W) in -1..1 to the posterior of their latents."""
+
+        def encode() -> Posterior:
+            mean, logvar = self._vae.encode(pixels)
+            return Posterior(mean=mean, logvar=logvar)
+
+        key = hashlib.blake2b(pixels.tobytes() + str(pixels.shape).encode()).digest()
+        return _kept(self._posteriors, key, encode, MOST_POSTERIORS)
+
+    def _cache(self, interval: int, shape: tuple[int, ...], rows: int) -> FeatureCache | None:
+        """A job's kept feature, for latents of ``shape``."""
+        if interval < 2:
+            return None
+        spec = self._manifest.networks[SHALLOW].input("deep_feature")
+        assert spec is not None
+        return FeatureCache(interval, spec.resolve({"rows": rows, "height": shape[1], "width": shape[2]}))
+
+
+def _same_pictures(request: Request, other: Request) -> bool:
+    """Whether two requests have the same canvas."""
+    pictures = ((request.image, other.image), (request.mask_image, other.mask_image))
+    names = ("height", "width", "strength", "feather")
+    return all(one is two or (isinstance(one, Path) and one == two) for one, two in pictures) and all(
+        getattr(request, name) == getattr(other, name) for name in names
+    )
+
+
+def _is_numeric(latents: Any) -> bool:
+    try:
+        return bool(np.issubdtype(np.asarray(latents).dtype, np.number))
+    except (TypeError, ValueError):
+        return False
+
+
+def _given(latents: Any, shape: tuple[int, ...]) -> Array:
+    """A copy of ``latents``, checked."""
+    array = np.array(latents, np.float32)
+    if array.shape != shape:
+        raise InputError(f"latents have the shape {array.shape}; {shape} is needed")
+    if not np.isfinite(array).all():
+        raise InputError("latents hold numbers that are not finite; give normal ones of unit variance")
+    return array
+
+
+def _kept(store: OrderedDict[K, V], key: K, make: Callable[[], V], most: int) -> V:
+    """What ``make`` gives, kept by ``key`` among the ``most`` that were used last."""
+    if key not in store:
+        store[key] = make()
+        if len(store) > most:
+            store.popitem(last=False)
+    store.move_to_end(key)
+    return store[key]
