@@ -29,7 +29,7 @@ from calotype.runtime.pictures.autoencoder import Tiles, Vae
 from calotype.runtime.pictures.canvas import Canvas, Picture
 from calotype.runtime.pictures.masks import latent_mask
 from calotype.runtime.schedulers import Solver, create_solver
-from calotype.runtime.sessions import Session, check_backend, choose_backend, has_int8, open_session
+from calotype.runtime.sessions import Form, Session, check_backend, choose_backend, has_int8, open_session
 from calotype.runtime.sessions.low_memory import Turn, TurnTakingSession
 from calotype.runtime.sessions.profiled import Profile
 from calotype.runtime.text.encoders import Conditioner, Inputs, TextEncoder
@@ -173,7 +173,7 @@ class Pipeline:
     @property
     def engines(self) -> dict[str, Path | None]:
         """By open network of the UNet and the text encoders: the plan of the CPU backend that runs it, None without."""
-        return {name: getattr(session, "engine", None) for name, session in self._sessions.items()}
+        return {name: session.engine for name, session in self._sessions.items()}
 
     def set_loras(self, loras: Sequence[Lora]) -> None:
         """Open the networks that change again, with ``loras`` merged in place of those before; none restores the model.
@@ -409,8 +409,8 @@ class Pipeline:
 
         def opener() -> Session:
             check = functools.partial(bundle.check_weights, spec)
-            precision, watched = "int8" if int8 else "float32", profile is not None
-            return open_session(bundle.path, spec, self.backend, overrides, check, precision=precision, profile=watched)
+            form, watched = Form.parse("int8") if int8 else None, profile is not None
+            return open_session(bundle.path, spec, self.backend, overrides, check, form=form, profile=watched)
 
         def watched() -> Session:
             return opener() if profile is None else profile.open(network, opener)

@@ -188,7 +188,7 @@ class Denoiser:
     def _takes(self, job: Job, count: int) -> bool:
         """Whether so many jobs like ``job`` may share their runs."""
         return all(
-            self._sessions[network].takes(sizes)
+            sizes["rows"] <= self._sessions[network].capacity(sizes)
             for sizes in self._sizes_to_come(job, count)
             for network in job.networks
         )

@@ -13,11 +13,9 @@ import tracemalloc
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.spec import TensorSpec
@@ -26,6 +24,7 @@ from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.schedulers import create_solver
 from calotype.runtime.sessions.session import Sizes
+from calotype.runtime.sessions.shapes import Shape, ShapedSession, allocate
 
 PROMPT = "a lighthouse at dusk"
 HOST_STEPS = 100
@@ -98,46 +97,28 @@ def drop_cache(paths: Iterable[Path]) -> None:
             os.close(file)
 
 
-class InstantSession:
+class InstantSession(ShapedSession[Shape]):
     """A UNet that answers at once: what is left of a step is the host's. See :class:`Session`."""
 
     def __init__(self, channels: int, width: int) -> None:
-        self.inputs: tuple[TensorSpec, ...] = (
-            TensorSpec(name="sample", dtype="float32", shape=("rows", channels, "height", "width")),
+        latents = ("rows", channels, "height", "width")
+        inputs = (
+            TensorSpec(name="sample", dtype="float32", shape=latents),
             TensorSpec(name="timestep", dtype="float32", shape=("rows",)),
             TensorSpec(name="encoder_hidden_states", dtype="float32", shape=("rows", "tokens", width)),
         )
-        self.outputs: tuple[TensorSpec, ...] = (
-            TensorSpec(name="noise_pred", dtype="float32", shape=("rows", channels, "height", "width")),
-        )
-        self._buffers: dict[tuple[str, tuple[tuple[str, int], ...]], NDArray[Any]] = {}
+        super().__init__(inputs, (TensorSpec(name="noise_pred", dtype="float32", shape=latents),), "the instant UNet")
 
-    def takes(self, sizes: Sizes) -> bool:
-        """See :meth:`Session.takes`. Never: what is measured is a step of one picture."""
-        return False
-
-    def reserve(self, sizes: Sizes) -> None:
-        """See :meth:`Session.reserve`."""
-        for spec in (*self.inputs, *self.outputs):
-            self._buffers[spec.name, tuple(sizes.items())] = np.zeros(spec.resolve(sizes), spec.dtype)
-
-    def buffer(self, name: str, sizes: Sizes) -> NDArray[Any]:
-        """See :meth:`Session.buffer`."""
-        return self._buffers[name, tuple(sizes.items())]
+    def capacity(self, sizes: Sizes) -> int:
+        """See :meth:`Session.capacity`. One picture: what is measured is a step of it."""
+        return 2
 
     def run(self, sizes: Sizes) -> None:
         """See :meth:`Session.run`."""
+        self._at(sizes)
 
-    def close(self) -> None:
-        """See :meth:`Session.close`."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """See :class:`Session`."""
+    def _prepare(self, sizes: Sizes) -> Shape:
+        return Shape(views=allocate(self._tensors, sizes, self._links))
 
 
 def host_overhead(side: int, *, jobs: int = 1, scheduler: str = "euler") -> dict[str, float]:

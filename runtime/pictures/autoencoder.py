@@ -158,9 +158,8 @@ class Vae:
         """How many of the pictures share the next run."""
         if self._tiles is not None:
             return 1
-        session, (_, height, width) = self._session(network), waiting[0].shape
-        sizes = ({"batch": n, "height": height, "width": width} for n in range(len(waiting), 1, -1))
-        return next((size["batch"] for size in sizes if session.takes(size)), 1)
+        _, height, width = waiting[0].shape
+        return max(1, min(len(waiting), self._session(network).capacity({"height": height, "width": width})))
 
     def _session(self, network: str) -> Session:
         if network not in self._bundle.manifest.networks:
@@ -177,13 +176,16 @@ class Vae:
         def run(part: Array) -> Array:
             sizes = {"batch": len(part), "height": part.shape[2] // given, "width": part.shape[3] // given}
             session.reserve(sizes)
-            session.buffer(session.inputs[0].name, sizes)[:] = part
+            session.write(session.inputs[0].name, sizes, part)
             session.run(sizes)
             return np.concatenate([session.buffer(spec.name, sizes) for spec in session.outputs], axis=1)
 
-        if self._tiles is None:
-            return run(source)
-        return _tiled(lambda part: run(part[None])[0], source[0], given, made, self._tiles)[None]
+        try:
+            if self._tiles is None:
+                return run(source)
+            return _tiled(lambda part: run(part[None])[0], source[0], given, made, self._tiles)[None]
+        finally:
+            session.trim()
 
 
 def _tiled(run: Callable[[Array], Array], source: Array, given: int, made: int, tiles: Tiles) -> Array:

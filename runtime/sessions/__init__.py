@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from calotype.runtime.bundle.form import FLOAT32, INT8, Form, default_form
 from calotype.runtime.bundle.manifest import CACHING, Manifest
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BackendError, CalotypeError
-from calotype.runtime.sessions.session import Session, Sizes
+from calotype.runtime.sessions.session import Changes, Session, Sizes
 
-__all__ = ["BACKENDS", "Session", "Sizes", "check_backend", "choose_backend", "has_int8", "open_session"]
+__all__ = [
+    "BACKENDS",
+    "Form",
+    "Session",
+    "Sizes",
+    "check_backend",
+    "choose_backend",
+    "default_form",
+    "has_int8",
+    "open_session",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -101,17 +108,17 @@ def has_int8(folder: Path, spec: ModelSpec, backend: str) -> bool:
         return False
     from calotype.runtime.sessions.onnxruntime_cpu import serving_engine
 
-    return serving_engine(folder, spec, "int8") is not None
+    return serving_engine(folder, spec, INT8) is not None
 
 
 def open_session(
     folder: Path,
     spec: ModelSpec,
     backend: str,
-    overrides: Mapping[str, NDArray[np.floating[Any]]] | None = None,
+    overrides: Changes | None = None,
     before_reading: Callable[[], None] = lambda: None,
     *,
-    precision: str = "float32",
+    form: Form | None = None,
     profile: bool = False,
 ) -> Session:
     """Open the network ``spec`` of the bundle in ``folder`` on ``backend``, a name that is not ``"auto"``.
@@ -123,27 +130,27 @@ def open_session(
         overrides: replace weights of those names, in the dtype in which the bundle stores them; names that the graph
             does not read are passed over.
         before_reading: called before the bundle's weights are read; an engine of the CPU backend has its own.
-        precision: ``int8`` is an engine of the CPU backend; with ``float32`` backends choose what they are fast in.
+        form: what to compute in; None is what the backend is fast in, and with TensorRT whatever there are plans of.
         profile: note the time of each operator, on backends that can.
 
     Raises:
-        BackendError: it is unknown, cannot run here, or cannot open the graph.
+        BackendError: it is unknown, cannot run here or in this form, or cannot open the graph.
         BuildError: its plan is corrupt.
         MissingPackageError: its package is not installed.
     """
+    if backend not in BACKENDS:
+        raise BackendError(f"there is no backend {backend!r}; valid: {', '.join(BACKENDS)}")
     if backend == "cpu":
         from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
 
-        return OnnxRuntimeCpuSession(folder, spec, overrides, before_reading, precision=precision, profile=profile)
-    if precision != "float32":
-        raise BackendError(f"{backend} has no engines in {precision}; valid: cpu")
+        return OnnxRuntimeCpuSession(folder, spec, overrides, before_reading, form=form or FLOAT32, profile=profile)
+    if form is not None and form.compute not in spec.graphs:
+        raise BackendError(f"{backend} cannot compute in {form}; this bundle has graphs in {', '.join(spec.graphs)}")
     before_reading()
     if backend == "cuda":
         from calotype.runtime.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession
 
-        return OnnxRuntimeCudaSession(folder, spec, overrides)
-    if backend in BACKENDS:
-        from calotype.runtime.sessions.tensorrt import TensorRtSession
+        return OnnxRuntimeCudaSession(folder, spec, overrides, form=form or default_form(spec, backend))
+    from calotype.runtime.sessions.tensorrt import TensorRtSession
 
-        return TensorRtSession(folder, spec, backend, overrides)
-    raise BackendError(f"there is no backend {backend!r}; valid: {', '.join(BACKENDS)}")
+    return TensorRtSession(folder, spec, backend, overrides, form=form)

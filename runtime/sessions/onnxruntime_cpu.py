@@ -6,25 +6,27 @@ graph: optimized before, its weights mapped from a file.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.runtime.bundle.form import FLOAT32, INT8, Form
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BackendError, MissingPackageError
 from calotype.runtime.graphs.files import initializer_names
 from calotype.runtime.sessions.plans import PlanRecord, WantedOnCpu, find_plans, list_plans, plan_trouble, read_plan
 from calotype.runtime.sessions.processor import instruction_sets
-from calotype.runtime.sessions.session import Sizes
+from calotype.runtime.sessions.session import Changes, Sizes
+from calotype.runtime.sessions.shapes import Shape, ShapedSession, allocate
 
 try:
     import onnxruntime
@@ -39,113 +41,139 @@ SHARED = 32 * 32
 # rows are faster for it. Larger ones stay in the file's pages.
 PACKED = 256 << 20
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-Overrides = Mapping[str, NDArray[np.floating[Any]]]
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Bound:
-    """Every input and output at one set of sizes: the views, and ONNX Runtime's binding to them."""
+@dataclasses.dataclass(kw_only=True)
+class _Bound(Shape):
+    """Buffers, ONNX Runtime's binding to them, and whether a run takes more memory than is kept."""
 
-    views: Mapping[str, NDArray[Any]]
     binding: Any
+    large: bool
 
 
-class OnnxRuntimeCpuSession:
+class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
     """See :class:`calotype.runtime.sessions.session.Session`.
 
-    ``before_reading`` is called before the weights in ``folder`` are read, where they are. ``precision`` int8 is an
+    ``before_reading`` is called before the weights in ``folder`` are read, where they are. The form ``int8`` is an
     engine's alone, and where there is none, that is a BackendError.
-
-    Attributes:
-        engine: the plan that was opened; None where it is the bundle's graph.
     """
 
     def __init__(
         self,
         folder: Path,
         spec: ModelSpec,
-        overrides: Overrides | None = None,
+        overrides: Changes | None = None,
         before_reading: Callable[[], None] = lambda: None,
         *,
-        precision: str = "float32",
+        form: Form = FLOAT32,
         profile: bool = False,
     ) -> None:
-        self.inputs, self.outputs = spec.inputs, spec.outputs
-        self._precision = precision
+        super().__init__(spec.inputs, spec.outputs, spec.graphs[FLOAT32.graph])
+        self._folder, self._spec, self._form, self._before_reading = folder, spec, form, before_reading
+        if form not in (FLOAT32, INT8):
+            raise BackendError(f"the CPU computes in float32, or in int8 with an engine; {form} was asked for")
         self._profiles = tempfile.TemporaryDirectory(prefix="calotype-") if profile else None
-        self.engine: Path | None = None
-        session = None
-        if not overrides:
-            self.engine, session = _open_engine(folder, spec, precision, self._options())
-        if session is None and precision != "float32":
-            raise BackendError(
-                f"{spec.graphs['float32']} has no engine in {precision} for this machine; build one with: "
-                f"calotype build {folder} --backend cpu --precision {precision}"
-            )
-        if session is None:
-            before_reading()
-            session = _open_graph(folder / spec.graphs["float32"], overrides or {}, self._options())
-        self._session = session
-        self._memory: dict[str, NDArray[Any]] = {}
-        self._bound: dict[tuple[tuple[str, int], ...], _Bound] = {}
+        self._engine, self._session = self._open(overrides or {})
+        self._profiled, self._seconds = not profile, dict[str, float]()
+        self._ran_large = False
 
-    def takes(self, sizes: Sizes) -> bool:
-        """See :meth:`Session.takes`. In float32, small ones, where it pays.
+    @property
+    def engine(self) -> Path | None:
+        """See :attr:`Session.engine`."""
+        return self._engine
 
-        A picture keeps its bytes: ONNX Runtime sums in one order whatever the rows, which ``tests/runtime/
-        test_batches.py`` asserts. In int8 what a run holds has one scale.
+    @property
+    def keeps_bytes(self) -> bool:
+        """See :attr:`Session.keeps_bytes`.
+
+        In float32 ONNX Runtime sums in one order whatever the rows, which
+        ``tests/runtime/denoising/test_batches.py`` asserts.
         """
-        pictures = sizes["rows"] / 2 if "rows" in sizes else sizes["batch"]
-        return self._precision == "float32" and pictures * sizes["height"] * sizes["width"] <= SHARED
+        return self._form == FLOAT32
 
-    def reserve(self, sizes: Sizes) -> None:
-        """See :meth:`Session.reserve`."""
-        for spec in (*self.inputs, *self.outputs):
-            count = spec.count(sizes)
-            if spec.name not in self._memory or self._memory[spec.name].size < count:
-                self._memory[spec.name] = np.zeros(count, spec.dtype)
-                self._bound.clear()
-
-    def buffer(self, name: str, sizes: Sizes) -> NDArray[Any]:
-        """See :meth:`Session.buffer`."""
-        return self._at(sizes).views[name]
+    def capacity(self, sizes: Sizes) -> int:
+        """See :meth:`Session.capacity`. One picture; in float32 several small ones, where it pays."""
+        rows = 2 if "rows" in self._symbols else 1  # of a picture, which may be guided
+        if self._form != FLOAT32 or "height" not in self._symbols:
+            return rows
+        return max(rows, rows * SHARED // (sizes["height"] * sizes["width"]))
 
     def run(self, sizes: Sizes) -> None:
         """See :meth:`Session.run`."""
         bound = self._at(sizes)
+        self._ran_large |= bound.large
         try:
             self._session.run_with_iobinding(bound.binding)
         except Exception as error:
             raise _explained(f"run at {', '.join(f'{name}={size}' for name, size in sizes.items())}", error) from error
 
+    def set_weights(self, changes: Changes | None) -> None:
+        """See :meth:`Session.set_weights`. An engine makes way for the bundle's graph, and comes back without."""
+        self._check_usable()
+        if self._form != FLOAT32:
+            raise BackendError(f"{self._name} in {self._form} keeps the weights that it was built with; use float32")
+        engine, session = self._open(changes or {})  # before the other is given up: this may fail
+        self._read_profile()
+        self._engine, self._session = engine, session
+        self._profiled = self._profiles is None
+        for shape in self._shapes.values():
+            shape.binding = self._bind(shape.views)
+
     def operators(self) -> dict[str, float]:
-        """Seconds that each kind of operator took in all runs; for a session opened to ``profile``, once."""
-        seconds: dict[str, float] = {}
-        if self._profiles is None:
-            return seconds
+        """See :meth:`Session.operators`. Of the runs until the first call."""
+        self._read_profile()
+        return dict(self._seconds)
+
+    def trim(self) -> None:
+        """See :meth:`Session.trim`. What runs of ``SHARED`` latents' pixels take is kept.
+
+        ONNX Runtime keeps what its runs took until one is told to give it back, which also one does that is ended
+        before it begins.
+        """
+        self._check_usable()
+        if not self._ran_large:
+            return
+        options = onnxruntime.RunOptions()
+        options.terminate = True
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        with contextlib.suppress(Exception):  # that it was ended
+            self._session.run_with_iobinding(next(reversed(self._shapes.values())).binding, options)
+        for key, bound in list(self._shapes.items()):
+            if bound.large:
+                self._drop(key)
+        self._ran_large = False
+
+    def _close(self) -> None:
+        self._read_profile()
+        super()._close()
+        del self._session
+        if self._profiles is not None:
+            self._profiles.cleanup()
+
+    def _read_profile(self) -> None:
+        """Add up what ONNX Runtime has noted, which ends its noting."""
+        if self._profiled:
+            return
+        self._profiled = True
         for event in json.loads(Path(self._session.end_profiling()).read_text()):
             if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
                 operator = event["args"]["op_name"]
-                seconds[operator] = seconds.get(operator, 0.0) + event["dur"] / 1e6
-        self._profiles.cleanup()
-        self._profiles = None
-        return seconds
+                self._seconds[operator] = self._seconds.get(operator, 0.0) + event["dur"] / 1e6
 
-    def close(self) -> None:
-        """See :meth:`Session.close`."""
-        self.operators()  # or its file is left behind
-        self._bound.clear()
-        self._memory.clear()
-        del self._session
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _open(self, overrides: Changes) -> tuple[Path | None, Any]:
+        """The plan that is opened, None for the bundle's graph, and ONNX Runtime's session."""
+        if not overrides:
+            engine, session = _open_engine(self._folder, self._spec, self._form, self._options())
+            if session is not None:
+                return engine, session
+        if self._form != FLOAT32:
+            raise BackendError(
+                f"{self._name} has no engine in {self._form} for this machine; build one with: "
+                f"calotype build {self._folder} --backend cpu --precision {self._form}"
+            )
+        self._before_reading()
+        return None, _open_graph(self._folder / self._name, overrides, self._options())
 
     def _options(self) -> Any:
         options = onnxruntime.SessionOptions()
@@ -158,26 +186,22 @@ class OnnxRuntimeCpuSession:
             options.profile_file_prefix = str(Path(self._profiles.name) / "profile")
         return options
 
-    def _at(self, sizes: Sizes) -> _Bound:
-        # A step asks five times: shapes are resolved once for each set of sizes, not each time.
-        key = tuple(sizes.items())
-        bound = self._bound.get(key)
-        if bound is None:
-            bound = self._bound[key] = self._bind(sizes)
-        return bound
+    def _prepare(self, sizes: Sizes) -> _Bound:
+        views = allocate(self._tensors, sizes, self._links)
+        rows = sizes.get("rows", 2 * sizes.get("batch", 1))
+        large = rows * sizes.get("height", 0) * sizes.get("width", 0) > 2 * SHARED
+        return _Bound(views=views, binding=self._bind(views), large=large)
 
-    def _bind(self, sizes: Sizes) -> _Bound:
+    def _bind(self, views: Mapping[str, NDArray[Any]]) -> Any:
         binding = self._session.io_binding()
-        views = {}
         for specs, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
             for spec in specs:
-                view = self._memory[spec.name][: spec.count(sizes)].reshape(spec.resolve(sizes))
+                view = views[spec.name]
                 bind(spec.name, "cpu", 0, view.dtype, view.shape, view.ctypes.data)
-                views[spec.name] = view
-        return _Bound(views=views, binding=binding)
+        return binding
 
 
-def _open_graph(graph: Path, overrides: Overrides, options: Any) -> Any:
+def _open_graph(graph: Path, overrides: Changes, options: Any) -> Any:
     try:
         if overrides:
             names = sorted(initializer_names(graph) & overrides.keys())
@@ -199,28 +223,28 @@ def _explained(what: str, error: Exception) -> BackendError:
     return BackendError(f"ONNX Runtime cannot {what}: {text}")
 
 
-def _open_engine(folder: Path, spec: ModelSpec, precision: str, options: Any) -> tuple[Path | None, Any]:
+def _open_engine(folder: Path, spec: ModelSpec, form: Form, options: Any) -> tuple[Path | None, Any]:
     """The engine that serves ``spec`` here, and its session; None and None where there is none that is sound."""
-    found = serving_engine(folder, spec, precision)
+    found = serving_engine(folder, spec, form)
     if found is None:
         return None, None
     path, record = found
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was done before
     # Large weights in float32 stay in the file's pages. In int8 kernels would arrange theirs anew in every run.
-    if precision == "float32" and record.weights is not None and record.weights.size > PACKED:
+    if form == FLOAT32 and record.weights is not None and record.weights.size > PACKED:
         options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     try:
         data = read_plan(path, record)
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        logger.info("%s: its engine in %s", spec.graphs["float32"], precision)
+        logger.info("%s: its engine in %s", spec.graphs[form.graph], form)
         return path, session
     except Exception as error:
         logger.warning("the engine %s cannot be opened: %s; build it again with: calotype build", path.name, error)
         return None, None
 
 
-def serving_engine(folder: Path, spec: ModelSpec, precision: str) -> tuple[Path, PlanRecord] | None:
+def serving_engine(folder: Path, spec: ModelSpec, form: Form) -> tuple[Path, PlanRecord] | None:
     """The newest sound engine of the network for this processor and ONNX Runtime."""
     processor = instruction_sets()
     if processor is None or not any(".cpu." in path.name for path in list_plans()):
@@ -228,10 +252,10 @@ def serving_engine(folder: Path, spec: ModelSpec, precision: str) -> tuple[Path,
     files = Manifest.read(folder).files
     wanted = WantedOnCpu(
         version=onnxruntime.__version__,
-        graphs=(files[spec.graphs["float32"]].sha256,),
+        graphs=(files[spec.graphs[form.graph]].sha256,),
         weights=tuple(files[path].sha256 for path in spec.weights),
         processor=processor,
-        precision=precision,
+        precision=str(form),
     )
     found, refusal = find_plans(wanted)
     for path, record in found:
@@ -241,6 +265,6 @@ def serving_engine(folder: Path, spec: ModelSpec, precision: str) -> tuple[Path,
         refusal = f"{path.name}: {trouble}"
     if refusal:
         logger.warning(
-            "%s runs without its engine: %s; build it again with: calotype build", spec.graphs["float32"], refusal
+            "%s runs without its engine: %s; build it again with: calotype build", spec.graphs[form.graph], refusal
         )
     return None

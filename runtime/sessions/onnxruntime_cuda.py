@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calotype.runtime.bundle.form import Form
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BackendError, MissingPackageError
 from calotype.runtime.graphs.files import initializer_names
 from calotype.runtime.sessions.cuda_fusions import FUSIONS
 from calotype.runtime.sessions.cuda_operators import for_cuda
-from calotype.runtime.sessions.device import Staging, acquire, release
-from calotype.runtime.sessions.session import Sizes
+from calotype.runtime.sessions.session import Changes, Sizes
+from calotype.runtime.sessions.staged import StagedSession, StagedShape, most_rows
 
 try:
     import onnxruntime
@@ -43,104 +41,73 @@ SETTINGS = {
     # The other strategy takes the next power of two, and so up to twice the memory.
     "arena_extend_strategy": "kSameAsRequested",
 }
+# ONNX Runtime gives no graph back while its session is open.
+MOST_GRAPHS = 64
+NOT_RECORDED = -1
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Bound:
-    """Every input and output at one set of sizes, with their bytes; ``run_options`` hold the number of its graph."""
+@dataclasses.dataclass(kw_only=True)
+class _Bound(StagedShape):
+    """Buffers, ONNX Runtime's binding to them, and options that hold the number of its graph."""
 
-    views: Mapping[str, NDArray[Any]]
-    inputs: list[tuple[str, int]]
-    outputs: list[tuple[str, int]]
     binding: Any
     run_options: Any
 
 
-class OnnxRuntimeCudaSession:
-    """See :class:`calotype.runtime.sessions.session.Session`. Computes in float16 where the bundle has such a graph.
+class OnnxRuntimeCudaSession(StagedSession[_Bound]):
+    """See :class:`calotype.runtime.sessions.session.Session`. ``form`` says which of the bundle's graphs is opened.
 
     Raises:
         BackendError: there is no GPU, the installed ONNX Runtime has no CUDA, or it refuses the graph.
     """
 
-    def __init__(
-        self, folder: Path, spec: ModelSpec, overrides: Mapping[str, NDArray[np.floating[Any]]] | None = None
-    ) -> None:
-        self.inputs, self.outputs = spec.inputs, spec.outputs
-        self._staging: Staging | None = None
-        self._bound: dict[tuple[tuple[str, int], ...], _Bound] = {}
-        self._graphs = 0
+    most_shapes = MOST_GRAPHS
+
+    def __init__(self, folder: Path, spec: ModelSpec, overrides: Changes | None = None, *, form: Form) -> None:
         if PROVIDER not in onnxruntime.get_available_providers():
             raise BackendError(
                 "the installed onnxruntime has no CUDA; both packages own one name, so: "
                 "pip uninstall onnxruntime, then pip install --force-reinstall 'calotype[cuda]'"
             )
-        self._device = acquire("cuda")
+        super().__init__(spec.inputs, spec.outputs, spec.graphs[form.graph], backend="cuda")
+        self._graphs = 0
+        self._session: Any = None
+        latent = LATENT_BYTES * np.dtype(form.compute).itemsize
+        self._most_latents = int(self._device.gpu.memory * SHARE_OF_MEMORY) // latent
         try:
-            precision = "float16" if "float16" in spec.graphs else "float32"
-            graph, latent = folder / spec.graphs[precision], LATENT_BYTES * np.dtype(precision).itemsize
-            self._most_latents = int(self._device.gpu.memory * SHARE_OF_MEMORY) // latent
-            self._session = self._open(graph, overrides or {})
+            self._session = self._open(folder / self._name, overrides or {})
         except BaseException:
-            release()
+            self.close()
             raise
 
-    def takes(self, sizes: Sizes) -> bool:
-        """See :meth:`Session.takes`. Up to ``MOST_ROWS``, and a share of the GPU's memory that grows with the picture.
+    def capacity(self, sizes: Sizes) -> int:
+        """See :meth:`Session.capacity`. As many rows as a share of the GPU's memory has room for.
 
-        Each number of rows is a shape with a graph of its own. Runs of several pictures are compared with runs of one
-        in ``tests/gpu``, which have passed on a GPU only with the runs of one.
+        A guided picture always; an autoencoder, whose runs take more and gain less, takes one picture. Runs of several
+        pictures are compared with runs of one in ``tests/gpu``, which have passed on a GPU only with the runs of one.
         """
-        rows = sizes.get("rows", MOST_ROWS + 1)  # an autoencoder has pictures, and takes one
-        return rows <= MOST_ROWS and rows * sizes["height"] * sizes["width"] <= self._most_latents
-
-    def reserve(self, sizes: Sizes) -> None:
-        """See :meth:`Session.reserve`."""
-        specs = (*self.inputs, *self.outputs)
-        counts = {spec.name: spec.count(sizes) for spec in specs}
-        if self._staging is not None:
-            if all(self._staging.count(name) >= count for name, count in counts.items()):
-                return
-            counts = {name: max(count, self._staging.count(name)) for name, count in counts.items()}
-            self._drop()
-        self._staging = Staging(self._device, specs, counts)
-
-    def buffer(self, name: str, sizes: Sizes) -> NDArray[Any]:
-        """See :meth:`Session.buffer`."""
-        return self._at(sizes).views[name]
+        if "rows" not in self._symbols:
+            return 1
+        return max(2, most_rows(min(MOST_ROWS, self._most_latents // (sizes["height"] * sizes["width"]))))
 
     def run(self, sizes: Sizes) -> None:
         """See :meth:`Session.run`."""
-        bound, cuda, stream = self._at(sizes), self._device.cuda, self._device.stream
-        staging = self._staging
-        assert staging is not None
+        bound = self._at(sizes)
         with self._device.lock:
-            for name, size in bound.inputs:
-                cuda.copy_to_device(staging.device(name), staging.host(name), size, stream)
+            self._copy_in(bound)
             try:
                 self._session.run_with_iobinding(bound.binding, bound.run_options)
             except Exception as error:  # the library's own exceptions have no common class but this
                 raise BackendError(self._explain(f"failed at {dict(sizes)}", error)) from error
-            for name, size in bound.outputs:
-                cuda.copy_to_host(staging.host(name), staging.device(name), size, stream)
-            cuda.synchronize(stream)
+            self._copy_out(bound)
+            self._device.cuda.synchronize(self._device.stream)
 
-    def close(self) -> None:
-        """See :meth:`Session.close`."""
-        self._drop()
-        del self._session
-        release()
+    def _close(self) -> None:
+        self._session = None
+        super()._close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _open(self, graph: Path, overrides: Mapping[str, NDArray[np.floating[Any]]]) -> Any:
+    def _open(self, graph: Path, overrides: Changes) -> Any:
         """With CUDA graphs, or where a node runs on the CPU, without: such a session refuses to be opened."""
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip put them
@@ -184,36 +151,22 @@ class OnnxRuntimeCudaSession:
             text += f"; {free:.0f} MiB are free: use a smaller size, fewer images in a call, or --low-memory"
         return f"ONNX Runtime {what}: {text}"
 
-    def _at(self, sizes: Sizes) -> _Bound:
-        key = tuple(sizes.items())
-        bound = self._bound.get(key)
-        if bound is None:
-            bound = self._bound[key] = self._bind(sizes)
-        return bound
-
-    def _bind(self, sizes: Sizes) -> _Bound:
-        self.reserve(sizes)
-        staging = self._staging
-        assert staging is not None
-        binding, views = self._session.io_binding(), {}
+    def _prepare(self, sizes: Sizes) -> _Bound:
+        staged, binding = self._stage(sizes), self._session.io_binding()
         for specs, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
             for spec in specs:
-                view = views[spec.name] = staging.view(spec.name, spec.resolve(sizes))
-                bind(spec.name, "cuda", 0, view.dtype, view.shape, staging.device(spec.name))
-        self._graphs += 1  # never used again: a graph holds the addresses it was recorded with
+                view = staged.views[spec.name]
+                bind(spec.name, "cuda", 0, view.dtype, view.shape, staged.addresses[spec.name])
         run_options = onnxruntime.RunOptions()
-        run_options.add_run_config_entry("gpu_graph_id", str(self._graphs))
+        run_options.add_run_config_entry("gpu_graph_id", str(self._next_graph()))
         run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        return _Bound(
-            views=views,
-            inputs=[(spec.name, views[spec.name].nbytes) for spec in self.inputs],
-            outputs=[(spec.name, views[spec.name].nbytes) for spec in self.outputs],
-            binding=binding,
-            run_options=run_options,
-        )
+        return _Bound(**vars(staged), binding=binding, run_options=run_options)
 
-    def _drop(self) -> None:
-        self._bound.clear()
-        if self._staging is not None:
-            self._staging.close()
-            self._staging = None
+    def _next_graph(self) -> int:
+        """A number for a graph, never used again: a graph holds the addresses that it was recorded with."""
+        self._graphs += 1
+        if self._graphs <= MOST_GRAPHS:
+            return self._graphs
+        if self._graphs == MOST_GRAPHS + 1:
+            logger.warning("%s has run at %d sizes; more run without a CUDA graph, and slower", self._name, MOST_GRAPHS)
+        return NOT_RECORDED

@@ -6,12 +6,10 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Any, Self
-
-from numpy.typing import NDArray
+from typing import Any
 
 from calotype.runtime.sessions.session import Session, Sizes
+from calotype.runtime.sessions.wrapping import WrappingSession
 
 LISTED = 6  # operators of a network; the rest are summed
 SHOWN = 0.001  # seconds of a stage
@@ -75,24 +73,12 @@ class Profile:
         return "\n".join(lines)
 
 
-class _ProfiledSession:
+class _ProfiledSession(WrappingSession):
     """See :class:`calotype.runtime.sessions.session.Session`."""
 
     def __init__(self, session: Session, profile: NetworkProfile) -> None:
-        self.inputs, self.outputs = session.inputs, session.outputs
+        super().__init__(session.inputs, session.outputs, "the session")
         self._session, self._profile = session, profile
-
-    def takes(self, sizes: Sizes) -> bool:
-        """See :meth:`Session.takes`."""
-        return self._session.takes(sizes)
-
-    def reserve(self, sizes: Sizes) -> None:
-        """See :meth:`Session.reserve`."""
-        self._session.reserve(sizes)
-
-    def buffer(self, name: str, sizes: Sizes) -> NDArray[Any]:
-        """See :meth:`Session.buffer`."""
-        return self._session.buffer(name, sizes)
 
     def run(self, sizes: Sizes) -> None:
         """See :meth:`Session.run`."""
@@ -101,21 +87,13 @@ class _ProfiledSession:
         self._profile.running += time.perf_counter() - begin
         self._profile.runs += 1
 
-    def close(self) -> None:
-        """See :meth:`Session.close`."""
-        operators = getattr(self._session, "operators", None)
-        if operators is not None:
-            for operator, spent in operators().items():
-                self._profile.operators[operator] = self._profile.operators.get(operator, 0.0) + spent
+    def _wrapped(self) -> Session:
+        return self._session
+
+    def _close(self) -> None:
+        for operator, spent in self._session.operators().items():
+            self._profile.operators[operator] = self._profile.operators.get(operator, 0.0) + spent
         self._session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _steps(timings: Mapping[str, Any]) -> str:

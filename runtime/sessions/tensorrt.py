@@ -6,53 +6,48 @@ import dataclasses
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from numpy.typing import NDArray
-
+from calotype.runtime.bundle.form import Form, default_form
 from calotype.runtime.bundle.manifest import Manifest
-from calotype.runtime.bundle.spec import ModelSpec
+from calotype.runtime.bundle.spec import ModelSpec, TensorSpec
 from calotype.runtime.errors import BackendError, InputError
-from calotype.runtime.sessions.device import Staging, acquire, release
 from calotype.runtime.sessions.libraries import load_library
-from calotype.runtime.sessions.opened_plan import OpenedPlan, Overrides
+from calotype.runtime.sessions.opened_plan import OpenedPlan
 from calotype.runtime.sessions.plans import PlanRecord, WantedOnGpu, find_plans
-from calotype.runtime.sessions.session import Sizes
+from calotype.runtime.sessions.session import Changes, Sizes
+from calotype.runtime.sessions.staged import StagedSession, StagedShape, most_rows
 
-MOST_SHAPES = 8  # kept ready at once, a context and a graph each
+PLANS_SHARE = 1 / 2  # of the GPU's memory, for plans that are kept open beside the one in use
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Shape:
+class _Shape(StagedShape):
     """One set of sizes, ready to run.
 
     Attributes:
-        copies_in: (GPU address, host address, bytes) of the inputs that the engine reads on the GPU.
-        copies_out: (host address, GPU address, bytes).
+        plan: the number of the plan that runs it.
         activations: bytes of the arena.
-        generation: of the arena its context and graph know; -1 before the first run.
-        graph: copies and network in one; None where the network cannot be captured.
+        arena: the generation of the arena that its context and graph know; -1 before the first run.
+        graph: the network and the copies of its outputs in one; None where the network cannot be captured.
     """
 
-    views: Mapping[str, NDArray[Any]]
+    plan: int
     context: Any
-    copies_in: list[tuple[int, int, int]]
-    copies_out: list[tuple[int, int, int]]
     activations: int
     capturable: bool
-    generation: int = -1
+    arena: int = -1
     graph: Any = None
 
 
 def serving_plans(
-    folder: Path, spec: ModelSpec, backend: str, version: str, gpu: str, driver: str
+    folder: Path, spec: ModelSpec, backend: str, version: str, gpu: str, driver: str, form: Form | None = None
 ) -> list[tuple[Path, PlanRecord]]:
-    """The plans that run the network here, the newest first.
+    """The plans that run the network here, in ``form`` where one is named, the newest first.
 
     Raises:
         BackendError: there is none.
@@ -65,18 +60,21 @@ def serving_plans(
         weights=tuple(files[path].sha256 for path in spec.weights),
         gpu=gpu,
         driver=driver,
+        precision=None if form is None else str(form),
     )
     found, refusal = find_plans(wanted)
     if not found:
         graph = next(iter(spec.graphs.values()))
         raise BackendError(
-            f"{backend} has no plan of {graph} for this machine; build one with: "
-            f"calotype build {folder} --backend {backend}" + (f" ({refusal})" if refusal else "")
+            f"{backend} has no plan of {graph}{'' if form is None else f' in {form}'} for this machine; "
+            f"build one with: calotype build {folder} --backend {backend}"
+            + ("" if form is None else f" --precision {form}")
+            + (f" ({refusal})" if refusal else "")
         )
     return found
 
 
-class TensorRtSession:
+class TensorRtSession(StagedSession[_Shape]):
     """See :class:`calotype.runtime.sessions.session.Session`. The plan and profile that fit a shape best run it.
 
     Raises:
@@ -85,43 +83,60 @@ class TensorRtSession:
         MissingPackageError: the library is not installed.
     """
 
-    def __init__(self, folder: Path, spec: ModelSpec, backend: str, overrides: Overrides | None = None) -> None:
-        self.inputs, self.outputs = spec.inputs, spec.outputs
+    most_shapes = 32
+
+    def __init__(
+        self, folder: Path, spec: ModelSpec, backend: str, overrides: Changes | None = None, *, form: Form | None = None
+    ) -> None:
+        # The device comes before the library, which crashes where there is no driver.
+        super().__init__(spec.inputs, spec.outputs, next(iter(spec.graphs.values())), backend=backend)
         self._folder, self._spec, self._overrides = folder, spec, overrides
-        self._shapes: OrderedDict[tuple[tuple[str, int], ...], _Shape] = OrderedDict()
-        self._opened: OpenedPlan | None = None
-        self._staging: Staging | None = None
-        self._device = acquire(backend)  # before the library, which crashes where there is no driver
+        self._rows = "rows" if "rows" in self._symbols else "batch"
+        self._opened: OrderedDict[int, OpenedPlan] = OrderedDict()
+        self._capacities: dict[tuple[tuple[str, int], ...], int] = {}
         try:
             self._library = load_library(backend)
             gpu = self._device.gpu
             self._library.check_gpu(gpu)
-            self._plans = serving_plans(folder, spec, backend, self._library.version, gpu.identity, gpu.driver)
+            self._plans = serving_plans(folder, spec, backend, self._library.version, gpu.identity, gpu.driver, form)
             if overrides:  # a plan with weights of its own would refuse them
                 self._plans = [plan for plan in self._plans if plan[1].key["stripped"]] or self._plans
-            self._open(0)
+            usual = [number for number in range(len(self._plans)) if not self._is_unusual(number)]
+            self._plan(usual[0] if usual else 0)
         except BaseException:
             self.close()
             raise
 
-    def takes(self, sizes: Sizes) -> bool:
-        """See :meth:`Session.takes`. Where a profile has the rows."""
-        return bool(self._fitting(sizes))
+    @property
+    def engine(self) -> Path | None:
+        """See :attr:`Session.engine`. The one that was used last."""
+        return self._plans[next(reversed(self._opened))][0] if self._opened else None
+
+    def capacity(self, sizes: Sizes) -> int:
+        """See :meth:`Session.capacity`. The most that a profile for the size has, of those that runs have."""
+        key = tuple(sizes.items())
+        if key not in self._capacities:
+            most = [
+                _sizes(self.inputs, profile, 2)[self._rows]
+                for _, record in self._plans
+                for profile in _profiles(record)
+            ]
+            fitting = [rows for rows in most if self._fitting({**sizes, self._rows: rows})]
+            self._capacities[key] = most_rows(max(fitting, default=0))
+        return self._capacities[key]
 
     def reserve(self, sizes: Sizes) -> None:
-        """See :meth:`Session.reserve`; the first run, which is slow, is done here."""
+        """See :meth:`Session.reserve`."""
         shape = self._at(sizes)
         with self._device.lock:
+            self._copy_in(shape)
             self._ready(shape)
-
-    def buffer(self, name: str, sizes: Sizes) -> NDArray[Any]:
-        """See :meth:`Session.buffer`."""
-        return self._at(sizes).views[name]
 
     def run(self, sizes: Sizes) -> None:
         """See :meth:`Session.run`."""
         shape, device = self._at(sizes), self._device
         with device.lock:
+            self._copy_in(shape)
             self._ready(shape)
             if shape.graph is None:
                 self._enqueue(shape)
@@ -129,89 +144,76 @@ class TensorRtSession:
                 device.cuda.launch(shape.graph, device.stream)
             device.cuda.synchronize(device.stream)
 
-    def close(self) -> None:
-        """See :meth:`Session.close`."""
-        self._shut()
-        release()
+    def _close(self) -> None:
+        with self._device.lock:
+            self._forget_all()
+            while self._opened:
+                self._shut(next(iter(self._opened)))
+        super()._close()
 
-    def __enter__(self) -> Self:
-        return self
+    def _plan(self, number: int) -> OpenedPlan:
+        """One of the plans, open; others that were not used for longest make room for it."""
+        opened = self._opened.get(number)
+        if opened is None:
+            room = int(self._device.gpu.memory * PLANS_SHARE) - self._weight(number)
+            while self._opened and sum(map(self._weight, self._opened)) > room:
+                self._shut(next(iter(self._opened)))
+            path, record = self._plans[number]
+            graph = self._folder / self._spec.graphs[record.key["precision"]]
+            opened = self._opened[number] = OpenedPlan(
+                self._library, self._device, path, record, graph=graph, overrides=self._overrides
+            )
+        self._opened.move_to_end(number)
+        return opened
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _shut(self, number: int) -> None:
+        for key, shape in list(self._shapes.items()):
+            if shape.plan == number:
+                self._drop(key)
+            del shape  # contexts must be gone before their plan is
+        self._opened.pop(number).close()
 
-    def _open(self, index: int) -> None:
-        """Open one of the plans, with buffers for the largest shapes of all its profiles."""
-        self._shut()
-        path, record = self._plans[index]
-        graph = self._folder / self._spec.graphs[record.key["precision"]]
-        counts: dict[str, int] = {}
-        for profile in record.tensors["profiles"]:
-            sizes = self._largest(profile)
-            for spec in (*self.inputs, *self.outputs):
-                counts[spec.name] = max(counts.get(spec.name, 0), spec.count(sizes))
-        self._index = index
-        try:
-            self._opened = OpenedPlan(self._library, self._device, path, record, graph=graph, overrides=self._overrides)
-            self._staging = Staging(self._device, (*self.inputs, *self.outputs), counts)
-        except BaseException:
-            self._shut()
-            raise
+    def _weight(self, number: int) -> int:
+        """About how much of the GPU's memory an open plan takes, in bytes."""
+        record = self._plans[number][1]
+        return max(record.size, int(record.figures.get("weights", 0)))
 
-    def _shut(self) -> None:
-        while self._shapes:
-            self._forget(self._shapes.popitem()[1])
-        if self._staging is not None:
-            self._staging.close()
-        if self._opened is not None:
-            self._opened.close()
-        self._staging = self._opened = None
+    def _is_unusual(self, number: int) -> bool:
+        """Whether a plan is in another form than the backend is fast in."""
+        usual = default_form(self._spec, self._library.name)
+        return bool(self._plans[number][1].key["precision"] != str(usual))
 
     def _forget(self, shape: _Shape) -> None:
         if shape.graph is not None:
             self._device.cuda.destroy_graph(shape.graph)
         shape.graph = shape.context = None
+        super()._forget(shape)
 
-    def _largest(self, profile: Mapping[str, Any]) -> dict[str, int]:
-        """The symbols' sizes at a profile's largest shapes."""
-        found = {}
-        for spec in self.inputs:
-            for dimension, size in zip(spec.shape, profile[spec.name][2], strict=True):
-                factor, _, symbol = str(dimension).rpartition("*")
-                found[symbol] = size // int(factor or 1)
-        return found
+    def _choose(self, sizes: Sizes) -> tuple[int, int, Sizes]:
+        """(plan, profile, sizes that it runs): one tuned for this shape, else the one with the least room.
 
-    def _at(self, sizes: Sizes) -> _Shape:
-        key = tuple(sizes.items())
-        shape = self._shapes.get(key)
-        if shape is None:
-            index, profile = self._choose(sizes)
-            if index != self._index or self._opened is None:
-                self._open(index)
-            shape = self._shapes[key] = self._prepare(sizes, profile)
-            if len(self._shapes) > MOST_SHAPES:
-                self._forget(self._shapes.popitem(last=False)[1])
-        return shape
+        The newest of equals; where none has so few rows, those with the fewest more.
+        """
+        fewest = {
+            _sizes(self.inputs, profile, 0)[self._rows] for _, record in self._plans for profile in _profiles(record)
+        }
+        for rows in (sizes[self._rows], *sorted(count for count in fewest if count > sizes[self._rows])):
+            run = {**sizes, self._rows: rows}
+            fitting = self._fitting(run)
+            if fitting:
+                return *min(fitting)[3:], run
+        raise InputError(self._misfit(sizes))
 
-    def _choose(self, sizes: Sizes) -> tuple[int, int]:
-        """(plan, profile): one tuned for this shape, else the one with the least room; the newest of equals."""
-        fitting = self._fitting(sizes)
-        if not fitting:
-            raise InputError(self._misfit(sizes))
-        return min(fitting)[2:]
-
-    def _fitting(self, sizes: Sizes) -> list[tuple[bool, int, int, int]]:
-        """(not tuned for this shape, room, plan, profile) of all that run it."""
+    def _fitting(self, sizes: Sizes) -> list[tuple[bool, bool, int, int, int]]:
+        """(in another form than is fast, not tuned for this shape, room, plan, profile) of all that run it."""
         wanted = {spec.name: spec.resolve(sizes) for spec in self.inputs}
         fitting = []
         for index, (_, record) in enumerate(self._plans):
-            for number, profile in enumerate(record.tensors["profiles"]):
+            for number, profile in enumerate(_profiles(record)):
                 if all(_within(wanted[name], *profile[name]) for name in wanted):
                     tuned = all(wanted[name] == tuple(profile[name][1]) for name in wanted)
                     room = sum(math.prod(profile[name][2]) for name in wanted)
-                    fitting.append((not tuned, room, index, number))
+                    fitting.append((self._is_unusual(index), not tuned, room, index, number))
         return fitting
 
     def _misfit(self, sizes: Sizes) -> str:
@@ -227,30 +229,31 @@ class TensorRtSession:
             f"--backend {self._library.name} --batch … --height … --width …"
         )
 
-    def _prepare(self, sizes: Sizes, profile: int) -> _Shape:
-        opened, staging = self._opened, self._staging
-        assert opened is not None
-        assert staging is not None
-        context, views, capturable = opened.create_context(profile), {}, True
-        copies_in, copies_out = [], []
-        for spec in (*self.inputs, *self.outputs):
-            view = views[spec.name] = staging.view(spec.name, spec.resolve(sizes))
-            host, device = staging.host(spec.name), staging.device(spec.name)
-            if spec in self.outputs:
-                copies_out.append((host, device, view.nbytes))
-            elif opened.is_on_host(spec.name):
-                device, capturable = host, False
-            else:
-                copies_in.append((device, host, view.nbytes))
-            if spec in self.inputs and not context.set_input_shape(spec.name, view.shape):
-                raise BackendError(opened.complaint(f"take {spec.name} in the shape {view.shape}"))
-            if not context.set_tensor_address(spec.name, device):
-                raise BackendError(opened.complaint(f"bind {spec.name}"))
+    def _prepare(self, sizes: Sizes) -> _Shape:
+        number, profile, run = self._choose(sizes)
+        opened = self._plan(number)
+        context, staged, capturable = opened.create_context(profile), self._stage(run), True
+        try:
+            for spec in (*self.inputs, *self.outputs):
+                address, shape = staged.addresses[spec.name], staged.views[spec.name].shape
+                if spec in self.inputs and opened.is_on_host(spec.name):
+                    address, capturable = staged.staging.host(spec.name), False
+                    del staged.copies_in[spec.name]
+                if spec in self.inputs and not context.set_input_shape(spec.name, shape):
+                    raise BackendError(opened.complaint(f"take {spec.name} in the shape {shape}"))
+                if not context.set_tensor_address(spec.name, address):
+                    raise BackendError(opened.complaint(f"bind {spec.name}"))
+        except BaseException:
+            staged.staging.close()
+            raise
+        staged.views = {
+            name: view if name in self._links else view[tuple(map(slice, self._tensors[name].resolve(sizes)))]
+            for name, view in staged.views.items()
+        }
         return _Shape(
-            views=views,
+            **vars(staged),
+            plan=number,
             context=context,
-            copies_in=copies_in,
-            copies_out=copies_out,
             activations=opened.activations(profile),
             capturable=capturable,
         )
@@ -259,7 +262,7 @@ class TensorRtSession:
         """Run once, then record the graph; again when the arena has moved since."""
         device = self._device
         device.grow(shape.activations)
-        if shape.generation == device.generation:
+        if shape.arena == device.generation:
             return
         if shape.graph is not None:
             device.cuda.destroy_graph(shape.graph)
@@ -271,7 +274,7 @@ class TensorRtSession:
         asks = getattr(shape.context, "is_stream_capturable", None)
         if shape.capturable and (asks is None or asks(device.stream)):
             shape.graph = self._capture(shape)
-        shape.generation = device.generation
+        shape.arena = device.generation
 
     def _capture(self, shape: _Shape) -> Any:
         cuda, stream = self._device.cuda, self._device.stream
@@ -285,14 +288,25 @@ class TensorRtSession:
             return None
 
     def _enqueue(self, shape: _Shape) -> None:
-        cuda, stream = self._device.cuda, self._device.stream
-        for target, source, size in shape.copies_in:
-            cuda.copy_to_device(target, source, size, stream)
-        if not shape.context.execute_async_v3(stream):
-            assert self._opened is not None
-            raise BackendError(self._opened.complaint("run the plan"))
-        for target, source, size in shape.copies_out:
-            cuda.copy_to_host(target, source, size, stream)
+        if not shape.context.execute_async_v3(self._device.stream):
+            raise BackendError(self._opened[shape.plan].complaint("run the plan"))
+        self._copy_out(shape)
+
+
+def _profiles(record: PlanRecord) -> list[Mapping[str, Any]]:
+    """The (smallest, best, largest) shapes of every input, by profile."""
+    found: list[Mapping[str, Any]] = record.tensors["profiles"]
+    return found
+
+
+def _sizes(inputs: Sequence[TensorSpec], profile: Mapping[str, Any], which: int) -> dict[str, int]:
+    """The symbols' sizes at a profile's smallest (0), best (1) or largest (2) shapes."""
+    found = {}
+    for spec in inputs:
+        for dimension, size in zip(spec.shape, profile[spec.name][which], strict=True):
+            factor, _, symbol = str(dimension).rpartition("*")
+            found[symbol] = size // int(factor or 1)
+    return found
 
 
 def _within(shape: tuple[int, ...], least: list[int], _: list[int], most: list[int]) -> bool:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from calotype.engine.cpu import build_engines
 from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.form import INT8
 from calotype.runtime.denoising.acceleration import Acceleration
 from calotype.runtime.denoising.denoiser import Denoiser, Job
 from calotype.runtime.denoising.guidance import Guidance
@@ -44,10 +45,10 @@ def allow(monkeypatch: pytest.MonkeyPatch) -> Allow:
     """Let the CPU take so many rows, or so many pictures in the decoder, of several; none to begin with."""
 
     def set_most(most: int) -> None:
-        def takes(_: OnnxRuntimeCpuSession, sizes: Sizes) -> bool:
-            return sizes["rows" if "rows" in sizes else "batch"] <= most
+        def capacity(_: OnnxRuntimeCpuSession, __: Sizes) -> int:
+            return most
 
-        monkeypatch.setattr(OnnxRuntimeCpuSession, "takes", takes)
+        monkeypatch.setattr(OnnxRuntimeCpuSession, "capacity", capacity)
 
     set_most(0)
     return set_most
@@ -217,12 +218,17 @@ def test_large_pictures_and_int8_keep_their_runs(tiny_bundle: Path) -> None:
     specs = bundle.manifest.networks
     side = {"height": 16, "width": 16}
     with OnnxRuntimeCpuSession(bundle.path, specs["unet"]) as unet:
-        assert [rows for rows in range(1, 20) if unet.takes({"rows": rows, "tokens": 77, **side})] == [*range(1, 9)]
-        assert not unet.takes({"rows": 4, "tokens": 77, "height": 32, "width": 32})
-        unet._precision = "int8"
-        assert not unet.takes({"rows": 4, "tokens": 77, **side})
+        assert unet.capacity({"tokens": 77, **side}) == 8
+        assert unet.capacity({"tokens": 77, "height": 16, "width": 40}) == 3
+        assert unet.capacity({"tokens": 77, "height": 32, "width": 32}) == 2
+        assert unet.capacity({"tokens": 77, "height": 96, "width": 96}) == 2
+        assert unet.keeps_bytes
+        unet._form = INT8
+        assert unet.capacity({"tokens": 77, **side}) == 2
+        assert not unet.keeps_bytes
     with OnnxRuntimeCpuSession(bundle.path, specs["vae_decoder"]) as decoder:
-        assert [count for count in range(1, 9) if decoder.takes({"batch": count, **side})] == [1, 2, 3, 4]
+        assert decoder.capacity(side) == 4
+        assert decoder.capacity({"height": 96, "width": 96}) == 1
 
 
 def test_pictures_in_tiles_share_no_run(tiny_bundle: Path, allow: Allow) -> None:
@@ -236,8 +242,8 @@ def test_pictures_in_tiles_share_no_run(tiny_bundle: Path, allow: Allow) -> None
 class Wide(InstantSession):
     """A UNet for four rows."""
 
-    def takes(self, sizes: Any) -> bool:
-        return bool(sizes["rows"] <= 4)
+    def capacity(self, sizes: Any) -> int:
+        return 4
 
 
 def new_job(value: float, scheduler: str, steps: int = 20, side: int = 8) -> Job:

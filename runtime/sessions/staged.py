@@ -1,0 +1,133 @@
+"""What the sessions on a GPU share: pinned and GPU buffers for each set of sizes, and what has to be copied."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calotype.runtime.bundle.spec import TensorSpec
+from calotype.runtime.errors import BackendError
+from calotype.runtime.sessions.cuda import Pointer
+from calotype.runtime.sessions.device import Device, Staging, acquire, release
+from calotype.runtime.sessions.session import BaseSession, Session, Sizes
+from calotype.runtime.sessions.shapes import Shape, ShapedSession
+
+# Of rows in a run: each number that occurs is a graph to keep, and up to a third more is computed than was asked for.
+ROW_COUNTS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+def padded(rows: int) -> int:
+    """The next number of rows that runs have."""
+    return next((count for count in ROW_COUNTS if count >= rows), rows)
+
+
+def most_rows(limit: int) -> int:
+    """The most rows that a run has where ``limit`` would fit; 0 where none do."""
+    return max((count for count in ROW_COUNTS if count <= limit), default=0)
+
+
+@dataclasses.dataclass(kw_only=True)
+class StagedShape(Shape):
+    """Buffers on both sides.
+
+    Attributes:
+        staging: holds them.
+        addresses: on the GPU, by name; of a linked input the other session's.
+        copies_in: (GPU address, host address, bytes) of the inputs that are copied, by name.
+        copies_out: (host address, GPU address, bytes) of the outputs.
+        written: the inputs whose views were asked for since the last run.
+    """
+
+    staging: Staging
+    addresses: dict[str, Pointer]
+    copies_in: dict[str, tuple[Pointer, Pointer, int]]
+    copies_out: list[tuple[Pointer, Pointer, int]]
+    written: set[str]
+
+
+S = TypeVar("S", bound=StagedShape)
+
+
+class StagedSession(ShapedSession[S]):
+    """A session on the process's GPU, which it gives back when it is closed."""
+
+    kept_bytes = 512 << 20
+
+    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], name: str, *, backend: str) -> None:
+        super().__init__(inputs, outputs, name)
+        self._linked_outputs = set[str]()
+        self._device: Device = acquire(backend)
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """See :attr:`Session.keeps_bytes`."""
+        return False
+
+    def padded(self, rows: int) -> int:
+        """See :meth:`Session.padded`."""
+        return padded(rows)
+
+    def buffer(self, name: str, sizes: Sizes) -> NDArray[np.generic]:
+        """See :meth:`Session.buffer`. An output that another session is linked to is not copied to the host."""
+        shape = self._at(sizes)
+        shape.written.add(name)
+        view = shape.views.get(name)
+        return super().buffer(name, sizes) if view is None else view
+
+    def link(self, name: str, other: Session, output: str) -> None:
+        """See :meth:`Session.link`."""
+        super().link(name, other, output)
+        source, _ = self._links[name]
+        assert isinstance(source, StagedSession)
+        source._linked_outputs.add(output)
+        source._forget_all()  # for it copies the output
+
+    def _stage(self, sizes: Sizes) -> StagedShape:
+        """Buffers for ``sizes``."""
+        own = [spec for name, spec in self._tensors.items() if name not in self._links]
+        staging = Staging(self._device, own, {spec.name: spec.count(sizes) for spec in own})
+        views = {spec.name: staging.view(spec.name, spec.resolve(sizes)) for spec in own}
+        addresses = {spec.name: staging.device(spec.name) for spec in own}
+        inputs = [spec.name for spec in self.inputs if spec.name in views]
+        outputs = [spec.name for spec in self.outputs if spec.name not in self._linked_outputs]
+        for name, (source, output) in self._links.items():
+            assert isinstance(source, StagedSession)
+            addresses[name] = source._at(sizes).addresses[output]
+            views[name] = source._at(sizes).views[output]
+        return StagedShape(
+            views=views,
+            staging=staging,
+            addresses=addresses,
+            copies_in={name: (addresses[name], staging.host(name), views[name].nbytes) for name in inputs},
+            copies_out=[(staging.host(name), addresses[name], views[name].nbytes) for name in outputs],
+            written=set(inputs),
+        )
+
+    def _copy_in(self, shape: StagedShape) -> None:
+        """Queue the copies of what was written."""
+        for name in shape.written:
+            if name in shape.copies_in:
+                target, source, size = shape.copies_in[name]
+                self._device.cuda.copy_to_device(target, source, size, self._device.stream)
+        shape.written.clear()
+
+    def _copy_out(self, shape: StagedShape) -> None:
+        """Queue the copies of the outputs."""
+        for target, source, size in shape.copies_out:
+            self._device.cuda.copy_to_host(target, source, size, self._device.stream)
+
+    def _forget(self, shape: S) -> None:
+        shape.staging.close()
+
+    def _check_source(self, source: BaseSession) -> None:
+        if not isinstance(source, StagedSession):
+            raise BackendError(f"{self._name} runs on the GPU and {source._name} does not; copy its output instead")
+
+    def _close(self) -> None:
+        with self._device.lock:
+            super()._close()
+        release()
