@@ -46,7 +46,7 @@ from calotype.engine.graph import CONTRIB
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.denoising.acceleration import EXACT, FAST, Acceleration
 from calotype.runtime.pipeline import Output, Pipeline
-from calotype.runtime.sessions import Session, open_session
+from calotype.runtime.sessions import Form, Session, open_session
 from training import data
 from training.config import TALBOT
 
@@ -304,7 +304,7 @@ def memory(path: Path, precision: str, size: int) -> dict[str, int]:
 def _open(path: Path, precision: str, size: int) -> Session:
     """With random inputs; latents have an eighth of the pixels."""
     spec = Bundle.open(path, weights=False).manifest.networks["unet"]
-    session, sizes = open_session(path, spec, "cpu", precision=precision), _sizes(size)
+    session, sizes = open_session(path, spec, "cpu", form=Form.parse(precision)), _sizes(size)
     session.reserve(sizes)
     rng = np.random.default_rng(0)
     for item in session.inputs:

@@ -195,7 +195,8 @@ def command(
         raise click.UsageError("give a PROMPT, or --again PICTURE, and not both")
     check_target(output)  # before the work, not after it
     if again is None:
-        requests, where, additions = _requests(prompt, options), model, _additions(options)
+        where: str | Path = model
+        requests, additions = _requests(prompt, options), _additions(options)
     else:
         requests, where, additions = _recalled(again, options)
     profile = Profile() if options["profile"] else None

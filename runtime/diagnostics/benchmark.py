@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.spec import TensorSpec
@@ -25,7 +24,8 @@ from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.denoising.job import Job
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.schedulers import create_solver
-from calotype.runtime.sessions.session import BaseSession, Sizes
+from calotype.runtime.sessions.session import Sizes
+from calotype.runtime.sessions.shapes import Shape, ShapedSession, allocate
 
 PROMPT = "a lighthouse at dusk"
 HOST_STEPS = 100
@@ -100,41 +100,46 @@ def drop_cache(paths: Iterable[Path]) -> None:
             os.close(file)
 
 
-class InstantSession(BaseSession):
+class InstantSession(ShapedSession[Shape]):
     """A UNet that answers at once, so that what is left of a step is the host's; see :class:`Session`.
 
     Args:
         channels: of the latents.
         width: of the text embeddings.
         capacity: the most rows of a run.
+        inputs: more of them.
+        outputs: likewise.
     """
 
-    def __init__(self, channels: int, width: int, capacity: int = 2) -> None:
-        inputs = (
-            TensorSpec(name="sample", dtype="float32", shape=("rows", channels, "height", "width")),
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        capacity: int = 2,
+        *,
+        inputs: Sequence[TensorSpec] = (),
+        outputs: Sequence[TensorSpec] = (),
+    ) -> None:
+        latents = ("rows", channels, "height", "width")
+        usual = (
+            TensorSpec(name="sample", dtype="float32", shape=latents),
             TensorSpec(name="timestep", dtype="float32", shape=("rows",)),
             TensorSpec(name="encoder_hidden_states", dtype="float32", shape=("rows", "tokens", width)),
         )
-        outputs = (TensorSpec(name="noise_pred", dtype="float32", shape=("rows", channels, "height", "width")),)
-        super().__init__(inputs, outputs, "instant")
+        noise_pred = TensorSpec(name="noise_pred", dtype="float32", shape=latents)
+        super().__init__((*usual, *inputs), (noise_pred, *outputs), "the instant UNet")
         self._capacity = capacity
-        self._buffers: dict[tuple[str, tuple[tuple[str, int], ...]], NDArray[Any]] = {}
 
     def capacity(self, sizes: Sizes) -> int:
         """See :meth:`Session.capacity`."""
         return self._capacity
 
-    def reserve(self, sizes: Sizes) -> None:
-        """See :meth:`Session.reserve`."""
-        for spec in (*self.inputs, *self.outputs):
-            self._buffers[spec.name, tuple(sizes.items())] = np.zeros(spec.resolve(sizes), spec.dtype)
-
-    def buffer(self, name: str, sizes: Sizes) -> NDArray[Any]:
-        """See :meth:`Session.buffer`."""
-        return self._buffers[name, tuple(sizes.items())]
-
     def run(self, sizes: Sizes) -> None:
         """See :meth:`Session.run`."""
+        self._at(sizes)
+
+    def _prepare(self, sizes: Sizes) -> Shape:
+        return Shape(views=allocate(self._tensors, sizes, self._links))
 
 
 def host_overhead(side: int, *, jobs: int = 1) -> dict[str, float]:

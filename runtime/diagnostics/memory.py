@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.form import default_form
 from calotype.runtime.bundle.manifest import CACHING
 from calotype.runtime.graphs.files import weight_bytes
 from calotype.runtime.sessions.plans import list_plans, read_record
@@ -34,7 +35,7 @@ def needs(bundle: Bundle) -> list[Need]:
     for network, spec in bundle.manifest.networks.items():
         if network in CACHING:
             continue
-        precision = "float16" if "float16" in spec.graphs else "float32"
+        precision = str(default_form(spec, "cuda"))
         graph = spec.graphs[precision]
         sha256 = bundle.manifest.files[graph].sha256
         plans = [record for record in records if record.key.get("graph") == sha256]

@@ -59,13 +59,15 @@ class TurnTakingSession(WrappingSession):
 
     def reserve(self, sizes: Sizes) -> None:
         """See :meth:`Session.reserve`. Waits for its turn: what is reserved beforehand would be closed again."""
+        self._check_usable()
         if self._session is not None:
-            self._wrapped().reserve(sizes)
+            self._session.reserve(sizes)
 
     def trim(self) -> None:
         """See :meth:`Session.trim`."""
+        self._check_usable()
         if self._session is not None:
-            self._wrapped().trim()
+            self._session.trim()
 
     def outlet(self) -> BaseSession:
         """See :meth:`BaseSession.outlet`."""

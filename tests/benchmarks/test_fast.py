@@ -36,7 +36,7 @@ def test_operations_are_counted_whatever_runs(int8: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         pipelines,
         "open_session",
-        lambda *arguments, **how: open_session(*arguments, **{**how, "precision": "float32"}),
+        lambda *arguments, **how: open_session(*arguments, **{**how, "form": None}),
     )
     counts = fast.unet_operations(TALBOT.unet, 16, 32)
     caching = Acceleration(cache_interval=2)

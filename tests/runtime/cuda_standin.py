@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 class Status(enum.Enum):
     cudaSuccess = 0
     cudaErrorMemoryAllocation = 2
+    cudaErrorInitializationError = 3
     cudaErrorInsufficientDriver = 35
     cudaErrorNoDevice = 100
     cudaErrorIllegalAddress = 700
@@ -40,12 +41,17 @@ class Properties:
 
 
 class Cuda:
-    """What stands for ``cuda.bindings.runtime``. ``calls`` counts by name; ``limit`` is the GPU's memory in bytes."""
+    """What stands for ``cuda.bindings.runtime``.
+
+    ``calls`` counts by name, ``copied`` the copies that were made, by direction and bytes; ``limit`` is the GPU's
+    memory in bytes.
+    """
 
     cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode, cudaStreamNonBlocking = Status, Kind, Mode, 1
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
+        self.copied: Counter[tuple[Kind, int]] = Counter()
         self.limit = 1 << 30
         self.status, self.driver, self.runtime = Status.cudaSuccess, 13000, 13000
         self.device: dict[int, Any] = {}
@@ -124,6 +130,7 @@ class Cuda:
             self.check(self.device if up else self.host, target, size)
             self.check(self.host if up else self.device, source, size)
             ctypes.memmove(target, source, size)
+            self.copied[kind, size] += 1
 
         self.queue(copy)
         return (Status.cudaSuccess,)
@@ -203,7 +210,7 @@ class Library:
     def __init__(self, cuda: Cuda, network: Network, dtypes: dict[str, str], activations: int = 4096) -> None:
         self.cuda, self.network, self.dtypes, self.activations = cuda, network, dtypes, activations
         self.contexts = 0
-        self.open = 0
+        self.open = self.deserialized = 0
         self.refuses: str | None = None
         self.refitted: dict[str, Any] = {}
         self.capturable = True
@@ -286,6 +293,7 @@ class Engine:
     def __init__(self, library: Library) -> None:
         self.library = library
         library.open += 1
+        library.deserialized += 1
 
     def __del__(self) -> None:
         self.library.open -= 1
@@ -346,7 +354,8 @@ class Context:
             cuda.check(cuda.device, arena, self.library.activations)
             inputs = {name: self._array(name, shape) for name, shape in self.shapes.items()}
             for name, value in self.library.network(inputs).items():
-                self._array(name, value.shape)[...] = value
+                if name in self.addresses:
+                    self._array(name, value.shape)[...] = value
 
         cuda.queue(work)
         return True

@@ -36,13 +36,15 @@ class Network(InstantSession):
     """
 
     def __init__(self, name: str = "unet", capacity: int = 2) -> None:
-        super().__init__(4, 8, capacity)
+        feature = [TensorSpec(name="deep_feature", dtype="float32", shape=("rows", 1, "height", "width"))]
+        super().__init__(
+            4,
+            8,
+            capacity,
+            inputs=feature if name == "unet_shallow" else (),
+            outputs=feature if name == "unet_deep" else (),
+        )
         self.name, self.runs = name, list[int]()
-        feature = (TensorSpec(name="deep_feature", dtype="float32", shape=("rows", 1, "height", "width")),)
-        if name == "unet_deep":
-            self.outputs += feature
-        elif name == "unet_shallow":
-            self.inputs += feature
 
     def run(self, sizes: Sizes) -> None:
         self.runs.append(sizes["rows"])
@@ -265,8 +267,7 @@ def test_what_was_written_to_buffers_that_moved_is_written_again() -> None:
     unets = Unets()
     denoiser, job, unet = Denoiser(unets), new_job(2), unets.by_name["unet"]
     denoiser.step([job])
-    unet.reserve({"rows": 2, "height": 8, "width": 8, "tokens": 5})
-    unet._generation += 1  # as a network that was closed and opened has it
+    unet._forget_all()  # as a network that was closed and opened has it
     assert written(unet, 2) == [0, 0]
     denoiser.step([job])
     assert written(unet, 2) == [2, -1]

@@ -7,7 +7,7 @@ import gc
 import logging
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from calotype.engine.build import Options, _job, _key
 from calotype.engine.cache import Built, obtain
 from calotype.engine.profiles import Profile, Range, default_profile
 from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.form import Form
 from calotype.runtime.denoising.denoiser import Denoiser, Job
 from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
@@ -26,6 +27,7 @@ from calotype.runtime.schedulers import create_solver
 from calotype.runtime.sessions import choose_backend, device, libraries, open_session
 from calotype.runtime.sessions.cuda import load_cuda
 from calotype.runtime.sessions.session import Session
+from calotype.runtime.sessions.tensorrt import TensorRtSession
 from tests.runtime import cuda_standin
 from tests.runtime.cuda_standin import Cuda, Status
 
@@ -33,12 +35,16 @@ BUNDLE = Bundle.open("talbot")
 UNET = BUNDLE.manifest.networks["unet"]
 SIZES = {"rows": 2, "tokens": 32, "height": 8, "width": 8}
 ONE_ROW = {**SIZES, "rows": 1}
+UP, DOWN = cuda_standin.Kind.cudaMemcpyHostToDevice, cuda_standin.Kind.cudaMemcpyDeviceToHost
 
 
 def network(inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """What the stand-in's plans compute: something that depends on every row of two inputs."""
+    if "deep_feature" in inputs:
+        return {"noise_pred": inputs["deep_feature"][:, :16] + inputs["timestep"][:, None, None, None]}
     if "sample" in inputs:
-        return {"noise_pred": inputs["sample"] * 2 + inputs["timestep"][:, None, None, None]}
+        noise_pred = inputs["sample"] * 2 + inputs["timestep"][:, None, None, None]
+        return {"noise_pred": noise_pred, "deep_feature": noise_pred.repeat(6, 1)}
     if "latents" in inputs:
         return {"image": inputs["latents"][:, :3].repeat(8, 2).repeat(8, 3)}
     return {"hidden_states": np.repeat(inputs["input_ids"][..., None], 192, 2).astype(np.float32)}
@@ -71,10 +77,15 @@ def library(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> cuda_standin.Library
     return standin
 
 
-def keep_plan(name: str = "unet", options: Options | None = None, profiles: list[Profile] | None = None) -> Path:
+def keep_plan(
+    name: str = "unet",
+    options: Options | None = None,
+    profiles: list[Profile] | None = None,
+    precision: str = "float32",
+) -> Path:
     """Put a record into the cache as a build would, of a plan that is a few bytes."""
     profiles = profiles or [default_profile(BUNDLE.manifest)]
-    options, job = options or Options(precision="float32"), _job(BUNDLE, name, profiles, "float32")
+    options, job = options or Options(precision=precision), _job(BUNDLE, name, profiles, precision)
     key = _key(BUNDLE, libraries.load_library("tensorrt-rtx"), job, profiles, options, None)
     tensors = {
         "profiles": [
@@ -97,28 +108,50 @@ def step(session: Session, sizes: dict[str, int], timestep: float) -> None:
     np.testing.assert_array_equal(session.buffer("noise_pred", sizes), sample * 2 + np.float32(timestep))
 
 
-def test_a_step_is_one_launch_and_allocates_nothing(cuda: Cuda, library: cuda_standin.Library) -> None:
+def test_a_step_is_one_launch_copies_what_was_written_and_allocates_nothing(
+    cuda: Cuda, library: cuda_standin.Library
+) -> None:
     keep_plan()
     with open_unet() as session:
         session.reserve(SIZES)
         step(session, SIZES, 1)
-        before = Counter(cuda.calls)
+        before, copied = Counter(cuda.calls), Counter(cuda.copied)
         for timestep in range(20):
             step(session, SIZES, timestep)
-        assert cuda.calls - before == Counter({"cudaGraphLaunch": 20, "cudaStreamSynchronize": 20})
+        copies = Counter({"cudaMemcpyAsync": 2 * 20})  # those of the output are in the graph
+        assert cuda.calls - before == Counter({"cudaGraphLaunch": 20, "cudaStreamSynchronize": 20}) + copies
+        sample, timesteps = 4 * 2 * 16 * 8 * 8, 4 * 2
+        assert cuda.copied - copied == Counter({(UP, sample): 20, (UP, timesteps): 20, (DOWN, sample): 20})
         assert library.contexts == 1
 
 
-def test_one_graph_a_shape_and_the_oldest_is_given_back(cuda: Cuda, library: cuda_standin.Library) -> None:
+def test_one_graph_a_shape_and_the_oldest_is_given_back(
+    cuda: Cuda, library: cuda_standin.Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TensorRtSession, "most_shapes", 8)
     keep_plan()
     with open_unet() as session:
         for sizes in (SIZES, ONE_ROW, SIZES, ONE_ROW):
             step(session, sizes, 3)
-        assert (len(cuda.graphs), library.contexts) == (2, 2)
+        assert (len(cuda.graphs), library.contexts, session.generation) == (2, 2, 0)
         for rows in range(1, 9):
             for tokens in (32, 64):
                 step(session, {**SIZES, "rows": rows, "tokens": tokens}, 5)
         assert len(cuda.graphs) == 8
+        assert session.generation == 8
+
+
+def test_buffers_that_are_large_are_kept_for_fewer_sizes(
+    cuda: Cuda, library: cuda_standin.Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TensorRtSession, "kept_bytes", 200_000)
+    keep_plan()
+    with open_unet() as session:
+        for rows in range(1, 9):
+            step(session, {**SIZES, "rows": rows}, 5)
+        pinned = sum(len(memory) for memory in cuda.host.values())
+        assert pinned < 200_000 + 8 * 40_000  # the one in use beside
+        assert len(cuda.graphs) == library.contexts - session.generation < 8
 
 
 def new_job(number: int, interval: tuple[float, float] | None = None) -> Job:
@@ -152,7 +185,9 @@ def test_a_step_of_several_pictures_is_one_launch_and_allocates_nothing(
         for _ in range(12):
             denoiser.step(*batch)
         assert all(job.done for job in batch)
-        assert cuda.calls - before == Counter({"cudaGraphLaunch": 12, "cudaStreamSynchronize": 12})
+        calls = cuda.calls - before
+        assert calls.pop("cudaMemcpyAsync") <= 3 * 12
+        assert calls == Counter({"cudaGraphLaunch": 12, "cudaStreamSynchronize": 12})
         assert library.contexts == contexts == (1 if interval is None else 2)
         for job in batch:
             alone = new_job(jobs.index(job), interval)
@@ -162,11 +197,11 @@ def test_a_step_of_several_pictures_is_one_launch_and_allocates_nothing(
 
 
 @pytest.mark.parametrize(
-    ("ranges", "taken"),
-    [("1:2:8", range(1, 9)), ("2", {2}), ("8", {8}), ("1:2:2 8", {1, 2, 8}), ("3:4:6", range(3, 7))],
+    ("ranges", "most"), [("1:2:8", 8), ("2", 2), ("8", 8), ("1:2:2 8", 8), ("3:4:6", 6), ("3", 2), ("1:8:20", 16)]
 )
 @pytest.mark.usefixtures("library")
-def test_so_many_rows_are_taken_as_a_profile_has(ranges: str, taken: Collection[int]) -> None:
+def test_so_many_rows_are_taken_as_a_profile_has(ranges: str, most: int) -> None:
+    """Fewer than a profile has are filled up, and the number is one of the few that runs have."""
     base = default_profile(BUNDLE.manifest)
     keep_plan(
         profiles=[
@@ -174,8 +209,11 @@ def test_so_many_rows_are_taken_as_a_profile_has(ranges: str, taken: Collection[
         ]
     )
     with open_unet() as session:
-        assert {rows for rows in range(1, 12) if session.takes({**SIZES, "rows": rows})} == set(taken)
-        assert not session.takes({**SIZES, "rows": min(taken), "height": 99})
+        sizes = {name: size for name, size in SIZES.items() if name != "rows"}
+        assert session.capacity(sizes) == most
+        assert session.capacity({**sizes, "height": 99}) == 0
+        for rows in range(1, most + 1):
+            step(session, {**SIZES, "rows": rows}, rows)
 
 
 def test_sessions_share_one_arena_and_follow_it_when_it_grows(cuda: Cuda, library: cuda_standin.Library) -> None:
@@ -183,10 +221,10 @@ def test_sessions_share_one_arena_and_follow_it_when_it_grows(cuda: Cuda, librar
     keep_plan("vae_decoder")
     with open_unet() as unet, open_session(BUNDLE.path, BUNDLE.manifest.networks["vae_decoder"], "tensorrt-rtx") as vae:
         step(unet, SIZES, 1)
-        before = cuda.used()
         library.activations = 1 << 20  # of the context that is made next
         sizes = {"batch": 1, "height": 8, "width": 8}
         vae.buffer("latents", sizes)[:] = 0.25
+        before = cuda.used()
         vae.run(sizes)
         assert (vae.buffer("image", sizes) == 0.25).all()
         assert cuda.used() - before == (1 << 20) - 4096
@@ -212,9 +250,12 @@ def test_after_an_out_of_memory_the_next_smaller_call_works(library: cuda_standi
 
 def test_a_gpu_too_small_for_the_buffers_leaves_nothing_behind(cuda: Cuda, library: cuda_standin.Library) -> None:
     keep_plan()
-    cuda.limit = 1000
-    with pytest.raises(BackendError, match="out of memory"):
-        open_unet()
+    with open_unet() as session:
+        cuda.limit = 1000
+        for _ in range(2):
+            with pytest.raises(BackendError, match="out of memory"):
+                session.reserve(SIZES)
+            assert (cuda.host, cuda.device) == ({}, {})
     assert library.open == 0
 
 
@@ -234,8 +275,8 @@ def test_the_tightest_profile_and_the_tuned_one_win() -> None:
     small = Profile.parse("small,batch=1:1:2,height=64:64:128,width=64:64:128", base)
     keep_plan(profiles=[wide, small])
     with open_unet() as session:
-        assert session._choose(SIZES) == (0, 1)  # type: ignore[attr-defined]
-        assert session._choose({**SIZES, "rows": 4}) == (0, 0)  # type: ignore[attr-defined]
+        assert session._choose(SIZES)[:2] == (0, 1)  # type: ignore[attr-defined]
+        assert session._choose({**SIZES, "rows": 4})[:2] == (0, 0)  # type: ignore[attr-defined]
         step(session, SIZES, 1)
         step(session, {**SIZES, "height": 32, "width": 32}, 1)
 
@@ -250,15 +291,87 @@ def test_a_shape_outside_every_profile_names_them() -> None:
         session.reserve({**SIZES, "height": 99})
 
 
-@pytest.mark.usefixtures("cuda")
-def test_another_plan_is_opened_where_the_shape_asks_for_it(library: cuda_standin.Library) -> None:
+def two_plans() -> tuple[dict[str, int], dict[str, int]]:
+    """A size of each of two plans that are kept."""
     keep_plan()
     keep_plan(profiles=[Profile.parse("large,height=128,width=128", default_profile(BUNDLE.manifest))])
+    return SIZES, {**SIZES, "height": 16, "width": 16}
+
+
+def test_sizes_that_alternate_open_each_plan_once(cuda: Cuda, library: cuda_standin.Library) -> None:
+    with_small, with_large = two_plans()
     with open_unet() as session:
-        step(session, SIZES, 1)
-        step(session, {**SIZES, "height": 16, "width": 16}, 1)
-        assert library.open == 1
-        step(session, SIZES, 1)
+        for timestep in range(4):
+            step(session, with_small, timestep)
+            step(session, with_large, timestep)
+        assert (library.open, library.deserialized, len(cuda.graphs), session.generation) == (2, 2, 2, 0)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_plans_that_do_not_fit_beside_each_other_take_turns(
+    library: cuda_standin.Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = two_plans()
+    monkeypatch.setattr(cuda_standin.Properties, "totalGlobalMem", 2 * len(b"a plan"))
+    with open_unet() as session:
+        for number in (0, 1, 0):
+            step(session, sizes[number], 1)
+            assert library.open == 1
+        assert library.deserialized >= 3
+        assert session.generation >= 2
+
+
+@pytest.mark.usefixtures("library")
+def test_plans_are_chosen_by_their_form() -> None:
+    half = keep_plan(precision="float16")
+    with open_unet() as session:
+        assert session.engine == half
+    single = keep_plan()
+    for form, plan in ((None, half), (Form.parse("fp16"), half), (Form.parse("fp32"), single)):
+        with open_unet(form=form) as session:
+            step(session, SIZES, 1)
+            assert session.engine == plan
+    half.unlink()
+    half.with_name(half.name + ".json").unlink()
+    with open_unet() as session:
+        assert session.engine == single
+    with pytest.raises(BackendError, match=r"has no plan of unet\.fp32\.onnx in float16 .* --precision float16$"):
+        open_unet(form=Form.parse("float16"))
+    with pytest.raises(BackendError, match=r"tensorrt-rtx cannot compute in int8; .* graphs in float32, float16"):
+        open_unet(form=Form.parse("int8"))
+
+
+@pytest.mark.usefixtures("library")
+def test_a_linked_input_is_read_where_the_other_left_it(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes cross to the host in neither direction; and where the other's buffers move, it follows."""
+    monkeypatch.setattr(TensorRtSession, "most_shapes", 1)
+    keep_plan("unet_deep")
+    keep_plan("unet_shallow")
+    specs, sizes = BUNDLE.manifest.networks, {**SIZES, "tokens": 64}
+    feature = 4 * 2 * 96 * 8 * 8
+    with (
+        open_session(BUNDLE.path, specs["unet_deep"], "tensorrt-rtx") as deep,
+        open_session(BUNDLE.path, specs["unet_shallow"], "tensorrt-rtx") as shallow,
+    ):
+        shallow.reserve(sizes)
+        shallow.link("deep_feature", deep, "deep_feature")
+        for round_ in range(3):
+            cuda.copied.clear()
+            for session in (deep, shallow):
+                session.buffer("sample", sizes)[:] = round_ + 1
+                session.buffer("timestep", sizes)[:] = 10
+                session.run(sizes)
+            assert (shallow.buffer("noise_pred", sizes) == 2 * (round_ + 1) + 20).all()
+            assert {size for _, size in cuda.copied}.isdisjoint({feature})
+            deep.reserve({**sizes, "rows": 1})  # which takes the place of the other size
+        with pytest.raises(BackendError, match=r"sample \(float32 .*cannot be linked to the output deep_feature"):
+            shallow.link("sample", deep, "deep_feature")
+    with (
+        open_session(BUNDLE.path, specs["unet_deep"], "cpu") as elsewhere,
+        open_session(BUNDLE.path, specs["unet_shallow"], "tensorrt-rtx") as shallow,
+        pytest.raises(BackendError, match=r"runs on the GPU and unet_deep\.fp32\.onnx does not; copy"),
+    ):
+        shallow.link("deep_feature", elsewhere, "deep_feature")
 
 
 def test_kernels_compiled_while_running_are_kept(library: cuda_standin.Library) -> None:

@@ -14,12 +14,13 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.errors import BackendError
 from calotype.runtime.sessions import open_session
-from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
 from calotype.runtime.sessions.session import Session
 
+TALBOT = Bundle.open("talbot")
 SIZES = {"rows": 2, "tokens": 5, "height": 8, "width": 12}
 
 
@@ -74,21 +75,8 @@ def test_an_override_of_another_shape_is_an_error(tiny_bundle: Path) -> None:
         open_session(tiny_bundle, spec, "cpu", {"conv_out.bias": np.zeros(3, np.float16)})
 
 
-def test_views_hold_until_a_larger_size_is_reserved(tiny_bundle: Path) -> None:
-    with OnnxRuntimeCpuSession(tiny_bundle, Manifest.read(tiny_bundle).networks["unet"]) as session:
-        session.reserve(SIZES)
-        view = session.buffer("sample", SIZES)
-        assert session.buffer("sample", dict(reversed(SIZES.items()))).ctypes.data == view.ctypes.data
-        session.reserve({**SIZES, "rows": 1})
-        assert session.buffer("sample", SIZES) is view
-        session.reserve({**SIZES, "rows": 3})
-        assert session.buffer("sample", {**SIZES, "rows": 3}).shape == (3, 4, 8, 12)
-        with pytest.raises(KeyError, match="latents"):
-            session.buffer("latents", SIZES)
-
-
-def test_a_run_allocates_nothing_after_the_first(tiny_bundle: Path) -> None:
-    with OnnxRuntimeCpuSession(tiny_bundle, Manifest.read(tiny_bundle).networks["unet"]) as session:
+def test_a_run_allocates_nothing_after_the_first() -> None:
+    with open_session(TALBOT.path, TALBOT.manifest.networks["unet"], "cpu") as session:
         session.reserve(SIZES)
         session.run(SIZES)
         tracemalloc.start()

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.form import Form
 from calotype.runtime.denoising.denoiser import Denoiser, Job
 from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.errors import BackendError
 from calotype.runtime.schedulers import create_solver
 from calotype.runtime.sessions import device, onnxruntime_cuda, open_session
-from tests.runtime.cuda_standin import Cuda, Properties
+from tests.runtime.cuda_standin import Cuda, Kind, Properties
 
 BUNDLE = Bundle.open("talbot")
 UNET = BUNDLE.manifest.networks["unet"]
@@ -59,7 +60,7 @@ class OnnxRuntime:
     def __init__(self, cuda: Cuda) -> None:
         self.cuda, self.opened = cuda, list[dict[str, str]]()
         self.graphs: dict[str, int] = {}
-        self.runs = 0
+        self.runs = self.unrecorded = 0
         self.refuses_graphs = False
         self.fails: str | None = None
         self.providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -95,7 +96,9 @@ class OnnxRuntime:
             memory = (ctypes.c_byte * size).from_address(pointer)
             arrays[name] = np.frombuffer(memoryview(memory), dtype).reshape(shape)
         number, address = options.entries["gpu_graph_id"], binding.inputs["sample"][-1]
-        assert self.graphs.setdefault(number, address) == address, "a graph is launched with addresses it does not know"
+        known = address if number == "-1" else self.graphs.setdefault(number, address)
+        assert known == address, "a graph is launched with addresses it does not know"
+        self.unrecorded += number == "-1"
         arrays["noise_pred"][...] = arrays["sample"] * 2
 
 
@@ -127,8 +130,68 @@ def test_buffers_follow_the_largest_size_and_graphs_their_addresses(cuda: Cuda, 
         for _ in range(10):
             session.run(SIZES)
         assert cuda.calls["cudaMalloc"] + cuda.calls["cudaMallocHost"] == before
+        assert len(library.graphs) == 2
     assert [settings["enable_cuda_graph"] for settings in library.opened] == ["1"]
     assert library.opened[0]["user_compute_stream"] == "7"
+
+
+@pytest.mark.usefixtures("library")
+def test_only_what_was_written_is_copied(cuda: Cuda) -> None:
+    text, sample, timesteps = (4 * 2 * count for count in (32 * 192, 16 * 8 * 8, 1))
+    with open_session(BUNDLE.path, UNET, "cuda") as session:
+        for sizes in (SIZES, LARGER):  # each has buffers of its own, and keeps what was written there
+            session.write("encoder_hidden_states", sizes, np.ones((2, 32, 192), np.float32))
+            session.run(sizes)
+        cuda.copied.clear()
+        for value in range(5):
+            for sizes in (SIZES, LARGER):
+                session.write("sample", sizes, np.full((2, 16, sizes["height"], 8), value, np.float32))
+                session.write("timestep", sizes, np.float32(value), row=1)
+                session.run(sizes)
+        up = {size: count for (kind, size), count in cuda.copied.items() if kind is Kind.cudaMemcpyHostToDevice}
+        assert up == {sample: 5, 2 * sample: 5, timesteps: 10}
+        assert text not in up
+
+
+def test_graphs_are_recorded_for_so_many_sizes_and_no_more(
+    library: OnnxRuntime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(onnxruntime_cuda, "MOST_GRAPHS", 3)
+    with open_session(BUNDLE.path, UNET, "cuda") as session:
+        for _ in range(2):
+            for height in range(1, 6):
+                session.buffer("sample", {**SIZES, "height": height})[:] = height
+                session.run({**SIZES, "height": height})
+                assert (session.buffer("noise_pred", {**SIZES, "height": height}) == 2 * height).all()
+    assert (len(library.graphs), library.unrecorded) == (3, 4)
+    assert caplog.messages == ["unet.fp16.onnx has run at 3 sizes; more run without a CUDA graph, and slower"]
+
+
+@pytest.mark.usefixtures("library")
+def test_rows_are_of_a_few_numbers() -> None:
+    with open_session(BUNDLE.path, UNET, "cuda") as session:
+        assert [session.padded(rows) for rows in (1, 2, 3, 5, 6, 9, 12, 13)] == [1, 2, 4, 6, 6, 12, 12, 16]
+        assert not session.keeps_bytes
+    with open_session(BUNDLE.path, BUNDLE.manifest.networks["vae_decoder"], "cuda") as session:
+        assert session.capacity({"height": 8, "width": 8}) == 1
+
+
+@pytest.mark.parametrize(("form", "graph"), [(None, "fp16"), ("float16", "fp16"), ("float32", "fp32")])
+def test_the_form_that_was_named_is_opened(
+    form: str | None, graph: str, library: OnnxRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def for_cuda(path: Path, *_: Any, **__: Any) -> tuple[bytes, Path]:
+        opened.append(path.name)
+        return b"", BUNDLE.path
+
+    monkeypatch.setattr(onnxruntime_cuda, "for_cuda", for_cuda)
+    open_session(BUNDLE.path, UNET, "cuda", form=None if form is None else Form.parse(form)).close()
+    assert opened == [f"unet.{graph}.onnx"]
+    assert len(library.opened) == 1
+    with pytest.raises(BackendError, match="cuda cannot compute in int8; this bundle has graphs in float32, float16"):
+        open_session(BUNDLE.path, UNET, "cuda", form=Form.parse("int8"))
 
 
 def new_job(number: int, interval: tuple[float, float] | None = None) -> Job:
@@ -182,7 +245,7 @@ def test_so_many_rows_are_taken_as_the_memory_has_room_for(
     monkeypatch.setattr(Properties, "totalGlobalMem", memory_gib << 30)
     with open_session(BUNDLE.path, UNET, "cuda") as session:
         sizes = {**SIZES, "height": side, "width": side}
-        assert [rows for rows in range(1, 40) if session.takes({**sizes, "rows": rows})] == [*range(1, most + 1)]
+        assert session.capacity(sizes) == most
 
 
 @pytest.mark.usefixtures("cuda")
