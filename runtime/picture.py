@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -106,11 +105,11 @@ class Settings:
         )
 
     def _additions(self) -> dict[str, Any]:
-        loras = [(own.path.name, own.scale, digest_of(own.path)) for own in self.request.loras or ()]
-        words = [(own.path.name, own.token, digest_of(own.path)) for own in self.model.embeddings]
+        loras = [f"{own.path.name}:{_exactly(own.scale)} {digest_of(own.path)}" for own in self.request.loras or ()]
+        words = [f"{own.path.name}:{own.token} {digest_of(own.path)}" for own in self.model.embeddings]
         return {
-            "Lora": json.dumps(loras) if loras else None,
-            "TI": json.dumps(words) if words else None,
+            "Lora": loras or None,
+            "TI": words or None,
             "VAE": self.model.vae,
             "VAE hash": self.model.vae_digest,
             "VAE tiles": self.model.tiled or None,
@@ -258,6 +257,11 @@ def _conditions(request: Request) -> dict[str, Any]:
         "Mask hash": digest_of(mask),
         "Feather": request.feather or None,
     }
+
+
+def _exactly(number: float) -> str:
+    """A number to its last digit, whole ones without a point."""
+    return repr(float(number)).removesuffix(".0")
 
 
 def _weights_digest(manifest: Manifest, network: str) -> str:

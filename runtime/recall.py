@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from calotype.runtime.pictures.parameters import Parameters, parse_parameters
 from calotype.runtime.request import Request
 from calotype.runtime.text.textual_inversion import Embedding
 
+# "NAME:SCALE HASH" or "NAME:WORD HASH", and a space before the next.
+FILE = re.compile(r"(.+?):([^\s:]+) ([0-9a-f]{10})(?: |$)")
 MOST_FILES = 10_000  # looked at in the folders that a user names
 
 
@@ -112,16 +115,16 @@ def _request(
             scheduler_config=config,
             guidance_scale=found.guidance_scale,
             guidance_rescale=float(further.get("CFG rescale", 0)),
-            guidance_interval=_numbers(further, "CFG interval", float),  # type: ignore[arg-type]
+            guidance_interval=_numbers(further, "CFG interval", float),
             fast=Acceleration(cache_interval=interval, precision=further.get("Precision")),
             clip_skip=int(further.get("Clip skip", 1)) - 1,
             image=image,
             mask_image=mask,
             strength=None if image is None else float(further["Denoising strength"]),
             feather=int(further.get("Feather", 0)),
-            original_size=_numbers(further, "Original size", int),  # type: ignore[arg-type]
-            crops_coords_top_left=_numbers(further, "Crop", int),  # type: ignore[arg-type]
-            target_size=_numbers(further, "Target size", int),  # type: ignore[arg-type]
+            original_size=_numbers(further, "Original size", int),
+            crops_coords_top_left=_numbers(further, "Crop", int),
+            target_size=_numbers(further, "Target size", int),
             loras=loras,
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -132,13 +135,16 @@ def _numbers(further: Mapping[str, str], label: str, kind: Callable[[str], Any])
     return tuple(kind(item) for item in further[label].split()) if label in further else None
 
 
-def _listed(further: Mapping[str, str], label: str) -> list[tuple[str, Any, str]]:
-    """Name, what follows it, and hash of each of the files under a label."""
-    try:
-        items = json.loads(further.get(label, "[]"))
-        return [(str(name), value, str(digest)) for name, value, digest in items]
-    except (TypeError, ValueError):
-        raise InputError(f"the picture's {label} settings are damaged; give them by hand") from None
+def _listed(further: Mapping[str, str], label: str) -> list[tuple[str, str, str]]:
+    """Name, what follows its colon, and hash of each of the files under a label."""
+    text, found = further.get(label, ""), []
+    while text:
+        match = FILE.match(text)
+        if match is None:
+            raise InputError(f"the picture's settings are damaged at {label}: {arguments.shown(text)}")
+        found.append((match[1], match[2], match[3]))
+        text = text[match.end() :]
+    return found
 
 
 def _check_source(given: Path | None, label: str, digest: str | None, name: str | None) -> None:

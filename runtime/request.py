@@ -90,7 +90,7 @@ class Request:
                 value = field.default
             elif value is None and field.default_factory is not dataclasses.MISSING:
                 value = field.default_factory()
-            elif field.name in _CHECKS and value is not None:
+            elif field.name in _CHECKS:
                 value = _CHECKS[field.name](field.name, value)
             object.__setattr__(self, field.name, value)
         if self.guidance_interval is not None:
@@ -164,9 +164,8 @@ class Request:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(str(name) for name in value.keys() - known)
         if unknown:
-            raise InputError(
-                f"a request has no {arguments.shown(', '.join(unknown))}; valid: {', '.join(sorted(known))}"
-            )
+            names = arguments.shown(", ".join(unknown))
+            raise InputError(f"a request has no field {names}; valid: {', '.join(sorted(known))}")
         if "prompt" not in value:
             raise InputError("a request needs a prompt; an empty string is one")
         fields = dict(value)

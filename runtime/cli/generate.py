@@ -66,7 +66,7 @@ def use_settings(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     known: dict[str, click.Parameter] = {}
     for parameter in ctx.command.params:
         names = [option for option in parameter.opts if option.startswith("--")] or parameter.opts
-        known |= {name.removeprefix("--"): parameter for name in names if parameter.name != "config"}
+        known |= {name.removeprefix("--"): parameter for name in names if parameter.name not in ("config", "again")}
     defaults: dict[str, Any] = {}
     for name, value in read_settings(path, known).items():
         parameter = known[name]
@@ -191,8 +191,10 @@ def command(
     from calotype.runtime.pipeline import Pipeline
     from calotype.runtime.sessions.profiled import Profile
 
-    if (prompt is None) == (again is None):
-        raise click.UsageError("give a PROMPT, or --again PICTURE, and not both")
+    if again is None and prompt is None:
+        raise click.UsageError("Missing argument 'PROMPT'")
+    if again is not None and prompt is not None:
+        raise click.UsageError("--again takes the prompt from the picture; leave PROMPT out")
     check_target(output)  # before the work, not after it
     if again is None:
         where: str | Path = model

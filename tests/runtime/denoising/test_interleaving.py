@@ -104,5 +104,5 @@ def test_pictures_are_yielded_as_they_are_finished(pipeline: Pipeline) -> None:
 def test_what_is_not_done_has_no_picture(pipeline: Pipeline) -> None:
     job = pipeline.prepare(Request(prompt="red", num_inference_steps=2))
     pipeline.step([job])
-    with pytest.raises(InputError, match=r"a job at step 1 of 2 is no picture yet; step\(\) it until done"):
+    with pytest.raises(InputError, match=r"a job at step 1 of 2 is no picture yet; step\(\) it until it is done"):
         pipeline.finish(job)
