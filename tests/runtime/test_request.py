@@ -139,7 +139,7 @@ def test_a_call_is_expanded_into_a_request_for_each_picture() -> None:
         ({"prompt": None}, "prompt is None; give a text, an empty string is one"),
         ({"prompt": ["a", None]}, "prompt=None is a NoneType, not a text"),
         ({"prompt": b"a"}, "prompt=b'a' is a bytes, not a text"),
-        ({"prompt": "a", "images": 10**9}, "1000000000 pictures are more than 10000 in one call"),
+        ({"prompt": "a", "images": 10**9}, "1000000000 pictures in one call are more than 10000; make several calls"),
         ({"prompt": "a", "seed": 2**64 - 1, "images": 2}, r"seed=18446744073709551615 is outside 0\.\.2\*\*64-1 for 2"),
     ):
         with pytest.raises(InputError, match=message):
