@@ -26,8 +26,9 @@ from calotype.runtime.denoising.guidance import Guidance, guidances, scale_embed
 from calotype.runtime.denoising.start import Posterior, Start
 from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.pictures.autoencoder import Tiles, Vae
-from calotype.runtime.pictures.canvas import Canvas, Picture
+from calotype.runtime.pictures.canvas import Canvas
 from calotype.runtime.pictures.masks import latent_mask
+from calotype.runtime.pictures.reading import Picture
 from calotype.runtime.schedulers import Solver, create_solver
 from calotype.runtime.sessions import Session, check_backend, choose_backend, has_int8, open_session
 from calotype.runtime.sessions.low_memory import Turn, TurnTakingSession

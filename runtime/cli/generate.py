@@ -14,7 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from calotype.runtime.denoising.acceleration import Acceleration
-    from calotype.runtime.pictures.files import Parameters
+    from calotype.runtime.pictures.parameters import Parameters
     from calotype.runtime.pipeline import Output, Pipeline, StepEnd
 
 
@@ -154,7 +154,7 @@ FILE = click.Path(path_type=Path)
 )
 def command(prompt: str, model: str, output: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Draw PROMPT. Pictures that exist are kept: another gets a number in its name."""
-    from calotype.runtime.pictures.files import check_target, numbered_paths, save_image
+    from calotype.runtime.pictures.writing import check_target, save_new
     from calotype.runtime.pipeline import Pipeline
     from calotype.runtime.sessions.profiled import Profile
 
@@ -166,9 +166,11 @@ def command(prompt: str, model: str, output: Path, overwrite: bool, as_json: boo
     ) as pipeline:
         result = _draw(pipeline, prompt, options)
         seconds = time.perf_counter() - begin
-    paths = numbered_paths(output, len(result.images), overwrite=overwrite)
-    for number, (image, path) in enumerate(zip(result.images, paths, strict=True)):
-        save_image(image, path, _parameters(pipeline, prompt, options, result, number), overwrite=overwrite)
+    paths = []
+    for number, image in enumerate(result.images):
+        own = _parameters(pipeline, prompt, options, result, number)
+        counted = None if len(result.images) == 1 else number
+        paths.append(save_new(image, output, own, number=counted, overwrite=overwrite))
     if profile is not None:
         click.echo(profile.text(result.timings, seconds), err=True)
     if as_json:
@@ -255,7 +257,7 @@ def _sigmas(options: dict[str, Any]) -> tuple[str | None, tuple[float, ...] | No
 def _parameters(pipeline: Pipeline, prompt: str, options: dict[str, Any], result: Output, number: int) -> Parameters:
     """What made one picture of a call: all that it takes to make it again."""
     from calotype.runtime.pictures.canvas import default_strength
-    from calotype.runtime.pictures.files import Parameters, file_hash
+    from calotype.runtime.pictures.parameters import Parameters, file_hash
     from calotype.runtime.schedulers import scheduler_name
 
     added = _additions(options)
@@ -283,7 +285,7 @@ def _parameters(pipeline: Pipeline, prompt: str, options: dict[str, Any], result
         "Mask": options["mask"] and options["mask"].name,
         "Mask hash": options["mask"] and file_hash(options["mask"]),
         "Feather": options["feather"] or None,
-        "Lora": [f"{lora.path.name}:{lora.scale:g} {file_hash(lora.path)}" for lora in added["loras"]] or None,
+        "Lora": [f"{lora.path.name}:{lora.scale!r} {file_hash(lora.path)}" for lora in added["loras"]] or None,
         "TI": [f"{own.path.name}:{own.token} {file_hash(own.path)}" for own in added["embeddings"]] or None,
         "VAE": options["vae"] and Path(options["vae"]).name,
         "VAE tiles": options["vae_tiling"] or None,

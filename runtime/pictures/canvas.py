@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from calotype.runtime.arguments import at_least, whole, within
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.errors import InputError
-from calotype.runtime.pictures.files import fit_image, load_image, to_rgb
 from calotype.runtime.pictures.masks import Mask, fit_mask, paste
+from calotype.runtime.pictures.reading import Picture, fit_image, open_mask, open_picture
 
 Array = NDArray[np.float32]
-# A picture, or the file that holds one.
-Picture = Image.Image | str | Path
 
 MAX_SIZE = 16384
 
@@ -68,7 +64,8 @@ class Canvas:
                 height=_size("height", manifest.defaults.height if height is None else height, factor),
                 width=_size("width", manifest.defaults.width if width is None else width, factor),
             )
-        picture = _opened(image)
+        picture = open_picture(image)
+        _check_own_size(picture.size, height, width, factor)
         size = cls(
             height=_size("height", picture.height // factor * factor if height is None else height, factor),
             width=_size("width", picture.width // factor * factor if width is None else width, factor),
@@ -79,7 +76,7 @@ class Canvas:
             height=size.height,
             width=size.width,
             picture=np.asarray(fit_image(picture, size.width, size.height)),
-            mask=None if mask_image is None else fit_mask(_opened(mask_image), picture.size, size.width, size.height),
+            mask=None if mask_image is None else fit_mask(open_mask(mask_image), picture.size, size.width, size.height),
             strength=within("strength", default_strength(mask_image) if strength is None else strength, 0, 1),
             feather=feather,
         )
@@ -104,12 +101,14 @@ def default_strength(mask_image: Picture | None) -> float:
     return 0.8 if mask_image is None else 1.0
 
 
-def _opened(image: Any) -> Image.Image:
-    if isinstance(image, str | Path):
-        return load_image(Path(image))
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    raise InputError(f"a {type(image).__name__} is not a picture; give a PIL image or a file's path")
+def _check_own_size(size: tuple[int, int], height: int | None, width: int | None, factor: int) -> None:
+    """Raises InputError where the picture's own size (width, height) cannot be drawn, and no other is given."""
+    for pixels, given in zip(size, (width, height), strict=True):
+        if given is None and not factor <= pixels <= MAX_SIZE:
+            raise InputError(
+                f"the picture has {size[0]}x{size[1]} pixels, and this model draws {factor}x{factor} to "
+                f"{MAX_SIZE}x{MAX_SIZE}; give height and width, or another picture"
+            )
 
 
 def _size(name: str, value: int, factor: int) -> int:

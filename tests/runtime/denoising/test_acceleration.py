@@ -21,7 +21,7 @@ from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import CACHING
 from calotype.runtime.denoising.acceleration import EXACT, FAST, Acceleration, FeatureCache
 from calotype.runtime.errors import BundleError, InputError
-from calotype.runtime.pictures.files import read_parameters
+from calotype.runtime.pictures.embedded import read_parameters
 from calotype.runtime.pipeline import Pipeline, StepEnd
 from tests.runtime.cli.test_additions import run
 from tests.runtime.conftest import Model
