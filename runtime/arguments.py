@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from calotype.runtime.errors import InputError
+from calotype.runtime.errors import InputError, quoted
 
 SEEDS = 2**64
 MOST_PICTURES = 10_000  # of one call
@@ -18,14 +18,14 @@ MOST_PICTURES = 10_000  # of one call
 def whole(name: str, value: Any) -> int:
     """A whole number."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise InputError(f"{name}={shown(value)} is not a whole number")
+        raise InputError(f"{name}={quoted(value)} is not a whole number")
     return int(value)
 
 
 def finite(name: str, value: Any) -> float:
     """A finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
-        raise InputError(f"{name}={shown(value)} is not a finite number")
+        raise InputError(f"{name}={quoted(value)} is not a finite number")
     return float(value)
 
 
@@ -33,7 +33,7 @@ def within(name: str, value: Any, low: float, high: float) -> float:
     """A number from ``low`` to ``high``, both included."""
     number = finite(name, value)
     if not low <= number <= high:
-        raise InputError(f"{name}={shown(value)} is outside {low:g}..{high:g}; use {min(max(number, low), high):g}")
+        raise InputError(f"{name}={quoted(value)} is outside {low:g}..{high:g}; use {min(max(number, low), high):g}")
     return number
 
 
@@ -47,7 +47,7 @@ def at_least(name: str, value: Any, low: int) -> int:
 def pair(name: str, value: Any, low: int) -> tuple[int, int]:
     """Two whole numbers (height, width), each ``low`` or more."""
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
-        raise InputError(f"{name}={shown(value)} is not a pair; give (height, width)")
+        raise InputError(f"{name}={quoted(value)} is not a pair; give (height, width)")
     return at_least(name, value[0], low), at_least(name, value[1], low)
 
 
@@ -61,14 +61,14 @@ def seed(name: str, value: Any) -> int:
 def text(name: str, value: Any) -> str:
     """A text."""
     if not isinstance(value, str):
-        raise InputError(f"{name}={shown(value)} is a {type(value).__name__}, not a text; an empty string is one")
+        raise InputError(f"{name}={quoted(value)} is a {type(value).__name__}, not a text; an empty string is one")
     return str(value)
 
 
 def numbers(name: str, value: Any) -> tuple[float, ...]:
     """A list of finite numbers."""
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | np.ndarray) or not len(value):
-        raise InputError(f"{name}={shown(value)} is not a list of finite numbers")
+        raise InputError(f"{name}={quoted(value)} is not a list of finite numbers")
     if isinstance(value, np.ndarray) and value.ndim != 1:
         raise InputError(f"{name} has the shape {value.shape}; give a list of finite numbers")
     return tuple(finite(name, item) for item in value)
@@ -77,7 +77,7 @@ def numbers(name: str, value: Any) -> tuple[float, ...]:
 def levels(name: str, value: Any) -> tuple[float, float]:
     """Two noise levels, a lower and a higher one."""
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | np.ndarray) or len(value) != 2:
-        raise InputError(f"{name}={shown(value)} is not a pair of noise levels; use 0 <= low < high")
+        raise InputError(f"{name}={quoted(value)} is not a pair of noise levels; use 0 <= low < high")
     return finite(name, value[0]), finite(name, value[1])
 
 
@@ -115,12 +115,3 @@ def seeds(first: Any, count: int) -> list[int]:
     if not 0 <= start <= SEEDS - count:
         raise InputError(f"seed={start} is outside 0..2**64-1 for {count} image(s)")
     return [start + index for index in range(count)]
-
-
-def shown(value: Any, most: int = 60) -> str:
-    """A value as an error quotes it, no longer than ``most`` characters."""
-    try:
-        quoted = repr(value)
-    except ValueError:  # a whole number of more digits than Python prints
-        return f"a {type(value).__name__} too long to show"
-    return quoted if len(quoted) <= most else f"{quoted[:most]}…"

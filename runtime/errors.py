@@ -2,9 +2,40 @@
 
 from __future__ import annotations
 
+import reprlib
+
+LONGEST_MESSAGE = 2000
+LONGEST_VALUE = 200
+
+
+def shortened(text: str, limit: int = LONGEST_MESSAGE) -> str:
+    """``text``, or where it is longer than ``limit`` its two ends, and how much is left out between them."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]} … ({len(text) - 2 * half} characters left out) … {text[-half:]}"
+
+
+def quoted(value: object) -> str:
+    """``value`` as an error quotes it: as Python writes it, control characters escaped, and never a long line."""
+    if isinstance(value, str):
+        return repr(shortened(value, LONGEST_VALUE))
+    short = reprlib.Repr()
+    short.maxother = short.maxlong = LONGEST_VALUE
+    try:
+        return shortened(short.repr(value), LONGEST_VALUE)
+    except Exception:  # a value may fail to write itself, as whole numbers of 5,000 digits do
+        return f"<{type(value).__name__}>"
+
 
 class CalotypeError(Exception):
-    """The root of the tree: catching it catches whatever the user can do something about."""
+    """The root of the tree: catching it catches whatever the user can do something about.
+
+    No message is long, whatever it quotes.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shortened(str(message)))
 
 
 class BundleError(CalotypeError):

@@ -16,7 +16,8 @@ from calotype.runtime.bundle.form import Form
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.denoising.acceleration import Acceleration
 from calotype.runtime.errors import InputError
-from calotype.runtime.pictures.files import Parameters, file_hash, save_image
+from calotype.runtime.pictures.parameters import Parameters, file_hash
+from calotype.runtime.pictures.writing import save_new
 from calotype.runtime.request import Request
 from calotype.runtime.text.textual_inversion import Embedding
 
@@ -135,20 +136,24 @@ class Picture:
         assert seed is not None
         return seed
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+    def save(self, path: str | Path, *, number: int | None = None, overwrite: bool = False) -> Path:
         """Write the picture with its settings, whole or not at all; the suffix chooses PNG, JPEG or WebP.
+
+        Args:
+            path: where; a name that is taken gives way to the next number, ``cat-1.png`` for ``cat.png``.
+            number: of the picture among those of one call, which are ``cat-0.png``, ``cat-1.png`` and so on.
+            overwrite: replace a picture of the name instead.
 
         Returns:
             Where it was written.
 
         Raises:
-            OutputError: an unknown suffix, a file in the way, or a folder that cannot be written or is full.
+            OutputError: an unknown suffix, or a folder that cannot be written or is full.
             InputError: it is an array, not an image.
         """
         if not isinstance(self.image, Image.Image):
             raise InputError('only images are saved with their settings; ask for output_type="pil"')
-        save_image(self.image, Path(path), self.settings.parameters(), overwrite=overwrite)
-        return Path(path)
+        return save_new(self.image, Path(path), self.settings.parameters(), number=number, overwrite=overwrite)
 
     def __repr__(self) -> str:
         request = self.settings.request

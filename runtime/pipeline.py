@@ -26,7 +26,7 @@ from calotype.runtime.networks import Networks
 from calotype.runtime.parallel import in_threads
 from calotype.runtime.picture import Kind, Model, Output, Picture, Settings
 from calotype.runtime.pictures.autoencoder import Tiles, Vae
-from calotype.runtime.pictures.canvas import Source
+from calotype.runtime.pictures.reading import Source
 from calotype.runtime.preparation import Drawing, Preparation
 from calotype.runtime.request import Request, expand
 from calotype.runtime.sessions import check_backend

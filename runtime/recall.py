@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from calotype.runtime import arguments
 from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.bundle.folder import BUNDLED
 from calotype.runtime.bundle.manifest import MANIFEST_NAME, Manifest
 from calotype.runtime.denoising.acceleration import Acceleration
-from calotype.runtime.errors import BundleError, InputError
+from calotype.runtime.errors import BundleError, InputError, quoted
 from calotype.runtime.families import FAMILIES, family_of
-from calotype.runtime.pictures.canvas import Source
 from calotype.runtime.pictures.parameters import Parameters, parse_parameters
+from calotype.runtime.pictures.reading import Source
 from calotype.runtime.request import Request
 from calotype.runtime.text.textual_inversion import Embedding
 
@@ -59,7 +58,7 @@ def recall(
     """Read the settings that Calotype wrote into a picture.
 
     Args:
-        text: see :func:`calotype.runtime.pictures.reading.read_parameters`.
+        text: see :func:`calotype.runtime.pictures.embedded.read_parameters`.
         folders: where bundles, LoRAs and embeddings are looked for, with their sub-folders.
         image: the picture that it started from, where it did.
         mask_image: the mask that it had.
@@ -70,7 +69,7 @@ def recall(
     found = parse_parameters(text)
     if not (found.version or "").startswith("calotype"):
         raise InputError(
-            f"the picture was made by {arguments.shown(found.version or 'another program')}, whose pictures cannot be "
+            f"the picture was made by {quoted(found.version or 'another program')}, whose pictures cannot be "
             "made again exactly; calotype info shows its settings"
         )
     further = dict(found.further)
@@ -128,7 +127,7 @@ def _request(
             loras=loras,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the picture's settings are damaged: {arguments.shown(str(error), 200)}") from None
+        raise InputError(f"the picture's settings are damaged: {error}") from None
 
 
 def _numbers(further: Mapping[str, str], label: str, kind: Callable[[str], Any]) -> tuple[Any, ...] | None:
@@ -141,7 +140,7 @@ def _listed(further: Mapping[str, str], label: str) -> list[tuple[str, str, str]
     while text:
         match = FILE.match(text)
         if match is None:
-            raise InputError(f"the picture's settings are damaged at {label}: {arguments.shown(text)}")
+            raise InputError(f"the picture's settings are damaged at {label}: {quoted(text)}")
         found.append((match[1], match[2], match[3]))
         text = text[match.end() :]
     return found
@@ -157,7 +156,7 @@ def _check_source(given: Path | None, label: str, digest: str | None, name: str 
             raise InputError(f"the picture started from no {option}; leave --{option} out")
         return
     if given is None:
-        raise InputError(f"the picture started from {arguments.shown(name or 'a file')}; give that file as --{option}")
+        raise InputError(f"the picture started from {quoted(name or 'a file')}; give that file as --{option}")
     if digest_of(given) != digest:
         raise InputError(f"{given} is not the {option} that the picture started from: its hash is not {digest}")
 
@@ -187,7 +186,7 @@ def _file(folders: Sequence[Path], name: str, digest: str) -> Path:
             others += 1
     where = ", ".join(map(str, folders)) or "no folder"
     what = f"{others} of that name, none with its hash {digest}" if others else "no such file"
-    shown = arguments.shown(name)
+    shown = quoted(name)
     raise InputError(f"the picture needs {shown}, and in {where} is {what}; name its folder with --folder")
 
 
@@ -208,6 +207,6 @@ def _bundle(folders: Sequence[Path], name: str | None, digest: str | None) -> Pa
             return place
     where = ", ".join(map(str, folders)) or "the bundled models"
     raise InputError(
-        f"the picture needs the model {arguments.shown(name)} with the hash {digest}, which is not in {where}; "
+        f"the picture needs the model {quoted(name)} with the hash {digest}, which is not in {where}; "
         "name the folder that holds it with --folder"
     )

@@ -17,9 +17,9 @@ from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.denoising.acceleration import EXACT, Acceleration, chosen
 from calotype.runtime.denoising.guidance import Guidance
-from calotype.runtime.errors import InputError
-from calotype.runtime.pictures.canvas import Source, default_strength
-from calotype.runtime.pictures.files import load_image
+from calotype.runtime.errors import InputError, quoted
+from calotype.runtime.pictures.canvas import default_strength
+from calotype.runtime.pictures.reading import Source, read_picture
 from calotype.runtime.schedulers import scheduler_name
 
 PIXELS = ("image", "mask_image")
@@ -164,7 +164,7 @@ class Request:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(str(name) for name in value.keys() - known)
         if unknown:
-            names = arguments.shown(", ".join(unknown))
+            names = quoted(", ".join(unknown))
             raise InputError(f"a request has no field {names}; valid: {', '.join(sorted(known))}")
         if "prompt" not in value:
             raise InputError("a request needs a prompt; an empty string is one")
@@ -244,7 +244,7 @@ def _picture(name: str, value: Any, files: bool) -> Source:
         data = base64.b64decode(value["png"], validate=True)
     except (TypeError, ValueError):
         raise InputError(f"{name} is not base64; encode the bytes of a picture file") from None
-    return load_image(io.BytesIO(data), name)
+    return read_picture(data, name)
 
 
 def _loras(value: Any, files: bool) -> tuple[Lora, ...]:
@@ -270,13 +270,13 @@ def _acceleration(value: Mapping[str, Any]) -> Acceleration:
 
 def _scheduler(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise InputError(f"{name}={arguments.shown(value)} is not a text; give a scheduler's name")
+        raise InputError(f"{name}={quoted(value)} is not a text; give a scheduler's name")
     return scheduler_name(value)
 
 
 def _settings(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise InputError(f"{name}={arguments.shown(value)} is no mapping of settings, such as {{'eta': 0.5}}")
+        raise InputError(f"{name}={quoted(value)} is no mapping of settings, such as {{'eta': 0.5}}")
     return {key: tuple(own) if isinstance(own, list) else own for key, own in value.items()}
 
 
@@ -290,7 +290,7 @@ def _source(name: str, value: Any) -> Source:
 
 def _merged(name: str, value: Any) -> tuple[Lora, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(item, Lora) for item in value):
-        raise InputError(f"{name}={arguments.shown(value)} is no list of LoRAs; give [Lora(path=…, scale=…)]")
+        raise InputError(f"{name}={quoted(value)} is no list of LoRAs; give [Lora(path=…, scale=…)]")
     return tuple(value)
 
 

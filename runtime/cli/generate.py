@@ -187,7 +187,7 @@ def command(
     prompt: str | None, model: str, output: Path, overwrite: bool, as_json: bool, again: Path | None, **options: Any
 ) -> None:
     """Draw PROMPT. Pictures that exist are kept: another gets a number in its name."""
-    from calotype.runtime.pictures.files import check_target
+    from calotype.runtime.pictures.writing import check_target
     from calotype.runtime.pipeline import Pipeline
     from calotype.runtime.sessions.profiled import Profile
 
@@ -223,7 +223,7 @@ def command(
 def _recalled(picture: Path, options: dict[str, Any]) -> tuple[list[Request], Path, dict[str, Any]]:
     """What made ``picture``: the request, the model's folder, and what was added to the model."""
     from calotype.runtime.pictures.autoencoder import Tiles
-    from calotype.runtime.pictures.files import read_parameters
+    from calotype.runtime.pictures.embedded import read_parameters
     from calotype.runtime.recall import recall
 
     context = click.get_current_context()
@@ -269,9 +269,6 @@ def _requests(prompt: str | None, options: dict[str, Any]) -> list[Request]:
 
 def _draw(pipeline: Pipeline, requests: list[Request], output: Path, overwrite: bool) -> tuple[list[Any], Call]:
     """Draw, and save each picture as soon as it is finished; returns where, in the order of the requests."""
-    from calotype.runtime.pictures.files import numbered_paths
-
-    paths = numbered_paths(output, len(requests), overwrite=overwrite)
     files: dict[int, Any] = {}
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(
@@ -284,7 +281,7 @@ def _draw(pipeline: Pipeline, requests: list[Request], output: Path, overwrite: 
 
         call = pipeline.draw(requests, callback=advance)
         for number, picture in call:
-            path = picture.save(paths[number], overwrite=overwrite)
+            path = picture.save(output, number=number if len(requests) > 1 else None, overwrite=overwrite)
             files[number] = {"path": str(path), "seed": picture.seed}
     return [files[number] for number in sorted(files)], call
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from calotype.runtime.cli.terminal import show
+
 if TYPE_CHECKING:
     from calotype.runtime.bundle.folder import Bundle
     from calotype.runtime.sessions.plans import PlanRecord
@@ -21,12 +23,11 @@ if TYPE_CHECKING:
 def command(target: str, as_json: bool) -> None:
     """Show TARGET: a bundle (a bundled model's name or a folder), a picture file, or a plan."""
     from calotype.runtime.bundle.folder import BUNDLED, Bundle
-    from calotype.runtime.pictures.files import FORMATS, read_parameters
+    from calotype.runtime.pictures.opening import SUFFIXES
 
     path = Path(target)
-    if path.suffix.lower() in FORMATS and not (BUNDLED / target).is_dir():
-        text = read_parameters(path)
-        click.echo(json.dumps({"parameters": text}, ensure_ascii=False) if as_json else text)
+    if path.suffix.lower() in SUFFIXES and not path.is_dir() and not (BUNDLED / target).is_dir():
+        _show_picture(path, as_json)
         return
     if path.suffix == ".plan":
         _show_plan(path, as_json)
@@ -34,7 +35,7 @@ def command(target: str, as_json: bool) -> None:
     bundle = Bundle.open(target)
     manifest = bundle.manifest
     if as_json:
-        click.echo(manifest.dumps(), nl=False)
+        show(manifest.dumps().rstrip("\n"))
         return
     total = sum(record.size for record in manifest.files.values())
     defaults = manifest.defaults
@@ -49,16 +50,32 @@ def command(target: str, as_json: bool) -> None:
         "licence": manifest.license or "not stated",
     }
     for name, value in lines.items():
-        click.echo(f"{name + ':':<11}{value}")
+        show(f"{name + ':':<11}{value}")
     for source in manifest.attribution:
-        click.echo(f"           {source}")
+        show(f"           {source}")
     _show_memory(bundle)
     for network, variants in manifest.parity.items():
         for precision, figures in variants.items():
-            click.echo(
+            show(
                 f"parity:    {network} {precision} against PyTorch: relative error {figures['max_relative']:.1e}, "
                 f"cosine {figures['min_cosine']:.7f}"
             )
+
+
+def _show_picture(path: Path, as_json: bool) -> None:
+    from calotype.runtime.pictures.embedded import Graph, read_settings
+    from calotype.runtime.pictures.parameters import parse_parameters
+
+    found = read_settings(path)
+    if isinstance(found, Graph):
+        kinds = ", ".join(dict.fromkeys(found.nodes))
+        nodes = f"a graph of ComfyUI with {len(found.nodes)} nodes: {kinds}; Calotype does not run graphs"
+        show(json.dumps({"comfyui": json.loads(found.text)}, ensure_ascii=False) if as_json else nodes)
+    elif as_json:
+        settings = dataclasses.asdict(parse_parameters(found))
+        show(json.dumps({"parameters": found, "settings": settings}, ensure_ascii=False))
+    else:
+        show(found)
 
 
 def _show_memory(bundle: Bundle) -> None:
@@ -68,10 +85,10 @@ def _show_memory(bundle: Bundle) -> None:
     found = needs(bundle)
     for need in found:
         known = "" if need.activations is None else f", activations {_mib(need.activations)} in the largest plan here"
-        click.echo(f"memory:    {need.network} {need.precision}: weights {_mib(need.weights)}{known}")
+        show(f"memory:    {need.network} {need.precision}: weights {_mib(need.weights)}{known}")
     unknown = [need.network for need in found if need.activations is None]
     also = f", and the activations of {', '.join(unknown)}, which their plans state once they are built"
-    click.echo(
+    show(
         f"at once:   {_mib(most(found, low_memory=True))} with --low-memory, {_mib(most(found, low_memory=False))} "
         f"without{also if unknown else ''}"
     )
@@ -86,7 +103,7 @@ def _show_plan(path: Path, as_json: bool) -> None:
 
     record = describe_plan(path)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(record)))
+        show(json.dumps(dataclasses.asdict(record)))
         return
     if record.key["backend"] == "cpu":
         _show_engine(record)
@@ -104,14 +121,14 @@ def _show_plan(path: Path, as_json: bool) -> None:
         "as the builder says",
     }
     for name, value in lines.items():
-        click.echo(f"{name + ':':<12}{value}")
+        show(f"{name + ':':<12}{value}")
     for name, shapes in zip(key["profiles"], record.tensors["profiles"], strict=True):
-        click.echo(f"profile:    {name['name']}: batch {name['batch']}, {name['height']} x {name['width']} pixels")
+        show(f"profile:    {name['name']}: batch {name['batch']}, {name['height']} x {name['width']} pixels")
         for tensor, bounds in shapes.items():
-            click.echo(f"            {tensor} {' to '.join(map(_shape, (bounds[0], bounds[2])))}")
+            show(f"            {tensor} {' to '.join(map(_shape, (bounds[0], bounds[2])))}")
     for way in ("inputs", "outputs"):
         for item in record.tensors[way]:
-            click.echo(f"{way[:-1] + ':':<12}{item['name']} {item['dtype']} {_shape(item['shape'])}")
+            show(f"{way[:-1] + ':':<12}{item['name']} {item['dtype']} {_shape(item['shape'])}")
 
 
 def _show_engine(record: PlanRecord) -> None:
@@ -127,7 +144,7 @@ def _show_engine(record: PlanRecord) -> None:
         "parity": _engine_parity(figures),
     }
     for name, value in lines.items():
-        click.echo(f"{name + ':':<12}{value}")
+        show(f"{name + ':':<12}{value}")
 
 
 def _engine_parity(figures: Mapping[str, float]) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
 
+from calotype.runtime.cli.terminal import one_line
 from calotype.runtime.errors import CalotypeError, InputError
 from calotype.runtime.version import __version__
 
@@ -22,6 +26,24 @@ COMMANDS = {
     "verify": "check a bundle's files",
     "bench": "measure a bundle on this machine",
 }
+
+
+# What to do about errors of the system that name no file.
+ADVICE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.ENOLCK: "its file system has no locks; use a folder on another",
+    errno.ENOSYS: "its file system lacks what is needed; use a folder on another",
+    errno.EMFILE: "raise the limit with ulimit -n",
+}
+
+
+class LineFormatter(logging.Formatter):
+    """A record is one line, whatever it quotes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See :meth:`logging.Formatter.format`."""
+        return one_line(super().format(record))
 
 
 class LazyGroup(click.Group):
@@ -50,13 +72,16 @@ class LazyGroup(click.Group):
 @click.option("-v", "--verbose", is_flag=True, help="Say more, on stderr.")
 def calotype(verbose: bool) -> None:
     """Run Stable Diffusion models fast, without PyTorch."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code; what the user can mend is one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding lacks is written as Python escapes it
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         result = calotype.main(args=arguments, prog_name="calotype", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -74,21 +99,34 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.Abort:
         raise KeyboardInterrupt from None
     except OSError as error:
-        if error.filename is not None:
-            return _failed(f"{error.filename}: {error.strerror}", 1)
-        _drop_results()
-        return (
-            1 if isinstance(error, BrokenPipeError) else _failed(f"the result cannot be printed: {error.strerror}", 1)
-        )
+        return _system_failed(error)
     return result if isinstance(result, int) else 0
 
 
+def _system_failed(error: OSError) -> int:
+    """Say what the system refused: to print the result, or anything else."""
+    if any(frame.f_code is click.echo.__code__ for frame, _ in traceback.walk_tb(error.__traceback__)):
+        _drop_results()
+        return 1 if isinstance(error, BrokenPipeError) else _failed(f"the result cannot be printed: {_why(error)}", 1)
+    if error.filename is not None:
+        return _failed(f"{os.fsdecode(error.filename)}: {_why(error)}", 1)
+    if isinstance(error, FileNotFoundError):  # the module tempfile's own
+        return _failed(f"{_why(error)}; set TMPDIR to a folder that can be written", 1)
+    advice = ADVICE.get(error.errno or 0)
+    return _failed(_why(error) if advice is None else f"{_why(error)}; {advice}", 1)
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
+
+
 def _failed(message: object, code: int) -> int:
-    one_line = " ".join(str(message).split())  # what libraries say, and it quotes, can be several
-    click.echo(f"calotype: {one_line}", err=True)
+    with contextlib.suppress(OSError):  # stderr may be closed or full, and then nobody listens
+        click.echo(f"calotype: {one_line(str(message))}", err=True)
     return code
 
 
 def _drop_results() -> None:
     """What stdout did not take would fail once more when the interpreter ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError, ValueError):  # a stdout that is no file is another program's business
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from calotype.runtime.arguments import whole
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.errors import InputError
-from calotype.runtime.pictures.files import fit_image, load_image, to_rgb
 from calotype.runtime.pictures.masks import Mask, fit_mask, paste
+from calotype.runtime.pictures.reading import Source, fit_image, open_mask, open_picture
 
 Array = NDArray[np.float32]
-# A picture to start from, or the file that holds it.
-Source = Image.Image | str | Path
 
 MAX_SIZE = 16384
 
@@ -81,12 +77,14 @@ class Canvas:
             assert request.height is not None
             assert request.width is not None
             return cls(height=_size("height", request.height, factor), width=_size("width", request.width, factor))
-        picture = _opened(request.image)
-        height = _own_size("height", picture.height, factor) if request.height is None else request.height
-        width = _own_size("width", picture.width, factor) if request.width is None else request.width
-        height, width = _size("height", height, factor), _size("width", width, factor)
+        picture = open_picture(request.image)
+        _check_own_size(picture.size, request.height, request.width, factor)
+        height = _size(
+            "height", picture.height // factor * factor if request.height is None else request.height, factor
+        )
+        width = _size("width", picture.width // factor * factor if request.width is None else request.width, factor)
         mask = (
-            None if request.mask_image is None else fit_mask(_opened(request.mask_image), picture.size, width, height)
+            None if request.mask_image is None else fit_mask(open_mask(request.mask_image), picture.size, width, height)
         )
         assert request.strength is not None
         return cls(
@@ -118,19 +116,14 @@ def default_strength(mask_image: Source | None) -> float:
     return 0.8 if mask_image is None else 1.0
 
 
-def _opened(image: Any) -> Image.Image:
-    if isinstance(image, str | Path):
-        return load_image(Path(image))
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    raise InputError(f"a {type(image).__name__} is not a picture; give a PIL image or a file's path")
-
-
-def _own_size(name: str, pixels: int, factor: int) -> int:
-    """A picture's own size, rounded down to what the model draws."""
-    if pixels < factor:
-        raise InputError(f"the picture's {name} of {pixels} pixels is less than {factor}; give a larger one, or {name}")
-    return pixels // factor * factor
+def _check_own_size(size: tuple[int, int], height: int | None, width: int | None, factor: int) -> None:
+    """Raises InputError where the picture's own size (width, height) cannot be drawn, and no other is given."""
+    for pixels, given in zip(size, (width, height), strict=True):
+        if given is None and not factor <= pixels <= MAX_SIZE:
+            raise InputError(
+                f"the picture has {size[0]}x{size[1]} pixels, and this model draws {factor}x{factor} to "
+                f"{MAX_SIZE}x{MAX_SIZE}; give height and width, or another picture"
+            )
 
 
 def _size(name: str, value: int, factor: int) -> int:

@@ -12,27 +12,26 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from calotype.runtime.errors import InputError
-from calotype.runtime.pictures.files import to_rgb
+from calotype.runtime.pictures.reading import HALF
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
 def fit_mask(mask: Image.Image, size: tuple[int, int], width: int, height: int) -> Mask:
-    """Where to draw, (height, width): what is at least half white of a mask of any mode, cropped and scaled as the
+    """Where to draw, (height, width): what is at least half white of a mask in mode L, cropped and scaled as the
     picture of that ``size`` (width, height) is.
 
     Raises:
         InputError: it has another size, or is black all over.
     """
-    upright = to_rgb(mask)
-    if upright.size != size:
+    if mask.size != size:
         raise InputError(
-            f"the mask has {upright.width}x{upright.height} pixels and the picture {size[0]}x{size[1]}; "
+            f"the mask has {mask.width}x{mask.height} pixels and the picture {size[0]}x{size[1]}; "
             "give a mask of the picture's size"
         )
-    fitted = ImageOps.fit(upright.convert("L"), (width, height), Image.Resampling.NEAREST)
-    where: Mask = np.asarray(fitted) >= 128
+    fitted = ImageOps.fit(mask, (width, height), Image.Resampling.NEAREST)
+    where: Mask = np.asarray(fitted) >= HALF
     if not where.any():
         raise InputError("the mask is black all over; paint what is to be drawn white")
     return where

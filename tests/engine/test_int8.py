@@ -23,7 +23,7 @@ from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.denoising.acceleration import FAST, Acceleration
 from calotype.runtime.errors import BackendError, BuildError, InputError
 from calotype.runtime.picture import Output
-from calotype.runtime.pictures.files import read_parameters
+from calotype.runtime.pictures.embedded import read_parameters
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions import processor
 from calotype.runtime.sessions.plans import describe_plan

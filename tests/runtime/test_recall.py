@@ -16,7 +16,7 @@ from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.denoising.acceleration import Acceleration
 from calotype.runtime.errors import InputError
 from calotype.runtime.picture import Picture
-from calotype.runtime.pictures.reading import read_parameters
+from calotype.runtime.pictures.embedded import read_parameters
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.recall import recall
 from calotype.runtime.request import Request

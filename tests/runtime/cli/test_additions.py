@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.pictures.autoencoder import Tiles
-from calotype.runtime.pictures.files import read_parameters
+from calotype.runtime.pictures.embedded import read_parameters
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.text.textual_inversion import Embedding
 

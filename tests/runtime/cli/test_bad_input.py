@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import resource
 import shutil
@@ -20,7 +21,7 @@ from safetensors.numpy import save_file
 
 from calotype.runtime.bundle.manifest import FileRecord
 from calotype.runtime.cli.main import run
-from calotype.runtime.errors import BackendError
+from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.pipeline import Pipeline
 
 # One line for a command: its exit code, and what it has to say on stderr.
@@ -42,6 +43,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         assert said.out == ""
         assert said.err.startswith("calotype: ") and said.err.endswith("\n") and said.err.count("\n") == 1, said.err
         assert message in said.err
+        assert len(said.err) < 2500 and "\x1b" not in said.err
         assert contents() == before
 
     return check
@@ -178,10 +180,14 @@ def test_pictures(tiny_bundle: Path, tmp_path: Path, refused: Refused) -> None:
     Image.new("L", (32, 48), 255).save(tmp_path / "turned.png")
     Image.new("L", (48, 32)).save(tmp_path / "black.png")
     generate = ("generate", "a", "--model", tiny_bundle, "--image")
-    refused(2, "bomb.png has more than 89478485 pixels; scale it down first", *generate, "bomb.png")
-    refused(2, "bomb.png has more than 89478485 pixels", *generate, "in.png", "--mask", "bomb.png")
+    refused(2, "bomb.png has more than 67108864 pixels; scale it down first", *generate, "bomb.png")
+    refused(2, "bomb.png has more than 67108864 pixels", *generate, "in.png", "--mask", "bomb.png")
     refused(2, "text.png is not a picture that can be read", *generate, "text.png")
     refused(2, "text.png is not a picture that can be read", "info", "text.png")
+    (tmp_path / "x.gif").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+    refused(2, "x.gif is not a picture that can be read; PNG, JPEG, WebP, AVIF, TIFF, BMP and GIF are", "info", "x.gif")
+    refused(2, "no.gif does not exist", "info", "no.gif")
+    refused(2, "x.gif is not a picture that can be read", *generate, "x.gif")
     refused(2, "in.png carries no settings; pictures made by Calotype or AUTOMATIC1111 do", "info", "in.png")
     refused(2, "strength=1.2 is outside 0..1; use 1", *generate, "in.png", "--strength", "1.2")
     refused(2, "strength=0.01 leaves no step of 50", *generate, "in.png", "--strength", "0.01")
@@ -240,6 +246,18 @@ def test_files_of_settings(tiny_bundle: Path, tmp_path: Path, refused: Refused, 
         ),
         (MemoryError(), "there is not enough memory; use a smaller size, fewer images, --vae-tiling or --low-memory"),
         (PermissionError(13, "Permission denied", "unet.safetensors"), "unet.safetensors: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "calotype: No space left on device; free some space"),
+        (
+            OSError(errno.ENOLCK, "No locks available"),
+            "No locks available; its file system has no locks; use a",
+        ),
+        (OSError(errno.EIO, "Input/output error"), "calotype: Input/output error"),
+        (OSError("cannot open the device"), "calotype: cannot open the device"),
+        (
+            FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"),
+            "['/tmp']; set TMPDIR to a folder",
+        ),
+        (InputError(f"steps='{'9' * 10**7}' is \x1b[31m red\x07"), "999' is \\u001b[31m red\\u0007"),
     ],
 )
 def test_what_goes_wrong_underneath(
@@ -249,7 +267,13 @@ def test_what_goes_wrong_underneath(
         raise error
 
     monkeypatch.setattr(Pipeline, "load", fail)
-    refused(1, message, "generate", "a")
+    refused(1 + isinstance(error, InputError), message, "generate", "a")
+
+
+def test_values_are_quoted_with_a_bound(refused: Refused) -> None:
+    refused(
+        2, "9' is not a valid integer; see calotype generate --help", "generate", "a", "--steps", "9x" * 10**6 + "9"
+    )
 
 
 def test_targets(tiny_bundle: Path, tmp_path: Path, refused: Refused) -> None:

@@ -23,7 +23,7 @@ from calotype.runtime.denoising.acceleration import EXACT, FAST, Acceleration
 from calotype.runtime.denoising.feature_cache import DEEP, SHALLOW, FeatureCache
 from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.picture import Output, StepEnd
-from calotype.runtime.pictures.files import read_parameters
+from calotype.runtime.pictures.embedded import read_parameters
 from calotype.runtime.pipeline import Pipeline
 from tests.runtime.cli.test_additions import run
 from tests.runtime.conftest import Model
