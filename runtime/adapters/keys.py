@@ -91,5 +91,5 @@ def split(key: str) -> tuple[str, str, str]:
     if match:
         key = f"{key[: match.start()]}{match[1]}{match[3] or ''}"
     ending = next((ending for ending in PARTS if key.endswith(ending)), "")
-    module = key.removesuffix(ending).removeprefix("base_model.model.")
+    module = key.removesuffix(ending).removeprefix("base_model.model.").removesuffix(".base_layer")
     return module, PARTS.get(ending, ""), adapter

@@ -65,7 +65,7 @@ def _added(part: str) -> Callable[[Module, float], Change]:
 
 
 def _added_by_up(module: Module, scale: float) -> Change:
-    rank = module.parts["up"].shape[-1]
+    rank = max(module.parts["down"].shape[:1], default=1)
     return Full(value=module.parts["up_bias"], factor=scale * module.factor(rank))
 
 
