@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from calotype.runtime.errors import InputError
 
 MAX_HEADER = 100_000_000  # of the format itself
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "BOOL": "|b1"}
 
 Array = NDArray[Any]
 

@@ -1,0 +1,150 @@
+"""What lies at an adapter's path: a file, a folder by PEFT or by diffusers, or something else that is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from calotype.runtime.adapters.names import NETWORKS
+from calotype.runtime.adapters.settings import Settings, by_network
+from calotype.runtime.bundle.safetensors import SafetensorsFile
+from calotype.runtime.errors import InputError
+
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
+DIFFUSERS_HEADER = "lora_adapter_metadata"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MAX_CONFIG_BYTES = 16_000_000
+CONVERT = (
+    "from safetensors.torch import save_file; import torch; "
+    "save_file(torch.load('{path}', weights_only=True), '{target}')"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class AdapterFile:
+    """Tensors in a file, and what is known of them.
+
+    Attributes:
+        settings: by network; "" is for whichever a key is for.
+        network: that all keys are for, where its folder says so.
+    """
+
+    path: Path
+    tensors: SafetensorsFile
+    settings: Mapping[str, Settings]
+    network: str | None = None
+
+    def settings_for(self, network: str) -> Settings | None:
+        """The settings of one network, None where there are none."""
+        return self.settings.get(network, self.settings.get(""))
+
+
+def read_adapter(path: Path) -> list[AdapterFile]:
+    """The files that an adapter is of: one, or one for each network of a folder.
+
+    Raises:
+        InputError: there is none, or it is something else, which the message names.
+    """
+    if not path.is_dir():
+        return [_single(path)]
+    if (path / PEFT_CONFIG).is_file():
+        return [_peft(path, None)]
+    parts = [name for name in NETWORKS if (path / name / PEFT_CONFIG).is_file()]
+    if parts:
+        return [_peft(path / name, name) for name in parts]
+    if (path / DIFFUSERS_WEIGHTS).is_file():
+        return [_single(path / DIFFUSERS_WEIGHTS)]
+    return [_single(_only_file(path))]
+
+
+def adapter_paths(path: Path) -> list[Path]:
+    """The files with weights that are read for ``path``; see :func:`read_adapter`."""
+    return [file.path for file in read_adapter(path)] if path.is_dir() else [path]
+
+
+def _only_file(folder: Path) -> Path:
+    found = sorted(folder.glob("*.safetensors"))
+    inner = sorted(config.parent.name for config in folder.glob(f"*/{PEFT_CONFIG}"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(file.name for file in found[:8])
+        raise InputError(f"{folder} holds {len(found)} files; give one of them: {names}")
+    if inner:
+        raise InputError(f"{folder} holds several adapters; give the folder of one: {', '.join(inner[:8])}")
+    pickles = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICKLES)
+    if pickles:
+        raise _pickle(pickles[0])
+    raise InputError(f"{folder} holds no LoRA; valid: a .safetensors file, or a folder with {PEFT_CONFIG}")
+
+
+def _peft(folder: Path, network: str | None) -> AdapterFile:
+    weights, config = folder / PEFT_WEIGHTS, folder / PEFT_CONFIG
+    if not weights.is_file():
+        pickle = next((file for file in folder.glob("adapter_model.*") if file.suffix.lower() in PICKLES), None)
+        raise _pickle(pickle) if pickle else InputError(f"{folder} has no {PEFT_WEIGHTS}; download it whole")
+    try:
+        with config.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ValueError(f"it has more than {MAX_CONFIG_BYTES} bytes")
+        table = json.loads(text)
+        settings = {"": Settings.read(table)}
+    except InputError as error:
+        raise InputError(f"{folder} {error}") from None
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(f"{config} is damaged: {error}; download it again") from None
+    return AdapterFile(path=weights, tensors=_tensors(weights), settings=settings, network=network)
+
+
+def _single(path: Path) -> AdapterFile:
+    tensors = _tensors(path)
+    try:
+        table = json.loads(tensors.metadata.get(DIFFUSERS_HEADER, "{}"))
+        found = by_network(table, NETWORKS) if table else {}
+        settings = {network: Settings.read(own) for network, own in found.items()}
+    except InputError as error:
+        raise InputError(f"{path} {error}") from None
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(f"{path} has a damaged header: {error}; download it again") from None
+    return AdapterFile(path=path, tensors=tensors, settings=settings)
+
+
+def _tensors(path: Path) -> SafetensorsFile:
+    try:
+        return SafetensorsFile(path)
+    except InputError as error:
+        raise _named(path) or error from None
+
+
+def _named(path: Path) -> InputError | None:
+    """What a file is that is no safetensors file, if that can be told."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError:
+        return None
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(b"version https://git-lfs"):
+        return InputError(f"{path} is a git-lfs pointer and not the file it stands for; run: git lfs pull")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return InputError(
+            f"{path} is a web page that was saved in the file's place; download the file itself, signed in if need be"
+        )
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return _pickle(path)
+    if start and len(start) < 512 and start.isascii() and start.decode().isprintable():
+        return InputError(f"{path} is no file of weights but the text {start.decode()[:80]!r}; download it again")
+    return None
+
+
+def _pickle(path: Path) -> InputError:
+    code = CONVERT.format(path=path.name, target=path.with_suffix(".safetensors").name)
+    return InputError(
+        f"{path} is a pickle, which can hold code and is not read; fetch it as .safetensors, or convert it with "
+        f'PyTorch: python -c "{code}"'
+    )
