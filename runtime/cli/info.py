@@ -34,12 +34,13 @@ def command(target: str, as_json: bool) -> None:
     bundle = Bundle.open(target)
     manifest = bundle.manifest
     if as_json:
-        click.echo(manifest.dumps(), nl=False)
+        click.echo(json.dumps(manifest.to_json() | {"sha256": manifest.sha256}, indent=2, ensure_ascii=False))
         return
     total = sum(record.size for record in manifest.files.values())
     defaults = manifest.defaults
     lines = {
         "name": manifest.name,
+        "kind": manifest.kind or "",
         "family": manifest.family,
         "weights": f"{manifest.precision}, {total / 2**20:.1f} MiB in {len(manifest.files)} files",
         "networks": ", ".join(manifest.networks),
@@ -47,6 +48,7 @@ def command(target: str, as_json: bool) -> None:
         f"guidance {defaults.guidance_scale:g}",
         "scheduler": str(defaults.scheduler or manifest.scheduler.get("_class_name")),
         "licence": manifest.license or "not stated",
+        "sha256": manifest.sha256,
     }
     for name, value in lines.items():
         click.echo(f"{name + ':':<11}{value}")
