@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -73,8 +74,13 @@ class FileRecord:
     def of(cls, path: Path) -> Self:
         """Measure ``path``; raises OSError."""
         with open_regular(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return cls(size=file.tell(), sha256=digest)
+            return cls.of_file(file)
+
+    @classmethod
+    def of_file(cls, file: BufferedReader) -> Self:
+        """Measure a file that is open, and was not read yet."""
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(size=file.tell(), sha256=digest)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from calotype.runtime.bundle.parity import Figures
+
+if TYPE_CHECKING:
+    from calotype.runtime.bundle.manifest import Manifest
 
 
 @click.command("verify")
@@ -24,6 +29,7 @@ def command(bundle: str, against: str | None, backend: str, sha256: str | None) 
 
     opened = Bundle.open(bundle, sha256=sha256)
     click.echo(f"{opened.path}: {len(opened.manifest.files)} files are intact")
+    _check_plans(opened.manifest)
     for what, figures in verify_graphs(opened, backend):
         _show(what, figures)
     if against is None:
@@ -34,6 +40,17 @@ def command(bundle: str, against: str | None, backend: str, sha256: str | None) 
         raise MissingPackageError(error.name or "torch", "export") from error
     for what, figures in verify_against(opened, against):
         _show(what, figures)
+
+
+def _check_plans(manifest: Manifest) -> None:
+    """Every plan of the bundle that the cache has, with the weights that are not read where it is opened."""
+    from calotype.runtime.sessions.plans import describe_plan, plans_of
+
+    built = plans_of(manifest)
+    for path in built:
+        describe_plan(path)
+    if built:
+        click.echo(f"{built[0].parent}: {len(built)} plans of it are intact")
 
 
 def _show(what: str, figures: Figures) -> None:

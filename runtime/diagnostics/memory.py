@@ -7,7 +7,7 @@ import dataclasses
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import CACHING
 from calotype.runtime.graphs.files import weight_bytes
-from calotype.runtime.sessions.plans import list_plans, read_record
+from calotype.runtime.sessions.plans import sound_records
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Need:
 
 def needs(bundle: Bundle) -> list[Need]:
     """Of all networks but those of deep-feature caching."""
-    records = [record for record in map(read_record, list_plans()) if record is not None]
+    records = [record for _, record in sound_records()]
     found = []
     for network, spec in bundle.manifest.networks.items():
         if network in CACHING:
@@ -37,7 +37,7 @@ def needs(bundle: Bundle) -> list[Need]:
         precision = "float16" if "float16" in spec.graphs else "float32"
         graph = spec.graphs[precision]
         sha256 = bundle.manifest.files[graph].sha256
-        plans = [record for record in records if record.key.get("graph") == sha256]
+        plans = [record for record in records if record.key["graph"] == sha256]
         activations = [record.figures["activations"] for record in plans if "activations" in record.figures]
         found.append(
             Need(

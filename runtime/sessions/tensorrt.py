@@ -19,7 +19,8 @@ from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.sessions.device import Staging, acquire, release
 from calotype.runtime.sessions.libraries import load_library
 from calotype.runtime.sessions.opened_plan import OpenedPlan, Overrides
-from calotype.runtime.sessions.plans import PlanRecord, WantedOnGpu, find_plans
+from calotype.runtime.sessions.plans import WantedOnGpu, find_plans
+from calotype.runtime.sessions.records import PlanRecord
 from calotype.runtime.sessions.session import Sizes
 
 MOST_SHAPES = 8  # kept ready at once, a context and a graph each
