@@ -35,7 +35,7 @@ from calotype.runtime.sessions.device import Device, Staging, acquire, release
 from calotype.runtime.sessions.libraries import load_library
 from calotype.runtime.sessions.onnxruntime_cuda import PROVIDER
 from calotype.runtime.sessions.opened_plan import OpenedPlan
-from calotype.runtime.sessions.plans import PlanRecord
+from calotype.runtime.sessions.records import PlanRecord
 
 ROUNDS, RUNS, WARM_UP = 20, 10, 3
 MOST_OFF = 1e-2  # Frobenius norm of the difference from float64, over that of the exact values

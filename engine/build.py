@@ -20,7 +20,7 @@ from calotype.runtime.bundle.manifest import CACHING, FileRecord
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
 from calotype.runtime.sessions.cuda import Gpu, load_cuda
 from calotype.runtime.sessions.libraries import Library, load_library
-from calotype.runtime.sessions.plans import PORTABLE, cache_folder, list_plans, read_record
+from calotype.runtime.sessions.plans import PORTABLE, cache_folder, sound_records
 
 Progress = Callable[[str, float], None]
 # Bytes of kernels for every GPU generation in a TensorRT-RTX 1.7 plan: 18 MB seen for a UNet of a few thousand weights.
@@ -203,12 +203,13 @@ def _expected_time(backend: str, disk: int) -> str:
     """From the largest plan that this backend built here, for ``disk`` bytes of plans."""
     if not disk:
         return "time: none, all plans are there"
-    records = [record for record in map(read_record, list_plans()) if record is not None]
-    built = [item for item in records if item.key.get("backend") == backend and item.figures.get("seconds")]
+    records = [record for _, record in sound_records()]
+    built = [item for item in records if item.key["backend"] == backend and item.figures.get("seconds")]
     if not built:
         return f"time: not known, since {backend} has built nothing here yet"
     largest = max(built, key=lambda item: item.size)
-    return f"time: about {max(1, round(largest.figures['seconds'] * disk / largest.size))} s, by the largest plan here"
+    seconds = largest.figures["seconds"] * disk / max(1, largest.size)
+    return f"time: about {max(1, round(seconds))} s, by the largest plan here"
 
 
 def _mib(size: float) -> str:

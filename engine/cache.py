@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,16 +14,11 @@ from typing import Any
 
 from calotype.runtime.bundle.manifest import FileRecord
 from calotype.runtime.errors import BuildError
-from calotype.runtime.sessions.plans import (
-    PlanRecord,
-    WeightsRecord,
-    cache_folder,
-    plan_trouble,
-    read_record,
-    sidecar,
-    weights_of,
-    write_private,
-)
+from calotype.runtime.locks import lock
+from calotype.runtime.sessions.plans import cache_folder, plan_trouble, read_record, sidecar, weights_of
+from calotype.runtime.sessions.private import read_private, write_private
+from calotype.runtime.sessions.records import PlanRecord, WeightsRecord
+from calotype.runtime.untrusted import why
 
 Say = Callable[[str], None]
 
@@ -51,7 +46,7 @@ def is_kept(key: Mapping[str, Any]) -> bool:
     """Whether a plan of ``key`` lies there, by its record and size: the sha256 is compared when it is taken."""
     path = plan_path(key)
     record = read_record(path)
-    return record is not None and path.exists() and path.stat().st_size == record.size
+    return record is not None and path.is_file() and path.stat().st_size == record.size
 
 
 def obtain(key: Mapping[str, Any], build: Callable[[], Built], say: Say, *, force: bool = False) -> Path:
@@ -70,25 +65,7 @@ def obtain(key: Mapping[str, Any], build: Callable[[], Built], say: Say, *, forc
             say(f"{path.name}: taken from the cache")
             return path
         say(f"{_stem(key)}: {_reason(key, path, trouble)}")
-        built = build()
-        sidecar(path).unlink(missing_ok=True)
-        try:
-            weights = None
-            if built.weights is not None:
-                weights = WeightsRecord.of(built.weights.replace(weights_of(path)))
-            write_private(path, built.plan)
-            record = PlanRecord(
-                key=key,
-                tensors=built.tensors,
-                figures=built.figures,
-                weights=weights,
-                **dataclasses.asdict(FileRecord.of(path)),
-            )
-            write_private(sidecar(path), json.dumps(dataclasses.asdict(record), indent=2).encode())
-        except OSError as error:
-            raise BuildError(
-                f"{path} cannot be written: {error.strerror}; free some space or set CALOTYPE_CACHE"
-            ) from error
+        _keep(path, key, build())
     return path
 
 
@@ -96,7 +73,10 @@ def obtain(key: Mapping[str, Any], build: Callable[[], Built], say: Say, *, forc
 def kept_file(path: Path) -> Iterator[tuple[bytes, Callable[[Any], None]]]:
     """The bytes of a file that builders share, and what replaces it; others wait for the block to end."""
     with _lock(path, lambda _: None):
-        yield path.read_bytes() if path.exists() else b"", lambda data: write_private(path, data)
+        data = b""
+        with contextlib.suppress(OSError):  # there is none, or it is not the user's alone: it is made anew
+            data = read_private(path)
+        yield data, lambda data: write_private(path, data)
 
 
 def clean_plans() -> int:
@@ -107,14 +87,39 @@ def clean_plans() -> int:
             continue
         name = path.name.partition(".plan")[0] + ".plan" if ".plan" in path.name else path.name
         with contextlib.suppress(BlockingIOError, FileNotFoundError), _lock(path.with_name(name), None):
-            freed += path.stat().st_size
-            path.unlink()
+            if not path.is_dir() or path.is_symlink():
+                freed += path.lstat().st_size
+                path.unlink()
     return freed
+
+
+def _keep(path: Path, key: Mapping[str, Any], built: Built) -> None:
+    """Write the plan ``path``, and its record last."""
+    try:
+        sidecar(path).unlink(missing_ok=True)
+        weights = None
+        if built.weights is not None:
+            weights = WeightsRecord.of(built.weights.replace(weights_of(path)))
+        write_private(path, built.plan)
+        record = PlanRecord(
+            key=key,
+            tensors=built.tensors,
+            figures=built.figures,
+            weights=weights,
+            **dataclasses.asdict(FileRecord.of(path)),
+        )
+        write_private(sidecar(path), json.dumps(dataclasses.asdict(record), indent=2).encode())
+    except OSError as error:
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> BuildError:
+    return BuildError(f"{path} cannot be written: {why(error)}; free some space or set CALOTYPE_CACHE")
 
 
 def _stem(key: Mapping[str, Any]) -> str:
     parts = (str(key["bundle"]), str(key["network"]), str(key["backend"]))
-    return ".".join(re.sub(r"[^A-Za-z0-9_-]", "_", part) for part in parts)
+    return ".".join(re.sub(r"[^A-Za-z0-9_-]", "_", part)[:60] for part in parts)
 
 
 def _reason(key: Mapping[str, Any], path: Path, trouble: str | None) -> str:
@@ -140,12 +145,21 @@ def _lock(path: Path, say: Say | None) -> Iterator[None]:
 
     The lock file stays: removing it would let two holders lock two files of one name.
     """
-    with path.with_name(path.name + ".lock").open("w") as file:
+    place = path.with_name(path.name + ".lock")
+    try:
+        descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _unwritten(place, error) from error
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = lock(descriptor, wait=False)
         except BlockingIOError:
             if say is None:
                 raise
             say(f"{path.name}: waiting for another process that builds it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            locked = lock(descriptor, wait=True)
+        if not locked and say is not None:
+            say(f"{place.parent} is on a file system without locks; build from one process at a time")
         yield
+    finally:
+        os.close(descriptor)

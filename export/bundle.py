@@ -21,6 +21,7 @@ from calotype.export.tracing import OPSET, write_graph, write_part
 from calotype.export.weights import to_float32, write_weights
 from calotype.runtime.bundle.manifest import MANIFEST_NAME, Defaults, Manifest, TokenizerSpec, VaeSpec
 from calotype.runtime.bundle.parity import Outputs
+from calotype.runtime.bundle.schema import SchemaError, read_as
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import CheckpointError, ExportError, InputError
 from calotype.runtime.version import __version__
@@ -73,6 +74,7 @@ def export_checkpoint(
             manifest = Manifest(
                 name=str(checkpoint.card.get("name", checkpoint.source["name"])),
                 family=checkpoint.family,
+                kind="vae" if checkpoint.family == "vae" else "model",
                 precision=precision,
                 networks=networks,
                 tokenizers=_write_tokenizers(checkpoint, partial),
@@ -217,6 +219,6 @@ def _vae(checkpoint: Checkpoint) -> VaeSpec:
 def _defaults(checkpoint: Checkpoint) -> Defaults:
     pixels = (checkpoint.sample_size or 64) * checkpoint.vae.config.downscale
     try:
-        return Defaults(**{"height": pixels, "width": pixels, **checkpoint.card.get("defaults", {})})
-    except TypeError as error:
+        return read_as(Defaults, {"height": pixels, "width": pixels, **checkpoint.card.get("defaults", {})}, "defaults")
+    except (SchemaError, TypeError) as error:
         raise CheckpointError(f"the defaults in model_card.json are not valid: {error}") from error

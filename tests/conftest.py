@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,12 @@ def write_tiny(folder: Path, vocabulary: Path) -> None:
         # transformers 5 writes one tokenizer.json; the checkpoints people have hold these two files.
         for name in ("vocab.json", "merges.txt"):
             (folder / "tokenizer" / name).write_bytes((vocabulary / name).read_bytes())
+
+
+@pytest.fixture(scope="session")
+def format1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of format 1, as Calotype 0.1 wrote it: the tiny checkpoint's in float32, its weights in few bits."""
+    folder = tmp_path_factory.mktemp("bundles") / "format1"
+    with zipfile.ZipFile(Path(__file__).parent / "data" / "format1.zip") as file:
+        file.extractall(folder)
+    return folder

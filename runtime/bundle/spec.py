@@ -5,13 +5,24 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any
 
+from calotype.runtime.bundle.schema import (
+    GraphPath,
+    Name,
+    WeightsPath,
+    at_least_one,
+    having,
+    matching,
+    one_of,
+    within,
+)
 from calotype.runtime.errors import BundleError, InputError
 
-Dimension = int | str
 DTYPES = ("float16", "float32", "int32", "int64")
 PRECISIONS = ("float32", "float16")
+_SYMBOL = r"([1-9][0-9]{0,5}\*)?[A-Za-z_][A-Za-z0-9_]{0,63}"
+Dimension = Annotated[int, within(1, 2**31 - 1)] | Annotated[str, matching(_SYMBOL, "4, 'height', '8*height'")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,23 +32,25 @@ class TensorSpec:
     A dimension is a number, a symbol (``"height"``), or a symbol with a factor (``"8*height"``).
     """
 
-    name: str
-    dtype: str
+    name: Name
+    dtype: Annotated[str, one_of(*DTYPES)]
     shape: tuple[Dimension, ...]
 
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise BundleError(f"tensor {self.name!r} has dtype {self.dtype!r}; valid: {', '.join(DTYPES)}")
-        for dimension in self.shape:
-            _parse(self.name, dimension)
-
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape with every symbol replaced by its size; a missing symbol raises ``KeyError``."""
-        shape = []
-        for dimension in self.shape:
-            factor, symbol = _parse(self.name, dimension)
-            shape.append(factor if symbol is None else factor * sizes[symbol])
-        return tuple(shape)
+        """The shape with every symbol replaced by its size.
+
+        Raises:
+            BundleError: it has a symbol that ``sizes`` has not.
+        """
+        try:
+            return tuple(
+                factor if symbol is None else factor * sizes[symbol] for factor, symbol in map(_parse, self.shape)
+            )
+        except KeyError as error:
+            raise BundleError(
+                f"the tensor {self.name!r} has the size {error}, and known are {', '.join(sizes)}; "
+                "install the Calotype that wrote this bundle"
+            ) from None
 
     def match_row(self, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
         """Note the symbols' sizes by which one row has ``shape``; the first dimension, which counts rows, is left out.
@@ -46,7 +59,7 @@ class TensorSpec:
             InputError: a row has another shape, or a symbol has two sizes.
         """
         for dimension, size in zip(self.shape[1:], shape, strict=False):
-            factor, symbol = _parse(self.name, dimension)
+            factor, symbol = _parse(dimension)
             fits = size == factor if symbol is None else size % factor == 0
             if not fits or (symbol is not None and sizes.setdefault(symbol, size // factor) != size // factor):
                 break
@@ -62,17 +75,10 @@ class TensorSpec:
     @property
     def symbols(self) -> frozenset[str]:
         """The symbols its shape depends on."""
-        return frozenset(
-            symbol for _, symbol in (_parse(self.name, dimension) for dimension in self.shape) if symbol is not None
-        )
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Read ``{"name": …, "dtype": …, "shape": […]}``."""
-        return cls(name=value["name"], dtype=value["dtype"], shape=tuple(value["shape"]))
+        return frozenset(symbol for _, symbol in map(_parse, self.shape) if symbol is not None)
 
     def to_json(self) -> dict[str, Any]:
-        """The inverse of :meth:`from_json`."""
+        """What the manifest says of it."""
         return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
 
 
@@ -80,36 +86,21 @@ class TensorSpec:
 class ModelSpec:
     """One network of a bundle: its inputs and outputs, and the files that hold it.
 
-    ``graphs`` maps a compute precision (``float32``, ``float16``) to an ONNX file; all variants have the same inputs
-    and outputs and point into the same ``weights``. Paths are relative to the bundle.
+    ``graphs`` maps a compute precision to an ONNX file; there is one in ``float32``, which the others are held against.
+    All variants have the same inputs and outputs and point into the same ``weights``. Paths are relative to the bundle.
     """
 
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    graphs: Mapping[str, str]
-    weights: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        for precision in self.graphs:
-            if precision not in PRECISIONS:
-                raise BundleError(f"graph precision {precision!r} is not known; valid: {', '.join(PRECISIONS)}")
+    inputs: Annotated[tuple[TensorSpec, ...], at_least_one]
+    outputs: Annotated[tuple[TensorSpec, ...], at_least_one]
+    graphs: Annotated[Mapping[Annotated[str, one_of(*PRECISIONS)], GraphPath], having("float32")]
+    weights: Annotated[tuple[WeightsPath, ...], at_least_one]
 
     def input(self, name: str) -> TensorSpec | None:
         """The input of that name, or None."""
         return next((spec for spec in self.inputs if spec.name == name), None)
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Read the manifest's record of a network."""
-        return cls(
-            inputs=tuple(TensorSpec.from_json(item) for item in value["inputs"]),
-            outputs=tuple(TensorSpec.from_json(item) for item in value["outputs"]),
-            graphs=dict(value["graphs"]),
-            weights=tuple(value["weights"]),
-        )
-
     def to_json(self) -> dict[str, Any]:
-        """The inverse of :meth:`from_json`."""
+        """What the manifest says of it."""
         return {
             "inputs": [spec.to_json() for spec in self.inputs],
             "outputs": [spec.to_json() for spec in self.outputs],
@@ -118,12 +109,9 @@ class ModelSpec:
         }
 
 
-def _parse(name: str, dimension: Dimension) -> tuple[int, str | None]:
+def _parse(dimension: int | str) -> tuple[int, str | None]:
     """A dimension as (factor, symbol)."""
-    if isinstance(dimension, int) and not isinstance(dimension, bool) and dimension > 0:
+    if isinstance(dimension, int):
         return dimension, None
-    if isinstance(dimension, str):
-        factor, star, symbol = dimension.rpartition("*")
-        if symbol.isidentifier() and (not star or factor.isdecimal()):
-            return int(factor) if star else 1, symbol
-    raise BundleError(f"tensor {name!r} has the dimension {dimension!r}; valid: 4, 'height', '8*height'")
+    factor, star, symbol = dimension.rpartition("*")
+    return int(factor) if star else 1, symbol

@@ -14,7 +14,7 @@ from calotype.runtime.cli.terminal import show
 
 if TYPE_CHECKING:
     from calotype.runtime.bundle.folder import Bundle
-    from calotype.runtime.sessions.plans import PlanRecord
+    from calotype.runtime.sessions.records import PlanRecord
 
 
 @click.command("info")
@@ -35,12 +35,13 @@ def command(target: str, as_json: bool) -> None:
     bundle = Bundle.open(target)
     manifest = bundle.manifest
     if as_json:
-        show(manifest.dumps().rstrip("\n"))
+        show(json.dumps(manifest.to_json() | {"sha256": manifest.sha256}, indent=2, ensure_ascii=False))
         return
     total = sum(record.size for record in manifest.files.values())
     defaults = manifest.defaults
     lines = {
         "name": manifest.name,
+        "kind": manifest.kind or "",
         "family": manifest.family,
         "weights": f"{manifest.precision}, {total / 2**20:.1f} MiB in {len(manifest.files)} files",
         "networks": ", ".join(manifest.networks),
@@ -48,6 +49,7 @@ def command(target: str, as_json: bool) -> None:
         f"guidance {defaults.guidance_scale:g}",
         "scheduler": str(defaults.scheduler or manifest.scheduler.get("_class_name")),
         "licence": manifest.license or "not stated",
+        "sha256": manifest.sha256,
     }
     for name, value in lines.items():
         show(f"{name + ':':<11}{value}")
@@ -112,22 +114,22 @@ def _show_plan(path: Path, as_json: bool) -> None:
     compatible = [what for what in ("version", "hardware") if key[f"{what}_compatible"]]
     lines = {
         "network": f"{key['network']} of {key['bundle']}, {key['precision']}",
-        "built by": f"{key['backend']} {key['version']} in {figures['seconds']:.0f} s",
+        "built by": f"{key['backend']} {key['version']} in {_figure(figures, 'seconds', '.0f')} s",
         "for": f"{key['gpu']}, driver {key['driver']}" + "".join(f", {what}-compatible" for what in compatible),
         "graph": key["graph"],
         "weights": ", ".join(key["weights"]) or "none: put in when it is opened",
         "size": _mib(record.size),
-        "gpu memory": f"weights {_mib(figures['weights'])}, activations {_mib(figures['activations'])}, "
+        "gpu memory": f"weights {_mib(figures.get('weights', 0))}, activations {_mib(figures.get('activations', 0))}, "
         "as the builder says",
     }
     for name, value in lines.items():
         show(f"{name + ':':<12}{value}")
-    for name, shapes in zip(key["profiles"], record.tensors["profiles"], strict=True):
+    for name, shapes in zip(key["profiles"], record.tensors.get("profiles", ()), strict=False):
         show(f"profile:    {name['name']}: batch {name['batch']}, {name['height']} x {name['width']} pixels")
         for tensor, bounds in shapes.items():
-            show(f"            {tensor} {' to '.join(map(_shape, (bounds[0], bounds[2])))}")
+            show(f"            {tensor} {' to '.join(map(_shape, (bounds[0], bounds[-1])))}")
     for way in ("inputs", "outputs"):
-        for item in record.tensors[way]:
+        for item in record.tensors.get(way, ()):
             show(f"{way[:-1] + ':':<12}{item['name']} {item['dtype']} {_shape(item['shape'])}")
 
 
@@ -135,7 +137,7 @@ def _show_engine(record: PlanRecord) -> None:
     key, figures, weights = record.key, record.figures, record.weights
     lines = {
         "network": f"{key['network']} of {key['bundle']}, {key['precision']}",
-        "built by": f"ONNX Runtime {key['version']} in {figures['seconds']:.0f} s",
+        "built by": f"ONNX Runtime {key['version']} in {_figure(figures, 'seconds', '.0f')} s",
         "for": key["processor"],
         "graph": key["graph"],
         "weights": ", ".join(key["weights"]),
@@ -150,9 +152,14 @@ def _show_engine(record: PlanRecord) -> None:
 def _engine_parity(figures: Mapping[str, float]) -> str:
     if "max_relative" in figures:
         return f"relative error {figures['max_relative']:.1e} against the bundle's graph"
-    what = "matrix products and convolutions" if figures["convolutions"] else "matrix products"
-    error = 100 * figures["root_mean_square"]
-    return f"{what} in int8, at worst {error:.2f}% (root mean square) off the bundle's graph on an unseen prompt"
+    what = "matrix products and convolutions" if figures.get("convolutions") else "matrix products"
+    error = _figure(figures, "root_mean_square", ".2%")
+    return f"{what} in int8, at worst {error} (root mean square) off the bundle's graph on an unseen prompt"
+
+
+def _figure(figures: Mapping[str, float], name: str, style: str) -> str:
+    """One that its builder may not have stated."""
+    return format(figures[name], style) if name in figures else "?"
 
 
 def _shape(shape: list[Any]) -> str:

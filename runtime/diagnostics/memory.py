@@ -8,7 +8,7 @@ from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.form import default_form
 from calotype.runtime.bundle.manifest import CACHING
 from calotype.runtime.graphs.files import weight_bytes
-from calotype.runtime.sessions.plans import list_plans, read_record
+from calotype.runtime.sessions.plans import sound_records
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Need:
 
 def needs(bundle: Bundle) -> list[Need]:
     """Of all networks but those of deep-feature caching."""
-    records = [record for record in map(read_record, list_plans()) if record is not None]
+    records = [record for _, record in sound_records()]
     found = []
     for network, spec in bundle.manifest.networks.items():
         if network in CACHING:
@@ -38,7 +38,7 @@ def needs(bundle: Bundle) -> list[Need]:
         precision = str(default_form(spec, "cuda"))
         graph = spec.graphs[precision]
         sha256 = bundle.manifest.files[graph].sha256
-        plans = [record for record in records if record.key.get("graph") == sha256]
+        plans = [record for record in records if record.key["graph"] == sha256]
         activations = [record.figures["activations"] for record in plans if "activations" in record.figures]
         found.append(
             Need(

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+MOST_TAG, TAG_BYTES = 1 << 32, 5
 Value = int | memoryview
 
 
@@ -13,12 +14,16 @@ def fields(message: memoryview) -> Iterator[tuple[int, int, Value]]:
     """(number, wire type, value) of each field: an integer, or the bytes of whatever else.
 
     Raises:
-        IndexError: the message is cut off, or no protocol buffer.
+        IndexError: the message is cut off, or no protocol buffer, or has a tag that 32 bits do not hold, of which other
+            readers take the lower ones: they would see another field than this one does.
     """
     position = 0
     while position < len(message):
+        start = position
         tag, position = _varint(message, position)
         number, wire = tag >> 3, tag & 7
+        if tag >= MOST_TAG or position - start > TAG_BYTES or number == 0:
+            raise IndexError
         if wire == VARINT:
             value, position = _varint(message, position)
             yield number, wire, value
@@ -52,6 +57,8 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         position += 1
         if byte < 0x80:
+            if value >> 64:
+                raise IndexError
             return value, position
         shift += 7
         if shift > 63:

@@ -23,8 +23,9 @@ from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BackendError, MissingPackageError
 from calotype.runtime.graphs.files import initializer_names
-from calotype.runtime.sessions.plans import PlanRecord, WantedOnCpu, find_plans, list_plans, plan_trouble, read_plan
+from calotype.runtime.sessions.plans import WantedOnCpu, find_plans, list_plans, plan_trouble, read_plan
 from calotype.runtime.sessions.processor import instruction_sets
+from calotype.runtime.sessions.records import PlanRecord
 from calotype.runtime.sessions.session import Changes, Sizes
 from calotype.runtime.sessions.shapes import Shape, ShapedSession, allocate
 

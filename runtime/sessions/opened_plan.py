@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from calotype.runtime.errors import BackendError
 from calotype.runtime.sessions.device import Device
 from calotype.runtime.sessions.libraries import Library
-from calotype.runtime.sessions.plans import PlanRecord, read_plan, write_private
+from calotype.runtime.sessions.plans import read_plan
+from calotype.runtime.sessions.private import read_private, write_private
+from calotype.runtime.sessions.records import PlanRecord
 
 Overrides = Mapping[str, NDArray[np.floating[Any]]]
 SHA256 = 32  # bytes
@@ -108,7 +110,7 @@ class OpenedPlan:
         configuration.dynamic_shapes_kernel_specialization_strategy = strategy
         cache = configuration.create_runtime_cache()
         with contextlib.suppress(OSError):
-            data = self._kernels.read_bytes()
+            data = read_private(self._kernels)
             if hashlib.sha256(data[SHA256:]).digest() == data[:SHA256]:
                 cache.deserialize(data[SHA256:])  # refused, and made anew, when it is from another GPU or driver
         configuration.set_runtime_cache(cache)

@@ -1,112 +1,110 @@
 """Plans on disk: where they lie, what the record beside each says, and which of them serve a network here.
 
-A plan is native code: it lies in the user's own folder, and its bytes are compared with the recorded sha256 before
-anything deserializes them. The plan of the CPU backend is an ONNX graph, and its weights are a file of their own, which
-is mapped into memory and so shared by all who run it. They are data, and gigabytes: where size and time of change are
-the recorded ones they are taken for what was written, else their sha256 decides.
+A plan is native code: it lies in the user's own folder, every file of it is checked to be the user's alone when it is
+opened, and its bytes are compared with the recorded sha256 before anything deserializes them. The plan of the CPU
+backend is an ONNX graph, and its weights are a file of their own, which is mapped into memory and so shared by all who
+run it. They are data, and gigabytes: at every start, where size and time of change are the recorded ones they are taken
+for what was written, else their sha256 decides. ``calotype verify``, ``calotype build --list`` and ``calotype info``
+always compare the sha256.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
-import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from calotype.runtime.bundle.manifest import FileRecord, Manifest
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BuildError
+from calotype.runtime.sessions.private import check_folder, open_private, read_private
+from calotype.runtime.sessions.records import PlanRecord, WeightsRecord
+from calotype.runtime.untrusted import why
 
+logger = logging.getLogger(__name__)
+ADVICE = "see that it is yours and that nobody else can write to it, or set CALOTYPE_CACHE to another folder"
 # The target of a plan that runs on every GPU its library knows; TensorRT-RTX compiles the rest where it runs.
 PORTABLE = {"gpu": "portable", "driver": "none"}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WeightsRecord:
-    """The weights beside a plan of the CPU backend: bytes, sha256, and when they were written, in nanoseconds."""
+def cache_home() -> Path | None:
+    """``$CALOTYPE_CACHE``, else ``calotype`` in the user's cache folder, then ``plans``; None where there is neither.
 
-    size: int
-    sha256: str
-    mtime_ns: int
+    A relative ``XDG_CACHE_HOME`` is ignored, as the XDG Base Directory Specification wants it.
 
-    @classmethod
-    def of(cls, path: Path) -> Self:
-        """Measure ``path``."""
-        return cls(**dataclasses.asdict(FileRecord.of(path)), mtime_ns=path.stat().st_mtime_ns)
-
-    def describes(self, path: Path, *, thoroughly: bool) -> bool:
-        """Whether ``path`` is that file; ``thoroughly`` reads it even where nobody seems to have touched it."""
-        try:
-            status = path.stat()
-        except OSError:
-            return False
-        if status.st_size != self.size:
-            return False
-        untouched = status.st_mtime_ns == self.mtime_ns
-        return (untouched and not thoroughly) or FileRecord.of(path).sha256 == self.sha256
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanRecord:
-    """The sidecar of a plan.
-
-    Attributes:
-        key: what it was made from and for; see :func:`calotype.engine.build.build_bundle`.
-        tensors: its inputs and outputs, and under ``profiles`` the (min, opt, max) shapes of every input.
-        figures: ``seconds`` of the build, and bytes of GPU memory for ``weights`` and ``activations`` as the builder
-            told them, 0 where it did not.
-        size: bytes.
-        sha256: of the plan.
-        weights: in a file of their own; None where they lie in the plan, or in the bundle.
+    Raises:
+        BuildError: ``CALOTYPE_CACHE`` begins with the home folder of a user that is not known.
     """
-
-    key: Mapping[str, Any]
-    tensors: Mapping[str, Any]
-    figures: Mapping[str, float]
-    size: int
-    sha256: str
-    weights: WeightsRecord | None = None
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Read what ``dataclasses.asdict`` made; raises TypeError for anything else."""
-        weights = value.get("weights")
-        return cls(**{**value, "weights": None if weights is None else WeightsRecord(**weights)})
+    given = os.environ.get("CALOTYPE_CACHE", "")
+    if given:
+        try:
+            return Path(given).expanduser() / "plans"
+        except RuntimeError:
+            raise BuildError(f"CALOTYPE_CACHE={given} is in a home folder that is not known; give it whole") from None
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        with contextlib.suppress(RuntimeError):
+            base = Path("~/.cache").expanduser()
+    return base / "calotype" / "plans" if base.is_absolute() else None
 
 
 def cache_folder() -> Path:
-    """``$CALOTYPE_CACHE``, else ``calotype`` in the user's cache folder, then ``plans``; made with mode 0700.
+    """The folder that plans are kept in, see :func:`cache_home`; made with mode 0700.
 
     Raises:
-        BuildError: it cannot be made, or belongs to somebody else.
+        BuildError: it cannot be made, or is not the user's alone.
     """
-    folder = _folder()
+    folder = cache_home()
+    if folder is None:
+        raise BuildError("there is no home folder to keep plans in; set CALOTYPE_CACHE to a folder that can be written")
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if folder.stat().st_uid != os.getuid():
-            raise BuildError(f"{folder} belongs to another user; set CALOTYPE_CACHE to a folder of your own")
-        folder.chmod(0o700)
+        check_folder(folder)
+    except PermissionError as error:
+        raise BuildError(f"{folder} cannot be used: {why(error)}; {ADVICE}") from error
     except OSError as error:
         raise BuildError(
-            f"{folder} cannot be made: {error.strerror}; set CALOTYPE_CACHE to a folder that can be written"
+            f"{folder} cannot be made: {why(error)}; set CALOTYPE_CACHE to a folder that can be written"
         ) from error
     return folder
 
 
 def list_plans() -> list[Path]:
-    """Every plan of the cache, by name; unsound ones too."""
-    return sorted(_folder().glob("*.plan"))
+    """Every plan of the cache, by name; unsound ones too. A cache that is not the user's alone has none."""
+    try:
+        folder = cache_home()
+        if folder is None:
+            return []
+        check_folder(folder)
+        return sorted(folder.glob("*.plan"))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        _say(f"the plans in {folder} are passed over: {why(error)}; {ADVICE}")
+        return []
 
 
 def has_plan(manifest: Manifest, spec: ModelSpec, backend: str) -> bool:
     """Whether ``backend`` has built a plan of the network ``spec`` here, for whichever machine and shapes."""
     graphs = {manifest.files[graph].sha256 for graph in spec.graphs.values()}
-    records = filter(None, map(read_record, list_plans()))
-    return any(record.key.get("backend") == backend and record.key.get("graph") in graphs for record in records)
+    return any(record.key["backend"] == backend and record.key["graph"] in graphs for _, record in sound_records())
+
+
+def plans_of(manifest: Manifest) -> list[Path]:
+    """The plans that were built of the bundle, for whichever machine."""
+    graphs = {manifest.files[graph].sha256 for spec in manifest.networks.values() for graph in spec.graphs.values()}
+    weights = {manifest.files[path].sha256 for spec in manifest.networks.values() for path in spec.weights}
+    return [
+        path
+        for path, record in sound_records()
+        if record.key["graph"] in graphs and weights.issuperset(record.key["weights"])
+    ]
 
 
 def sidecar(path: Path) -> Path:
@@ -119,25 +117,38 @@ def weights_of(path: Path) -> Path:
     return path.with_name(path.name + ".weights")
 
 
+def sound_records() -> Iterator[tuple[Path, PlanRecord]]:
+    """The plans of the cache whose records can be read, and those; another is passed over with a line."""
+    for path in list_plans():
+        record, trouble = _record(path)
+        if record is not None:
+            yield path, record
+        else:
+            _say(f"the plan {path.name} is passed over: {trouble}; remove it, or build it again with: calotype build")
+
+
 def read_record(path: Path) -> PlanRecord | None:
     """The record of the plan ``path``; None when it is missing or no record. The plan itself is not read."""
-    try:
-        return PlanRecord.from_json(json.loads(sidecar(path).read_text()))
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
+    return _record(path)[0]
 
 
 def plan_trouble(path: Path, *, thoroughly: bool = True) -> str | None:
-    """Why the plan cannot be used; None when it is what its record says. See :class:`WeightsRecord` for the last."""
-    if not path.is_file():
-        return "there is no such plan"
-    record = read_record(path)
+    """Why the plan cannot be used; None when it is what its record says.
+
+    Its weights in a file of their own are gigabytes: ``thoroughly`` reads them, else they are taken for what was
+    written where nobody seems to have touched them.
+    """
+    record, trouble = _record(path)
     if record is None:
-        return "its record is missing or cannot be read"
-    if FileRecord.of(path) != FileRecord(size=record.size, sha256=record.sha256):
-        return "its sha256 is not the recorded one"
-    if record.weights is not None and not record.weights.describes(weights_of(path), thoroughly=thoroughly):
-        return f"{weights_of(path).name} is not the file that it was built with"
+        return trouble if path.exists() else "there is no such plan"
+    try:
+        with open_private(path) as file:
+            if FileRecord.of_file(file) != FileRecord(size=record.size, sha256=record.sha256):
+                return "its sha256 is not the recorded one"
+        if record.weights is not None and not _describes(record.weights, weights_of(path), thoroughly):
+            return f"{weights_of(path).name} is not the file that it was built with"
+    except OSError as error:
+        return f"{Path(error.filename or path).name}: {why(error)}"
     return None
 
 
@@ -157,29 +168,40 @@ def read_plan(path: Path, record: PlanRecord) -> bytes:
     """The plan's bytes, which are those that were checked: the file is read once.
 
     Raises:
-        BuildError: it is gone, or its sha256 is not the recorded one.
+        BuildError: it is gone, or not the user's alone, or its sha256 is not the recorded one.
     """
     try:
-        data = path.read_bytes()
+        data = read_private(path)
     except OSError as error:
-        raise BuildError(f"{path} cannot be read: {error.strerror}; build it again with: calotype build") from error
+        raise BuildError(f"{path} cannot be read: {why(error)}; build it again with: calotype build") from error
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise BuildError(f"{path}: its sha256 is not the recorded one; build it again with: calotype build")
     return data
 
 
-def write_private(path: Path, data: Any) -> None:
-    """Write a file of the cache, whole or not at all, that its owner alone reads; raises OSError."""
-    partial = path.with_name(path.name + ".partial")
+def _record(path: Path) -> tuple[PlanRecord | None, str]:
+    """The record of a plan, or what is wrong with it."""
     try:
-        with partial.open("wb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        return PlanRecord.read(sidecar(path)), ""
+    except FileNotFoundError:
+        return None, "its record is missing"
+    except (OSError, ValueError) as error:
+        return None, f"its record cannot be read: {why(error)}"
+
+
+def _describes(record: WeightsRecord, path: Path, thoroughly: bool) -> bool:
+    with open_private(path) as file:
+        status = os.fstat(file.fileno())
+        if status.st_size != record.size:
+            return False
+        untouched = status.st_mtime_ns == record.mtime_ns
+        return (untouched and not thoroughly) or FileRecord.of_file(file).sha256 == record.sha256
+
+
+@functools.lru_cache(maxsize=1000)
+def _say(line: str) -> None:
+    """Warn, once: the cache is looked through for every network."""
+    logger.warning("%s", line)
 
 
 class Wanted(Protocol):
@@ -274,23 +296,17 @@ def find_plans(wanted: Wanted) -> tuple[list[tuple[Path, PlanRecord]], str]:
     """Plans that serve, the newest first, and why the newest of the others does not (empty when there is none)."""
     serving: list[tuple[float, Path, PlanRecord]] = []
     refused: list[tuple[float, str]] = []
-    for path in list_plans():
-        record = read_record(path)
-        with contextlib.suppress(KeyError, TypeError, OSError):
-            if record is None or record.key["backend"] != wanted.backend or record.key["graph"] not in wanted.graphs:
-                continue
-            if wanted.precision not in (None, record.key["precision"]):
-                continue
-            differences, age = wanted.differences(record.key), path.stat().st_mtime
+    for path, record in sound_records():
+        if record.key["backend"] != wanted.backend or record.key["graph"] not in wanted.graphs:
+            continue
+        if wanted.precision not in (None, record.key["precision"]):
+            continue
+        differences = wanted.differences(record.key)
+        with contextlib.suppress(OSError):  # somebody has removed it meanwhile
+            age = path.stat().st_mtime
             if differences:
                 refused.append((age, f"{path.name} does not serve: {'; '.join(differences)}"))
             else:
                 serving.append((age, path, record))
     serving.sort(key=lambda item: item[0], reverse=True)
     return [(path, record) for _, path, record in serving], max(refused, default=(0.0, ""))[1]
-
-
-def _folder() -> Path:
-    base = os.environ.get("CALOTYPE_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return (Path(base) if base else Path(home).expanduser() / "calotype") / "plans"

@@ -16,7 +16,8 @@ from calotype.runtime.bundle.spec import ModelSpec, TensorSpec
 from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.sessions.libraries import load_library
 from calotype.runtime.sessions.opened_plan import OpenedPlan
-from calotype.runtime.sessions.plans import PlanRecord, WantedOnGpu, find_plans
+from calotype.runtime.sessions.plans import WantedOnGpu, find_plans
+from calotype.runtime.sessions.records import PlanRecord
 from calotype.runtime.sessions.session import Changes, Sizes
 from calotype.runtime.sessions.staged import StagedSession, StagedShape, most_rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -15,7 +16,21 @@ from calotype.engine.cache import Built
 from calotype.runtime.errors import BuildError
 from calotype.runtime.sessions import plans
 
-KEY = {"bundle": "tiny model", "network": "unet", "backend": "tensorrt-rtx", "version": "1", "driver": "none"}
+KEY = {
+    "bundle": "tiny model",
+    "network": "unet",
+    "backend": "tensorrt-rtx",
+    "version": "1",
+    "graph": "0",
+    "weights": ["1"],
+    "precision": "float16",
+    "profiles": [{"name": "default", "batch": "1:2:8", "height": "512", "width": "512"}],
+    "version_compatible": False,
+    "hardware_compatible": False,
+    "stripped": False,
+    "gpu": "portable",
+    "driver": "none",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +94,7 @@ def test_one_flipped_byte_is_built_again() -> None:
     assert path.read_bytes() == b"a plan"
 
 
-@pytest.mark.parametrize("text", [None, "", "{}", "[1]", "{"])
+@pytest.mark.parametrize("text", [None, "", "{}", "[1]", "{", "[" * 100_000, '{"size": ' + "1" * 5000 + "}"])
 def test_a_broken_record_is_built_again(text: str | None) -> None:
     build = Builder()
     path = cache.obtain(KEY, build, print)
@@ -165,3 +180,27 @@ def test_a_cache_that_cannot_be_made_says_what_to_do(tmp_path: Path, monkeypatch
     monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "file"))
     with pytest.raises(BuildError, match="set CALOTYPE_CACHE"):
         plans.cache_folder()
+
+
+def test_a_file_system_without_locks_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    lines: list[str] = []
+    assert cache.obtain(KEY, Builder(), lines.append).exists()
+    assert f"{folder} is on a file system without locks" in lines[0]
+    assert cache.clean_plans() > 0
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_do(folder: Path) -> None:
+    path = cache.obtain(KEY, Builder(), print)
+    path.with_name(path.name + ".lock").unlink()
+    path.with_name(path.name + ".lock").symlink_to(folder / "elsewhere")
+    with pytest.raises(BuildError, match=r"\.lock cannot be written: .*; free some space or set CALOTYPE_CACHE"):
+        cache.obtain(KEY, Builder(), print)
+    assert not (folder / "elsewhere").exists()
+
+
+def test_a_long_name_of_a_bundle_is_cut() -> None:
+    assert cache.obtain(KEY | {"bundle": "x" * 300}, Builder(), print).name.startswith("x" * 60 + ".unet.")

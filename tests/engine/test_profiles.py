@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from calotype.engine.profiles import Profile, Range, check_profiles, default_profile, network_shapes
-from calotype.runtime.bundle.manifest import Defaults, Manifest, TokenizerSpec, VaeSpec
+from calotype.runtime.bundle.manifest import Defaults, FileRecord, Manifest, TokenizerSpec, VaeSpec
 from calotype.runtime.bundle.spec import ModelSpec, TensorSpec
 from calotype.runtime.errors import InputError
 
@@ -22,24 +20,22 @@ def network(*inputs: TensorSpec) -> ModelSpec:
 
 UNET = network(tensor("sample", "rows", 4, "height", "width"), tensor("encoder_hidden_states", "rows", "tokens", 768))
 IMAGE = network(tensor("image", "batch", 3, "8*height", "8*width"))
-NO_FILES = {path: {"size": 0, "sha256": ""} for path in ("v", "m")}
+NO_FILE = FileRecord(size=0, sha256="0" * 64)
 
 
 @pytest.fixture
 def manifest() -> Manifest:
-    value = Manifest(
+    return Manifest(
         name="m",
         family="sd1",
         precision="fp16",
         networks={},
-        tokenizers={},
+        tokenizers={"tokenizer": TokenizerSpec(vocab="v", merges="m")},
         scheduler={},
         vae=VaeSpec(scaling_factor=0.18215),
         defaults=Defaults(height=512, width=768),
-        files={},
-    ).to_json()
-    value["tokenizers"] = {"tokenizer": dataclasses.asdict(TokenizerSpec(vocab="v", merges="m"))}
-    return Manifest.from_json(value | {"files": NO_FILES})
+        files={"v": NO_FILE, "m": NO_FILE},
+    )
 
 
 def profile(batch: str, height: str = "512", width: str = "512", name: str = "p") -> Profile:

@@ -126,12 +126,12 @@ def remove_a_file(bundle: Path) -> str:
 
 def edit(bundle: Path, **changes: object) -> None:
     path = bundle / "calotype.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": None} | changes))
 
 
 def make_it_newer(bundle: Path) -> str:
-    edit(bundle, format_version=2)
-    return "calotype.json has format version 2, this Calotype reads 1; export the bundle again or install"
+    edit(bundle, format_version=3)
+    return "calotype.json has format version 3, this Calotype reads 1 and 2; export the bundle again or install"
 
 
 def cut_the_manifest(bundle: Path) -> str:

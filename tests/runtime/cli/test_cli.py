@@ -129,7 +129,7 @@ def test_ctrl_c_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
 
 def test_info_verify_and_doctor(tiny_bundle: Path) -> None:
     assert "networks:  text_encoder, unet" in run("info", tiny_bundle).stdout
-    assert json.loads(run("info", tiny_bundle, "--json").stdout)["format_version"] == 1
+    assert json.loads(run("info", tiny_bundle, "--json").stdout)["format_version"] == 2
     assert "files are intact" in run("verify", tiny_bundle).stdout
     findings = {item["backend"]: item for item in json.loads(run("doctor", "--json").stdout)["backends"]}
     assert findings["cpu"]["usable"]
