@@ -94,13 +94,13 @@ def recall(
 def _request(
     found: Parameters, further: Mapping[str, str], image: Source | None, mask: Source | None, loras: tuple[Lora, ...]
 ) -> Request:
-    interval = int(further.get("Cache interval", 1))
-    config = {**json.loads(further.get("Scheduler settings", "{}"))}
-    if "Schedule type" in further:
-        config["sigma_spacing"] = further["Schedule type"]
-    if "Eta" in further:
-        config["eta"] = float(further["Eta"])
     try:
+        interval = int(further.get("Cache interval", 1))
+        config = {**json.loads(further.get("Scheduler settings", "{}"))}
+        if "Schedule type" in further:
+            config["sigma_spacing"] = further["Schedule type"]
+        if "Eta" in further:
+            config["eta"] = float(further["Eta"])
         return Request(
             prompt=found.prompt,
             negative_prompt=found.negative_prompt,
@@ -126,7 +126,7 @@ def _request(
             target_size=_numbers(further, "Target size", int),
             loras=loras,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"the picture's settings are damaged: {error}") from None
 
 

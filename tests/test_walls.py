@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("calotype", "engine", "export", "runtime")
 # By files: what of ours, and what of others, they may import. The last line that fits a file counts.
-BASE = "runtime.{arguments,arrays,errors,parallel,version}"
+BASE = "runtime.{arguments,arrays,errors,locks,parallel,untrusted,version}"
 WALLS: list[tuple[str, str, str]] = [
     ("calotype/*", "runtime", ""),
     ("engine/*", f"engine runtime.{{bundle,diagnostics,graphs,sessions}} {BASE}", "numpy onnx"),
@@ -103,7 +103,7 @@ def test_no_imports_go_in_a_circle() -> None:
     """Between packages, when modules are loaded: what a function imports when it is called is no climb."""
     arrows: dict[str, set[str]] = {}
     for relative in files():
-        if relative.startswith("runtime/cli/") or relative in ("runtime/__init__.py", "calotype/__init__.py"):
+        if relative.startswith(("runtime/cli/", "calotype/")) or relative in DOORS:
             continue
         at_load = {
             name
@@ -152,11 +152,8 @@ for name in ("torch", "onnx", "transformers", "diffusers", "safetensors"):
     sys.modules[name] = None
 for name in sys.argv[1:]:
     importlib.import_module(name)
-from calotype.runtime.cli import main
-try:
-    main(["generate", "--help"])
-except SystemExit as end:
-    assert not end.code
+from calotype.runtime.cli.main import run
+assert not run(["generate", "--help"])
 """
     gpu = ("onnxruntime_cuda", "__main__")
     modules = [
