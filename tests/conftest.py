@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from calotype.export.bundle import export_checkpoint
+from tests.kept import Kept
 from training.config import CONTEXT_LENGTH
 from training.tokenizer import END, START, write
 
@@ -25,8 +26,33 @@ def no_plans(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """What takes long to make, kept until the export or these fixtures change."""
+    fixtures = (Path(__file__), Path(__file__).parent / "runtime" / "conftest.py")
+    return Kept(request.config.cache.mkdir("kept"), tmp_path_factory.mktemp("kept"), fixtures)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(kept: Kept, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of every component of a Stable Diffusion 1.x model, a few thousand parameters each."""
+    vocabulary = tmp_path_factory.mktemp("tokenizer")
+    return kept("checkpoint", lambda folder: write_tiny(folder / "tiny", vocabulary)) / "tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(kept: Kept, tiny_checkpoint: Path) -> Path:
+    """The checkpoint exported with fp16 weights."""
+
+    def make(folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            export_checkpoint(tiny_checkpoint, folder / "tiny")
+
+    return kept("bundle", make) / "tiny"
+
+
+def write_tiny(folder: Path, vocabulary: Path) -> None:
+    """The tiny checkpoint in ``folder``, its tokenizer's files in ``vocabulary`` too."""
     import torch
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -35,8 +61,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         import diffusers
         import transformers
 
-        folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-        vocabulary = tmp_path_factory.mktemp("tokenizer")
         letters = sorted(ByteLevel.alphabet())
         tokens = [*letters, *(letter + "</w>" for letter in letters)]
         merges = [("a", "p"), ("ap", "p"), ("l", "e</w>"), ("app", "le</w>"), ("r", "e"), ("re", "d</w>")]
@@ -87,14 +111,3 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # transformers 5 writes one tokenizer.json; the checkpoints people have hold these two files.
         for name in ("vocab.json", "merges.txt"):
             (folder / "tokenizer" / name).write_bytes((vocabulary / name).read_bytes())
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint exported with fp16 weights."""
-    bundle = tmp_path_factory.mktemp("bundles") / "tiny"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        export_checkpoint(tiny_checkpoint, bundle)
-    return bundle

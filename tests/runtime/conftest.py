@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from calotype.export.bundle import export_checkpoint
+from tests.kept import Kept
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,25 +23,29 @@ class Model:
     bundle: Path
 
 
-def save(make: Callable[[dict[str, Any]], Any], base: Path, folder: Path) -> Model:
+def save(kept: Kept, name: str, make: Callable[[dict[str, Any]], Any], base: Path) -> Model:
     """``make`` a pipeline from the components of the checkpoint ``base``; write it in float16, export it in float32.
 
     The two are equal, and an export in float32 takes half the time.
     """
-    checkpoint = folder / "checkpoint"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import diffusers
-        import torch
 
-        torch.manual_seed(0)
-        pipeline = make(diffusers.StableDiffusionPipeline.from_pretrained(base).components)
-        pipeline.to(torch.float16).save_pretrained(checkpoint)
-        for tokenizer in checkpoint.glob("tokenizer*"):
-            for name in ("vocab.json", "merges.txt"):
-                shutil.copyfile(base / "tokenizer" / name, tokenizer / name)
-        export_checkpoint(checkpoint, folder / "bundle", precision="fp32")
-    return Model(checkpoint=checkpoint, bundle=folder / "bundle")
+    def write(folder: Path) -> None:
+        checkpoint = folder / "checkpoint"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import diffusers
+            import torch
+
+            torch.manual_seed(0)
+            pipeline = make(diffusers.StableDiffusionPipeline.from_pretrained(base).components)
+            pipeline.to(torch.float16).save_pretrained(checkpoint)
+            for tokenizer in checkpoint.glob("tokenizer*"):
+                for file in ("vocab.json", "merges.txt"):
+                    shutil.copyfile(base / "tokenizer" / file, tokenizer / file)
+            export_checkpoint(checkpoint, folder / "bundle", precision="fp32")
+
+    folder = kept(name, write)
+    return Model(checkpoint=folder / "checkpoint", bundle=folder / "bundle")
 
 
 def unet(**settings: Any) -> Any:
@@ -60,7 +65,7 @@ def unet(**settings: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def sd2_inpainting(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+def sd2_inpainting(kept: Kept, tiny_checkpoint: Path) -> Model:
     """Stable Diffusion 2 for inpainting: OpenCLIP's activation, linear projections, v-prediction, nine channels."""
 
     def make(parts: dict[str, Any]) -> Any:
@@ -75,11 +80,11 @@ def sd2_inpainting(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
         )
         return diffusers.StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
 
-    return save(make, tiny_checkpoint, tmp_path_factory.mktemp("sd2_inpainting"))
+    return save(kept, "sd2_inpainting", make, tiny_checkpoint)
 
 
 @pytest.fixture(scope="session")
-def lcm(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+def lcm(kept: Kept, tiny_checkpoint: Path) -> Model:
     """A latent consistency model: the guidance scale is an input of the UNet."""
 
     def make(parts: dict[str, Any]) -> Any:
@@ -89,23 +94,22 @@ def lcm(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Mode
         parts["scheduler"] = diffusers.LCMScheduler()
         return diffusers.LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
 
-    return save(make, tiny_checkpoint, tmp_path_factory.mktemp("lcm"))
+    return save(kept, "lcm", make, tiny_checkpoint)
 
 
 @pytest.fixture(scope="session")
-def sdxl(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+def sdxl(kept: Kept, tiny_checkpoint: Path) -> Model:
     """SDXL: two text encoders, the second's tokenizer padding with "!", pooled embedding and sizes as inputs."""
-    return save_sdxl("StableDiffusionXLPipeline", 4, tiny_checkpoint, tmp_path_factory.mktemp("sdxl"))
+    return save_sdxl(kept, "sdxl", "StableDiffusionXLPipeline", 4, tiny_checkpoint)
 
 
 @pytest.fixture(scope="session")
-def sdxl_inpainting(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+def sdxl_inpainting(kept: Kept, tiny_checkpoint: Path) -> Model:
     """SDXL for inpainting, with nine channels."""
-    folder = tmp_path_factory.mktemp("sdxl_inpainting")
-    return save_sdxl("StableDiffusionXLInpaintPipeline", 9, tiny_checkpoint, folder)
+    return save_sdxl(kept, "sdxl_inpainting", "StableDiffusionXLInpaintPipeline", 9, tiny_checkpoint)
 
 
-def save_sdxl(class_name: str, in_channels: int, base: Path, folder: Path) -> Model:
+def save_sdxl(kept: Kept, name: str, class_name: str, in_channels: int, base: Path) -> Model:
     """A checkpoint of that pipeline whose UNet reads so many channels."""
 
     def make(parts: dict[str, Any]) -> Any:
@@ -143,4 +147,4 @@ def save_sdxl(class_name: str, in_channels: int, base: Path, folder: Path) -> Mo
             add_watermarker=False,
         )
 
-    return save(make, base, folder)
+    return save(kept, name, make, base)
