@@ -15,6 +15,7 @@ from benchmarks.speed import Plan, psnr, spread
 from benchmarks.workers import PeerError, Worker
 from calotype.engine.cpu import build_engines
 from calotype.runtime.bundle.folder import Bundle
+from tests.engine.any_processor import let_build_int8
 
 
 def task(folder: Path, size: int) -> Task:
@@ -67,6 +68,7 @@ def test_the_fast_mode_takes_half_the_steps_with_an_engine_in_int8(
     with Worker(interpreter, "benchmarks.peers.calotype_peer") as worker:
         with pytest.raises(PeerError, match="no engine in int8"):
             worker.load(Path("talbot"), "fast")
+        let_build_int8(monkeypatch)
         build_engines(Bundle.open("talbot"), networks=["unet"], precision="int8")
         worker.load(Path("talbot"), "fast")
         assert len(worker.generate(task(tmp_path, 64))["steps"]) == 1

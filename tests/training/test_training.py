@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
 from training import finetune
+from training import run as training_run
 from training.attention import PlainAttention
 from training.captions import Concept, captions, held_out, sample_caption, sample_phrasing
 from training.config import CPU, Budget, TrainingConfig
@@ -113,19 +114,32 @@ def test_a_finished_run_trains_no_more_until_its_budget_grows(tmp_path: Path) ->
     assert longer.step == 8 and not torch.equal(trained.weight, other.weight)
 
 
-def test_the_first_step_which_compiles_takes_none_of_the_minutes(tmp_path: Path) -> None:
-    run, model = Run("line", config(tmp_path), Budget(steps=10**9, minutes=0.005)), torch.nn.Linear(2, 1)
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+@pytest.mark.parametrize(("first", "other", "steps"), [(60.0, 0.25, 3), (0.25, 0.25, 3), (0.0, 0.1, 6), (60.0, 9.0, 2)])
+def test_minutes_end_a_run_and_the_first_step_which_compiles_takes_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: float, other: float, steps: int
+) -> None:
+    clock, model = Clock(), torch.nn.Linear(2, 1)
+    monkeypatch.setattr(training_run, "time", clock)
+    run = Run("line", config(tmp_path), Budget(steps=10**9, minutes=0.5 / 60))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     for update in run.steps(optimizer, {"model": model}):
-        if run.step == 0:
-            time.sleep(0.5)
+        clock.seconds += first if run.step == 0 else other
         update(model(torch.ones(2)).square().mean())
-    assert run.step > 1
-
-
-def test_minutes_end_a_run_before_its_steps_do(tmp_path: Path) -> None:
-    run, _ = train_a_line(tmp_path, Budget(steps=10**9, minutes=0.005))
-    assert 0 < run.step < 10**9
+    assert run.step == steps
+    assert run.spent == pytest.approx(other * (steps - 1))
+    again = Run("line", config(tmp_path), Budget(steps=10**9, minutes=0.5 / 60))
+    again.resume({"model": model})
+    assert (again.step, again.progress) == (steps, 1.0)
 
 
 def test_plain_attention_gives_what_the_fused_one_gives() -> None:
