@@ -4,10 +4,15 @@ PROMPT ?= a red apple, noto style
 OUTPUT ?= talbot.png
 PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install -q -c constraints.txt
 
-.PHONY: demo test lint types clean
+.PHONY: demo bench test lint types clean
 
 demo: .venv/demo
 	@.venv/bin/calotype generate "$(PROMPT)" --output "$(OUTPUT)" --seed 0 --overwrite
+
+# What can be measured, once what that needs is installed.
+bench: .venv/bench
+	@.venv/bin/python -m benchmarks.micro
+	@echo "More, with a first look at each: benchmarks/README.md"
 
 test: lint types
 	.venv/bin/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
@@ -27,6 +32,10 @@ types: .venv/dev
 
 .venv/demo: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) -e '.[cpu]'
+	@touch $@
+
+.venv/bench: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) -e '.[training]'
 	@touch $@
 
 .venv/dev: .venv/bin/python pyproject.toml constraints.txt

@@ -20,6 +20,7 @@ from benchmarks.environments import WORK
 from benchmarks.machine import machine, origin, results
 from benchmarks.peers import CALOTYPE, PEERS
 from benchmarks.peers.protocol import Task
+from benchmarks.timing import spread
 from benchmarks.workers import PeerError
 from calotype.runtime.diagnostics.benchmark import drop_cache
 
@@ -78,11 +79,11 @@ def compare(plan: speed.Plan, peer: str) -> dict[str, Any]:
                 side, {"installed_mb": round(environments.size(_home(name), WORK / "peers") / 1e6)}
             )
             figures[kind] = {
-                field.name: speed.spread([getattr(item, field.name) for item in starts[name]], 3)
+                field.name: spread([getattr(item, field.name) for item in starts[name]], 3)
                 for field in dataclasses.fields(Start)
             }
         ratios = [theirs.total / ours.total for ours, theirs in zip(starts[CALOTYPE], starts[peer], strict=True)]
-        report[f"ratio_{kind}"] = speed.spread(ratios, 2)
+        report[f"ratio_{kind}"] = spread(ratios, 2)
     return report
 
 

@@ -3,9 +3,9 @@
 Models of real size are made on the spot with random weights, exported in float16, and kept in ``--work``. What is
 measured of each stands in :mod:`benchmarks.gpu_parts`. Each backend runs in a process of its own, so that a crash of
 the GPU's libraries costs that backend's next parts alone; what fails, or does not fit into the budget, is said in its
-place. ``benchmarks/results/<gpu>-<date>.json`` is written after every part, and a later call of the same day adds to
-it; ``--part`` measures some parts alone and leaves what was measured of the others. Without a GPU it says so and stops,
-unless ``--backend cpu`` is asked for, which shows that the measuring works.
+place. ``benchmarks/results/<gpu>.json`` is written after every part, and a later call adds to it; ``--part`` measures
+some parts alone and leaves what was measured of the others. Without a GPU it says so and stops, unless ``--backend
+cpu`` is asked for, which shows that the measuring works.
 Where the sources are a copy, ``BENCHMARK_COMMIT`` in the environment says which commit they are of.
 """
 
@@ -30,8 +30,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_parts import BACKENDS, MODELS, ROUNDS, Subject, measure
-from benchmarks.machine import RESULTS, commit, machine, slug
+from benchmarks.gpu_parts import BACKENDS, measure
+from benchmarks.machine import RESULTS, commit, machine, slug, write
+from benchmarks.subject import IMAGES, MODELS, REPEATS, ROUNDS, Subject
 from calotype.runtime.errors import CalotypeError
 from calotype.runtime.sessions.cuda import load_cuda
 
@@ -48,9 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = about(need_gpu=options.backends != ["cpu"])
     report["command"] = f"python -m benchmarks.gpu {shlex.join(arguments)}".strip()
     name = slug(report["gpu"]["name"])
-    path = options.output or RESULTS / f"{name}-{report['date']}.json"
-    if path.exists():
-        report["models"] = json.loads(path.read_text())["models"]
+    path = options.output or RESULTS / f"{name}.json"
+    report["models"] = json.loads(path.read_text())["models"] if path.exists() else {}
     deadline = time.monotonic() + options.budget
     for model in options.models:
         for backend in ("model", *options.backends):
@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 work=options.work,
                 rounds=options.rounds,
                 steps=options.steps,
+                images=tuple(options.images),
+                repeats=options.repeats,
                 parts=tuple(options.parts),
             )
             for record in _measured(subject, deadline - time.monotonic(), report["models"].setdefault(model, {})):
@@ -77,6 +79,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="runs that a median is taken of")
     parser.add_argument("--part", action="append", dest="parts", default=[], help="measure it alone; may repeat")
+    parser.add_argument("--images", type=int, nargs="+", default=IMAGES, help="pictures of a call; default: 1 2 4 8")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="of the same picture; default: 5")
     parser.add_argument("--steps", type=int, help="of a picture, instead of the model's own")
     parser.add_argument("--work", type=Path, default=Path(".work/gpu"), help="keeps the models that are made")
     parser.add_argument("--output", type=Path, help="the file of results")
@@ -102,15 +106,7 @@ def about(*, need_gpu: bool) -> dict[str, Any]:
         "machine": machine(),
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
-        "models": {},
     }
-
-
-def write(path: Path, report: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def _measured(subject: Subject, seconds: float, earlier: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -10,18 +10,16 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu_parts import SEED, STEPS, WARM_UP, NotRunError, Parts
 from benchmarks.noise import normal
+from benchmarks.subject import SEED, STEPS, WARM_UP, NotRunError, Parts, Subject
+from benchmarks.timing import in_turns, ratios, spread
 from calotype.runtime.diagnostics.benchmark import PROMPT
 from calotype.runtime.pipeline import Pipeline
-
-if TYPE_CHECKING:
-    from benchmarks.gpu_parts import Subject
 
 SCALE = 7.5
 # How the networks are called, by the name of the part.
@@ -69,7 +67,7 @@ class DiffusersParts:
         """Milliseconds a picture of both, the ratios of turns, and how far the pictures are apart."""
         import torch
 
-        from benchmarks.speed import psnr, spread
+        from benchmarks.speed import psnr
 
         if how is not None:
             for network in (self.pipeline.unet, self.pipeline.vae.decoder):
@@ -86,15 +84,9 @@ class DiffusersParts:
                 first[name] = round(time.perf_counter() - start, 2)
                 for _ in range(min(WARM_UP, self.subject.rounds)):
                     call()
-            seconds: dict[str, list[float]] = {name: [] for name in calls}
-            for _ in range(self.subject.rounds):
-                for name, call in calls.items():
-                    start = time.perf_counter()
-                    call()
-                    seconds[name].append(time.perf_counter() - start)
-        ratios = [theirs / mine for mine, theirs in zip(seconds["calotype"], seconds["diffusers"], strict=True)]
+            seconds, _ = in_turns(calls, self.subject.rounds, warm_up=0)
         return {
-            "ratio": spread(ratios, 3),
+            "ratio": spread(ratios(seconds["diffusers"], seconds["calotype"]), 3),
             "picture_ms": {name: round(statistics.median(values) * 1e3, 3) for name, values in seconds.items()},
             "first_picture_s": first,
             "psnr_db": psnr(pictures["calotype"], pictures["diffusers"]),

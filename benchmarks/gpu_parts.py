@@ -13,15 +13,17 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.gpu_diffusers import DiffusersParts
+from benchmarks.subject import SEED, STEPS, WARM_UP, NotRunError, Parts, Subject
 from calotype.engine.build import build_bundle
 from calotype.engine.profiles import Profile, Range, default_profile
-from calotype.runtime.bundle.folder import BUNDLED, Bundle
+from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.denoising.job import SessionKey
 from calotype.runtime.diagnostics.benchmark import PROMPT, latency
 from calotype.runtime.diagnostics.verification import compare_graphs, image_sizes
 from calotype.runtime.pipeline import Pipeline
@@ -30,50 +32,11 @@ from calotype.runtime.sessions.cuda import Cuda, load_cuda
 from calotype.runtime.sessions.libraries import installed
 from calotype.runtime.sessions.session import Session
 
-MODELS = ("talbot", "sd1", "sdxl")
 TRAINED = ("talbot",)
 BACKENDS = ("cuda", "pytorch", "diffusers", "tensorrt-rtx", "tensorrt")
-STEPS = {"talbot": 20, "sd1": 50, "sdxl": 30}
 PARITY_STEPS = {"talbot": 20, "sd1": 4, "sdxl": 2}
-IMAGES = (1, 2, 4, 8)
-ROUNDS, WARM_UP, REPEATS, SEED = 20, 3, 5, 0
 # How torch.compile is called, by the name of the part; the second takes minutes.
 COMPILED: dict[str, dict[str, Any]] = {"compiled": {"mode": "reduce-overhead"}, "autotuned": {"mode": "max-autotune"}}
-
-Parts = Mapping[str, Callable[[], Any]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What is measured.
-
-    Attributes:
-        model: a name in ``MODELS``.
-        backend: one of the runtime's, ``"pytorch"``, ``"diffusers"``, or ``"model"``, which makes the model alone.
-        work: the folder where models that are made lie.
-        rounds: runs that a median is taken of.
-        steps: of a picture; None are the model's in ``STEPS``.
-        parts: the names of those to measure; all if there are none.
-    """
-
-    model: str
-    backend: str
-    work: Path
-    rounds: int = ROUNDS
-    steps: int | None = None
-    parts: tuple[str, ...] = ()
-
-    def bundle(self) -> Path:
-        """The model, made where it is not there yet."""
-        if self.model == "talbot":
-            return BUNDLED / self.model
-        from benchmarks.checkpoints import model  # PyTorch is needed to make one
-
-        return model(self.model, self.work).bundle
-
-
-class NotRunError(Exception):
-    """Nothing can be measured here, and why."""
 
 
 def measure(subject: Subject, tell: Callable[..., None]) -> None:
@@ -104,19 +67,12 @@ def parts(subject: Subject) -> Parts:
     """What is measured, in this order; nothing follows where the first, ``ready``, fails."""
     if subject.backend == "model":
         return {"ready": lambda: {"bundle": subject.bundle().name}}
-    found = others().get(subject.backend, BackendParts)(subject).all()
+    found = OTHERS.get(subject.backend, BackendParts)(subject).all()
     return {name: part for name, part in found.items() if name in ("ready", *(subject.parts or found))}
 
 
-def others() -> dict[str, Any]:
-    """What is measured beside the runtime's backends."""
-    from benchmarks.gpu_diffusers import DiffusersParts
-
-    return {"pytorch": PyTorchParts, "diffusers": DiffusersParts}
-
-
 class BackendParts:
-    """Of one backend of the runtime."""
+    """What is measured of one backend of the runtime."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
@@ -164,7 +120,7 @@ class BackendParts:
 
     def picture_parity(self) -> dict[str, Any]:
         """Of a whole picture, and how far pictures drawn again are from the first; None dB is equal."""
-        steps = min(self.steps, PARITY_STEPS[self.subject.model])
+        steps, repeats = min(self.steps, PARITY_STEPS[self.subject.model]), self.subject.repeats
         pixels = {"height": self.pixels, "width": self.pixels}
 
         def drawn(backend: str, times: int) -> list[NDArray[np.float32]]:
@@ -173,24 +129,24 @@ class BackendParts:
                 return [pipeline(PROMPT, **settings).images[0] for _ in range(times)]
 
         (wanted,) = drawn("cpu", 1)
-        first, *others = drawn(self.subject.backend, 1 + REPEATS)
+        first, *others = drawn(self.subject.backend, 1 + repeats)
         again = [distance for other in others if (distance := psnr(first, other)) is not None]
         return {
             "pixels": self.pixels,
             "steps": steps,
             "psnr_db": psnr(wanted, first),
-            "repeats": REPEATS,
-            "repeats_equal": REPEATS - len(again),
+            "repeats": repeats,
+            "repeats_equal": repeats - len(again),
             "repeat_psnr_db": min(again, default=None),
         }
 
     def stages(self) -> dict[str, Any]:
         """Each network alone: copies in, run, copies out."""
-        return {name: self._timed_network(name, 2) for name in self._networks()}
+        return {name: self._timed_network(name, 2) for name in self.networks()}
 
     def rows(self) -> dict[str, Any]:
-        """The UNet by the rows of its batch, two a guided image."""
-        return {str(2 * images): self._timed_network("unet", 2 * images) for images in IMAGES}
+        """The UNet by the rows of one run, of which a guided picture takes two."""
+        return {str(2 * images): self._timed_network("unet", 2 * images) for images in self.subject.images}
 
     def pictures(self) -> dict[str, Any]:
         """Whole pictures, from the prompt to pixels on the host."""
@@ -198,22 +154,24 @@ class BackendParts:
             draw = Drawing(pipeline, self.steps)
             picture = timed(draw, self.subject.rounds)
             memory = self._used()
-            inside = counted(pipeline._sessions["unet"])
+            inside = counted(pipeline.networks.session(SessionKey("unet", pipeline.networks.form("unet"))))
             timings = draw().timings
-        host = [whole - run for whole, run in zip(timings["steps"], inside, strict=True)]
+        host = [whole - run for whole, run in zip(timings.runs, inside, strict=True)]
         return {
             "steps": self.steps,
             "picture_ms": picture,
-            "step_ms": round(statistics.median(timings["steps"]) * 1e3, 3),
+            "step_ms": round(statistics.median(timings.runs) * 1e3, 3),
             "host_us_per_step": round(statistics.median(host) * 1e6, 1),
-            "stages_ms": {name: round(timings[name] * 1e3, 3) for name in ("text_encoder", "denoising", "vae_decoder")},
+            "stages_ms": {
+                name: round(getattr(timings, name) * 1e3, 3) for name in ("text_encoder", "denoising", "vae_decoder")
+            },
             "gpu_memory_mib": memory,
         }
 
     def images(self) -> list[dict[str, Any]]:
         """Several pictures in a call."""
         with Pipeline.load(self.bundle.path, self.subject.backend) as pipeline:
-            return [latency(pipeline, images=images, steps=self.steps) for images in IMAGES]
+            return [latency(pipeline, images=images, steps=self.steps) for images in self.subject.images]
 
     def low_memory(self) -> dict[str, Any]:
         """One picture with one network open at a time, and the most memory at the end of any step or the picture."""
@@ -228,7 +186,9 @@ class BackendParts:
     def _profiles(self) -> list[Profile]:
         """One shape, and one profile for all others that are run here."""
         manifest = self.bundle.manifest
-        wide = dataclasses.replace(default_profile(manifest), batch=Range(min=1, opt=2, max=2 * max(IMAGES)))
+        wide = dataclasses.replace(
+            default_profile(manifest), batch=Range(min=1, opt=2, max=2 * max(self.subject.images))
+        )
         return [default_profile(manifest, static=True), wide]
 
     def _networks(self) -> Sequence[str]:
@@ -321,6 +281,10 @@ class PyTorchParts:
         figures = timed(call, self.subject.rounds)
         memory = None if cuda is None else round(cuda.max_memory_reserved() / 2**20)
         return {"call_ms": figures, "first_call_s": round(first, 1), "gpu_memory_mib": memory}
+
+
+# What is measured beside the runtime's own backends.
+OTHERS: dict[str, Callable[[Subject], Any]] = {"pytorch": PyTorchParts, "diffusers": DiffusersParts}
 
 
 def counted(session: Session) -> list[float]:

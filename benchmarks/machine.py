@@ -1,12 +1,14 @@
-"""Where figures come from: machine, versions, commit, command."""
+"""Where figures come from (machine, versions, commit, command), and the files that they are kept in."""
 
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,13 @@ def machine() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
     }
+
+
+def write(path: Path, report: Mapping[str, Any]) -> None:
+    """Write the whole file of results, or leave the one that is there."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def commit(*sources: str) -> str:

@@ -7,10 +7,11 @@ The promise is 50 µs for ``step``.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ import numpy as np
 from benchmarks.machine import machine, origin
 from calotype.runtime.schedulers import SCHEDULERS, create_solver
 
-ROUNDS = 40
 STEPS = 20
 SHAPE = (4, 64, 64)
 # The betas of Stable Diffusion, and its own kind of PNDM.
@@ -53,14 +53,17 @@ def run(name: str, rng: Any) -> list[float]:
     return times
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.schedulers", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=40, help="default: 40")
+    rounds = parser.parse_args(arguments).rounds
     sources: Mapping[str, Callable[[], Any]] = {
         "step": NoNoise,
         "drawn": lambda: np.random.Generator(np.random.Philox(0)),
     }
     seconds: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in sources} for name in SCHEDULERS}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, kinds in seconds.items():
             for kind, times in kinds.items():
                 times.extend(run(name, sources[kind]()))
@@ -68,8 +71,8 @@ def main() -> None:
         name: {f"{kind}_us": round(statistics.median(times) * 1e6, 1) for kind, times in kinds.items()}
         for name, kinds in seconds.items()
     }
-    about = origin("python -m benchmarks.schedulers", "runtime/schedulers")
-    print(json.dumps({**about, "machine": machine() | {"numpy": np.__version__}, **report}, indent=2))
+    about = origin(f"python -m benchmarks.schedulers --rounds {rounds}", "runtime/schedulers")
+    print(json.dumps({**about, "machine": machine() | {"numpy": np.__version__}, "rounds": rounds, **report}, indent=2))
 
 
 if __name__ == "__main__":

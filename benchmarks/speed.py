@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from benchmarks.machine import machine, origin
 from benchmarks.noise import normal
 from benchmarks.peers import CALOTYPE, PEERS
 from benchmarks.peers.protocol import Task
+from benchmarks.timing import spread
 from benchmarks.workers import PeerError, Worker
 from calotype.runtime.bundle.manifest import Manifest
 
@@ -49,7 +49,7 @@ class Plan:
     def name(self) -> str:
         """A file's, without its suffix."""
         parts = ["speed", self.model.name, str(self.size)]
-        parts += [f"batch{self.images}"] if self.images > 1 else []
+        parts += [f"images{self.images}"] if self.images > 1 else []
         parts += [f"steps{self.steps}"] if self.steps != STEPS else []
         return "-".join(parts)
 
@@ -118,15 +118,6 @@ def source(name: str, model: Model, work: Path) -> Path:
         subprocess.run([interpreter.parent / program, *arguments], check=True)
         partial.rename(folder)
     return folder
-
-
-def spread(values: Sequence[float], digits: int) -> dict[str, float]:
-    """Median, least and most."""
-    return {
-        "median": round(statistics.median(values), digits),
-        "min": round(min(values), digits),
-        "max": round(max(values), digits),
-    }
 
 
 def psnr(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float | None:

@@ -4,7 +4,7 @@ Weights are rounded once, to int8 with a scale for each output channel. What the
 uint8 as it comes: for a matrix product between the least and the largest value that it has, which is of one image since
 the denoiser never mixes two; for a convolution between those that were seen before, since ONNX Runtime's only fast one
 (``QLinearConv``) rounds its output too, and needs that range beforehand. Signed activations have no fast kernel on
-x86-64, and ``ConvInteger`` is slower than floats (``python -m benchmarks.int8 operators``).
+x86-64, and ``ConvInteger`` is slower than floats (``python -m benchmarks.micro int8-operators``).
 
 What carries few operations stays in float32, and so does what reads or writes values as they are, without a
 normalisation in between: there rounding costs most.

@@ -3,8 +3,8 @@
 Winograd's minimal filtering (Lavin and Gray 2015, arXiv 1509.09308) in ONNX's own operators: a strided convolution of
 one channel transforms the pixels of each tile, matrix products of all tiles take the place of the kernel, and another
 one turns sums into pixels. Per pixel and pair of channels 9 products become 4 (m = 2) or 2.25 (m = 4); weights grow by
-16/9 or to 4 times. ``python -m benchmarks.convolutions`` says where that pays: not with few channels, nor with large
-kernels on the few pixels of a UNet's deepest level.
+16/9 or to 4 times. ``python -m benchmarks.micro convolutions`` says where that pays: not with few channels, nor with
+large kernels on the few pixels of a UNet's deepest level.
 """
 
 from __future__ import annotations

@@ -40,6 +40,10 @@ class Networks:
         weights: the LoRAs that are merged to begin with.
         low_memory: keep the network that runs alone in memory.
         profile: is told where the time goes.
+
+    Attributes:
+        weights: the LoRAs that are merged.
+        sessions: what is open, by network and form.
     """
 
     def __init__(
@@ -58,22 +62,22 @@ class Networks:
         self.weights = weights
         self._turn = Turn() if low_memory else None
         self._profile = profile
-        self._sessions: dict[tuple[str, Hashable], Session] = {}
+        self.sessions: dict[tuple[str, Hashable], Session] = {}
         self._changed: frozenset[str] = frozenset()
 
     @property
     def engines(self) -> dict[str, Path | None]:
         """By open network: the plan that runs it, None where it is the bundle's own graph."""
-        return {_label(*key): session.engine for key, session in self._sessions.items()}
+        return {_label(*key): session.engine for key, session in self.sessions.items()}
 
     def session(self, key: SessionKey) -> Session:
         """The session of that network, form and weights; opened where it is not, with its weights merged."""
         if key.weights != self.weights:
             self.use(key.weights)  # type: ignore[arg-type]
-        found = self._sessions.get((key.network, key.form))
+        found = self.sessions.get((key.network, key.form))
         if found is None:
             self.open([key])
-            found = self._sessions[key.network, key.form]
+            found = self.sessions[key.network, key.form]
         return found
 
     def encoder(self, network: str) -> Session:
@@ -121,10 +125,10 @@ class Networks:
 
     def open(self, keys: Iterable[SessionKey]) -> None:
         """Open what of ``keys`` is not open yet, at the same time; all of it or nothing."""
-        missing = [key for key in keys if (key.network, key.form) not in self._sessions]
+        missing = [key for key in keys if (key.network, key.form) not in self.sessions]
         if missing:
             overrides = self._merged(self.weights)
-            self._sessions |= self._opened(missing, overrides)
+            self.sessions |= self._opened(missing, overrides)
             self._changed = frozenset(overrides)
 
     def use(self, loras: Weights) -> None:
@@ -139,11 +143,11 @@ class Networks:
         if loras == self.weights:
             return
         overrides = self._merged(loras)
-        changing = [key for key in self._sessions if weights_of(key[0]) in self._changed | overrides.keys()]
+        changing = [key for key in self.sessions if weights_of(key[0]) in self._changed | overrides.keys()]
         # An engine in int8 takes no LoRA, and is opened again when one without is asked for.
         opened = self._opened([SessionKey(*key) for key in changing if key[1] != INT8], overrides)
-        replaced = [self._sessions.pop(key) for key in changing]
-        self._sessions |= opened
+        replaced = [self.sessions.pop(key) for key in changing]
+        self.sessions |= opened
         self.weights, self._changed = loras, frozenset(overrides)
         for session in replaced:
             session.close()
@@ -156,8 +160,8 @@ class Networks:
 
     def close(self) -> None:
         """Give everything back; may be called again."""
-        while self._sessions:
-            self._sessions.popitem()[1].close()
+        while self.sessions:
+            self.sessions.popitem()[1].close()
 
     def _opened(self, keys: Sequence[SessionKey], overrides: Overrides) -> dict[tuple[str, Hashable], Session]:
         opened: dict[tuple[str, Hashable], Session] = {}

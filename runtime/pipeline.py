@@ -61,7 +61,7 @@ class Pipeline:
         self._lock, self._calls = threading.RLock(), threading.RLock()
         self._process, self._closed = os.getpid(), False
         encoders = [encoder.network for encoder in self._family.encoders]
-        self._networks = Networks(
+        self.networks = Networks(
             bundle,
             backend,
             denoiser=self._family.denoiser,
@@ -70,14 +70,14 @@ class Pipeline:
             low_memory=low_memory,
             profile=profile,
         )
-        self.backend = self._networks.backend
+        self.backend = self.networks.backend
         other = None if vae is None else Bundle.open(vae, weights=False)
         extra = None if other is None else other.manifest
         self._model = Model.of(bundle.manifest, self._family.denoiser, embeddings, extra, vae_tiles is not None)
         autoencoder: list[Vae] = []
 
         def open_vae() -> None:
-            scale, opener = self.manifest.vae.scaling_factor, self._networks.open_session
+            scale, opener = self.manifest.vae.scaling_factor, self.networks.open_session
             autoencoder.append(Vae(bundle if other is None else other, opener, vae_tiles, scale))
 
         try:
@@ -87,10 +87,10 @@ class Pipeline:
         except BaseException:
             for vae_ in autoencoder:
                 vae_.close()
-            self._networks.close()
+            self.networks.close()
             raise
-        self._denoiser = Denoiser(self._networks.session)
-        self._preparation = Preparation(self.manifest, self._family, self._networks, self._vae, embeddings)
+        self._denoiser = Denoiser(self.networks.session)
+        self._preparation = Preparation(self.manifest, self._family, self.networks, self._vae, embeddings)
 
     @classmethod
     def load(
@@ -142,7 +142,7 @@ class Pipeline:
     @property
     def engines(self) -> dict[str, Path | None]:
         """By open network: the plan that runs it, None where it is the bundle's own graph."""
-        return self._networks.engines
+        return self.networks.engines
 
     def set_loras(self, loras: Sequence[Lora]) -> None:
         """Merge ``loras`` into the weights in place of those before, for requests that name none; () restores it.
@@ -151,7 +151,7 @@ class Pipeline:
             InputError: a file cannot be read, or does not fit the model; the pipeline is as it was.
         """
         with self._usable():
-            self._networks.use(tuple(loras))
+            self.networks.use(tuple(loras))
             self._preparation.loras = tuple(loras)
 
     def prepare(self, request: Request, *, latents: Array | None = None) -> Drawing:
@@ -348,14 +348,14 @@ class Pipeline:
         with self._lock:
             self._closed = True
             if self._process == os.getpid():  # the sessions of a parent are not this process's to close
-                self._networks.close()
+                self.networks.close()
                 self._vae.close()
 
     def _open(self) -> None:
         """Open what requests need that say nothing of precision and caching."""
-        form = self._networks.form(self._family.denoiser, self._fast.precision, whole=not self._fast.caches)
-        keys = [*self._networks.encoding(), *self._networks.denoising(form, caching=self._fast.caches)]
-        self._networks.open(keys)
+        form = self.networks.form(self._family.denoiser, self._fast.precision, whole=not self._fast.caches)
+        keys = [*self.networks.encoding(), *self.networks.denoising(form, caching=self._fast.caches)]
+        self.networks.open(keys)
 
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:

@@ -61,7 +61,7 @@ PEERS = {
         environment="calotype",
         mode="fast",
         exact=False,
-        title="Calotype, --fast: 60% of the steps (at 7e61735 half), UNet in int8",
+        title="Calotype, --fast: 60% of the steps, UNet in int8",
     ),
     "diffusers": Peer(
         module="diffusers_peer", environment="diffusers", mode="eager", title="diffusers, PyTorch as it comes"

@@ -12,55 +12,34 @@ from __future__ import annotations
 import argparse
 import collections
 import csv
-import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageChops
 
 from benchmarks.machine import machine, origin
 from benchmarks.quality.colours import ColourJudge
-from benchmarks.quality.features import Array, LinearClassifier, features, top
 from benchmarks.quality.prompts import ASK, by_name
+from benchmarks.quality.retrieval import PAIRS, ceiling, judge, load_gallery, read_pairs
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions import open_session
 from training import data
 from training.captions import held_out
-from training.config import CPU, GPU, STYLES
+from training.config import CPU, GPU
 
-PAIRS = Path(__file__).with_name("pairs.csv")
 SEEN_PAIRS = 140
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gallery:
-    """All real pictures: their features, concept slugs and styles (an index into ``STYLES``)."""
-
-    pictures: list[Image.Image]
-    features: Array
-    moved: Array
-    slugs: list[str]
-    styles: np.ndarray
-
-    @functools.cached_property
-    def classify(self) -> LinearClassifier:
-        """Of styles, fitted on all."""
-        return style_classifier(self, np.ones(len(self.slugs), bool))
 
 
 def main() -> None:
     """Measure, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
-    parser.add_argument("--model", default="talbot", help="a bundle")
+    parser.add_argument("--model", default="talbot", help="a bundle; default: talbot")
     parser.add_argument("--scale", type=float, action="append", help="guidance scales; default: 1 and the model's own")
     parser.add_argument("--steps", type=int, help="denoising steps; default: the model's own")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="of the pairs, every N-th; default: all")
     parser.add_argument("--ask", choices=ASK, help="at the model's own scale, so")
     parser.add_argument("--write-pairs", action="store_true", help="choose the pairs anew, by the rule, and stop")
     arguments = parser.parse_args()
@@ -74,7 +53,7 @@ def main() -> None:
             write_pairs(dataset)
             return
         gallery = load_gallery(dataset)
-        pairs = list(csv.DictReader(PAIRS.open(encoding="utf-8")))
+        pairs = read_pairs(arguments.every)
         ask = ASK[arguments.ask](dataset, pairs) if arguments.ask else by_name(pairs)
         pairs = ask.pairs
         scales = arguments.scale or [1.0, defaults.guidance_scale]
@@ -99,98 +78,6 @@ def main() -> None:
                 if ask.colours:
                     report[title] |= judge_colour(drawn, pairs, ask.colours[title])
     print(json.dumps(report, indent=2))
-
-
-def load_gallery(dataset: data.Dataset) -> Gallery:
-    """Every real picture."""
-    pictures = [Image.fromarray(picture) for picture in dataset.pictures]
-    return Gallery(
-        pictures=pictures,
-        features=features(pictures),
-        moved=features([move(picture) for picture in pictures]),
-        slugs=[concept.slug for concept in dataset.concepts],
-        styles=np.array([STYLES.index(style) for style in dataset.styles]),
-    )
-
-
-def judge(drawn: list[Image.Image], gallery: Gallery, pairs: Sequence[dict[str, str]]) -> dict[str, float]:
-    """In per cent, by split.
-
-    Retrieval: top 1 and top 5, among the real pictures of the pair's style. Style, in two ways: by the classifier, and
-    by whether the nearest of the concept's own three real pictures is the one in the pair's style.
-    """
-    return _judge(features(drawn), gallery.classify, gallery, pairs)
-
-
-def style_classifier(gallery: Gallery, fitted: np.ndarray) -> LinearClassifier:
-    """A classifier of styles fitted on the pictures under the mask, as they are and moved."""
-    samples = np.concatenate([gallery.features[fitted], gallery.moved[fitted]])
-    return LinearClassifier(samples, np.tile(gallery.styles[fitted], 2))
-
-
-def _judge(
-    queries: Array, classify: Callable[[Array], NDArray[np.int64]], gallery: Gallery, pairs: Sequence[dict[str, str]]
-) -> dict[str, float]:
-    wanted = np.array([STYLES.index(pair["style"]) for pair in pairs])
-    right = classify(queries) == wanted
-    found = {count: retrieved(queries, gallery, pairs, count) for count in (1, 5)}
-    nearest = nearest_style(queries, gallery, pairs) == wanted
-    unseen = np.array([pair["split"] == "held_out" for pair in pairs])
-    report = {}
-    for split, mask in (("seen", ~unseen), ("held_out", unseen)):
-        report |= {f"{split}_top{count}": _percent(hits[mask]) for count, hits in found.items()}
-        report[f"{split}_style"] = _percent(right[mask])
-        report[f"{split}_nearest_style"] = _percent(nearest[mask])
-    return report
-
-
-def retrieved(queries: Array, gallery: Gallery, pairs: Sequence[dict[str, str]], count: int) -> NDArray[np.bool_]:
-    """(Q,): whether a pair's real picture is among the ``count`` nearest of its style."""
-    wanted = np.array([STYLES.index(pair["style"]) for pair in pairs])
-    hits = np.zeros(len(pairs), bool)
-    for style in range(len(STYLES)):
-        shelf = np.flatnonzero(gallery.styles == style)
-        place = {gallery.slugs[index]: position for position, index in enumerate(shelf)}
-        asked = np.flatnonzero(wanted == style)
-        if len(asked):
-            truth = np.array([place[pairs[index]["slug"]] for index in asked])
-            hits[asked] = top(queries[asked], gallery.features[shelf], truth, count)
-    return hits
-
-
-def nearest_style(queries: Array, gallery: Gallery, pairs: Sequence[dict[str, str]]) -> NDArray[np.int64]:
-    """(Q,): the style of the nearest real picture of the pair's own concept."""
-    own = collections.defaultdict(list)
-    for index, slug in enumerate(gallery.slugs):
-        own[slug].append(index)
-    found = []
-    for query, pair in zip(queries, pairs, strict=True):
-        rows = own[pair["slug"]]
-        found.append(gallery.styles[rows[np.square(gallery.features[rows] - query).sum(axis=1).argmin()]])
-    return np.array(found)
-
-
-def move(picture: Image.Image) -> Image.Image:
-    """The picture reduced to nine tenths on white and shifted by (1, -1) pixels."""
-    small = picture.resize((picture.width * 9 // 10,) * 2, Image.Resampling.LANCZOS)
-    canvas = Image.new("RGB", picture.size, "white")
-    canvas.paste(small, ((picture.width - small.width) // 2,) * 2)
-    return ImageChops.offset(canvas, 1, -1)
-
-
-def ceiling(gallery: Gallery, pairs: Sequence[dict[str, str]]) -> dict[str, float]:
-    """What real pictures reach: moved ones in retrieval, those of concepts that were not fitted in style."""
-    names = list(zip(gallery.slugs, gallery.styles, strict=True))
-    where = {(slug, STYLES[style]): index for index, (slug, style) in enumerate(names)}
-    queries = gallery.moved[[where[pair["slug"], pair["style"]] for pair in pairs]]
-    report = _judge(queries, lambda samples: np.zeros(len(samples), np.int64), gallery, pairs)
-    right = []
-    fold = np.array([sum(slug.encode()) % 5 for slug in gallery.slugs])
-    for part in range(5):
-        classify = style_classifier(gallery, fold != part)
-        right.append(classify(gallery.features[fold == part]) == gallery.styles[fold == part])
-    style = {"style": _percent(np.concatenate(right))}
-    return {name: value for name, value in report.items() if "top" in name or "nearest" in name} | style
 
 
 def autoencoder_psnr(bundle: Bundle, dataset: data.Dataset) -> float:
@@ -224,10 +111,6 @@ def write_pairs(dataset: data.Dataset) -> None:
             concept, style = dataset.concepts[n], dataset.styles[n]
             split = "held_out" if held_out(concept.slug, style) else "seen"
             writer.writerow((concept.slug, concept.name, style, split))
-
-
-def _percent(hits: np.ndarray) -> float:
-    return round(100 * float(hits.mean()), 1)
 
 
 if __name__ == "__main__":

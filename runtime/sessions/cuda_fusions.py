@@ -6,8 +6,8 @@ channels-last convolutions and the tokens that attention takes. What puts them t
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md; some take only Stable Diffusion's sizes.
 
 With all of it, and with group norms that take the sums before them along, a step of SD 1.5's size at 512x512 takes 0.76
-of its time on an H200; ``python -m benchmarks.fusions`` measures each. Repeated runs, which differ since group norms
-add in no fixed order, differ as much with it as without.
+of its time on an H200; ``python -m benchmarks.micro fusions`` measures each. Repeated runs, which differ since group
+norms add in no fixed order, differ as much with it as without.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 MOST_ROWS = 16
 LATENT_BYTES = 8 << 10  # of activations a latent of one row, times the graph's item size; SD 1.5's size, by its tensors
 SHARE_OF_MEMORY = 1 / 8  # that may go to them: weights, the autoencoder and other programs need the rest
-# Whether group norms take the sums before them along; ``python -m benchmarks.fusions`` measures this and what follows.
+# Whether group norms take the sums before them along; ``python -m benchmarks.micro fusions`` measures this and what
+# follows.
 SUMS = True
 # Of ONNX Runtime's provider.
 SETTINGS = {

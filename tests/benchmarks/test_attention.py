@@ -13,9 +13,11 @@ import onnx
 import onnxruntime
 import pytest
 
-from benchmarks import attention, attention_forms, attention_gpu, attention_plans, gpu
-from benchmarks.attention_forms import LAYERS, OPSETS, Shape, model, reference
-from benchmarks.gpu_parts import Subject
+from benchmarks import gpu
+from benchmarks.micro import __main__ as micro
+from benchmarks.micro import attention, attention_forms, attention_gpu, attention_plans
+from benchmarks.micro.attention_forms import LAYERS, OPSETS, Shape, model, reference
+from benchmarks.subject import Subject
 from calotype.engine.build import build_plan
 from calotype.engine.profiles import Shapes
 from calotype.runtime.sessions.cuda_operators import for_cuda
@@ -56,10 +58,11 @@ def test_every_form_is_timed_and_gives_everything_back(backend: str, cuda: cuda_
     found = attention_gpu.row(backend, SMALL, rounds=1)
     assert found.keys() == FORMS[backend]
     for form, own in found.items():
-        assert own.keys() == {"ready_seconds", "off", "cuda_graph", "median_us", "min_us", "max_us"}, (form, own)
+        assert own.keys() - {"ratio"} == {"ready_s", "off", "cuda_graph", "ms"}, (form, own)
         assert 0 < own["off"] < attention_gpu.MOST_OFF
         assert own["cuda_graph"]
-        assert own["min_us"] <= own["median_us"] <= own["max_us"]
+        assert own["ms"]["min"] <= own["ms"]["median"] <= own["ms"]["max"]
+    assert sum("ratio" in own for own in found.values()) == len(found) - 1  # all but the first
     assert cuda.used() == 0
 
 
@@ -78,7 +81,7 @@ def test_a_form_that_fails_or_is_wrong_is_one_line_and_the_others_are_timed(
     found = attention_gpu.row("cuda", SMALL, rounds=1)
     assert found["Attention"] == {"failed": "ZeroDivisionError: a b"}
     assert found["parts"] == {"failed": "ArithmeticError: it is off by nan"}
-    assert found["Attention of tokens"]["median_us"] > 0
+    assert found["Attention of tokens"]["ms"]["median"] > 0
     assert cuda.used() == 0
 
 
@@ -135,7 +138,7 @@ def test_a_crash_costs_its_row_and_one_at_the_start_does_not_repeat(monkeypatch:
         ]
     )
     monkeypatch.setattr(gpu, "run", lambda *_: next(said))
-    found = dict(attention_gpu.measured("cuda", ["a", "b", "c", "d"]))
+    found = dict(attention_gpu.measured("cuda", ["a", "b", "c", "d"], 1))
     assert list(found) == ["a", "b", "c", "d"]
     assert found == {
         "a": 1,
@@ -160,46 +163,46 @@ def test_what_no_form_survives_is_one_line_and_the_next_row_gets_a_new_process(
 
 
 def test_rows_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, title = tmp_path / "r.json", "talbot, self"
-    about = {"gpu": {"name": "NVIDIA H100 80GB HBM3"}, "date": "2026-01-01", "models": {}}
+    title = "talbot, self"
+    about = {"gpu": {"name": "NVIDIA H100 80GB HBM3"}, "date": "2026-01-01"}
 
     def stops(*_: Any) -> Iterator[tuple[str, Any]]:
-        yield title, {"parts": {"median_us": 1.0}}
+        yield title, {"parts": {"ms": {"median": 1.0}}}
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gpu, "about", lambda **_: dict(about))
     monkeypatch.setattr(attention_gpu, "measured", stops)
-    monkeypatch.setattr(attention_gpu, "RESULTS", tmp_path)
-    for output in (path, None):
+    monkeypatch.setattr(micro, "RESULTS", tmp_path)
+    path = tmp_path / "r.json"
+    for where in (["--output", str(path)], ["--write"]):
         with pytest.raises(KeyboardInterrupt):
-            attention_gpu.main("cuda", output)
+            micro.main(["attention-gpu", "--backend", "cuda", *where])
     report = json.loads(path.read_text())
-    assert report["rows"][0]["shape"]["channels"] == 24
-    assert report["rows"][0]["forms"] == {"parts": {"median_us": 1.0}}
-    assert (tmp_path / "attention-nvidia-h100-80gb-hbm3-cuda-2026-01-01.json").read_text() == path.read_text()
+    shape = list(attention_gpu.SHAPES[title])
+    assert report["rows"] == [{"title": title, "facts": {"shape": shape}, "forms": {"parts": {"ms": {"median": 1.0}}}}]
+    written = json.loads((tmp_path / "micro-attention-gpu-cuda-nvidia-h100-80gb-hbm3.json").read_text())
+    assert written["rows"] == report["rows"]
+    assert written["command"] == "python -m benchmarks.micro attention-gpu --backend cuda"
 
 
 def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     with pytest.raises(SystemExit, match="nothing was measured: cuda-bindings is not installed"):
-        attention_gpu.main("cuda", tmp_path / "none.json")
+        micro.main(["attention-gpu", "--output", str(tmp_path / "none.json")])
     assert not (tmp_path / "none.json").exists()
 
 
-@pytest.mark.parametrize("backend", ["cuda", "tensorrt", "tensorrt-rtx"])
-def test_a_gpu_is_asked_for_by_its_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(attention_gpu, "main", lambda *what: asked.append(what))
-    monkeypatch.setattr(sys, "argv", ["attention", "--backend", backend, "--output", "x.json"])
-    attention.main()
-    assert asked == [(backend, Path("x.json"))]
+def test_both_forms_on_the_cpu_agree_and_are_timed() -> None:
+    result = attention.row("small", 1, 2, 8, 5, 4).timed(1)
+    assert list(result.forms) == ["one node", "parts"]
+    assert "ratio" in result.forms["parts"]
 
 
 def test_tensorrt_rtx_fuses_an_attention_in_either_form() -> None:
     """Real plans, of one shape whose logits take more than all else together."""
     shape = Shape(2, 8, 2048, 2048, 40)
-    made = attention_plans.row(load_library("tensorrt-rtx"), shape)
-    assert made["logits"] == 2 * 2 * 8 * 2048 * 2048
-    assert set(made["activations"]) == set(OPSETS)
-    for form, size in made["activations"].items():
-        assert 0 < size < made["logits"], form
+    made = attention_plans.row(load_library("tensorrt-rtx"), "one", shape)
+    assert made.facts["logits_mib"] == 2 * 2 * 8 * 2048 * 2048 / 2**20
+    assert set(made.forms) == set(OPSETS)
+    for form, own in made.forms.items():
+        assert 0 < own["mib"] < made.facts["logits_mib"], form

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import fusions, gpu
-from benchmarks.gpu_parts import Subject
+from benchmarks import gpu
+from benchmarks.micro import __main__ as micro
+from benchmarks.micro import fusions
+from benchmarks.subject import Subject
 from calotype.runtime.sessions import cuda_fusions, onnxruntime_cuda
 
 OVER_STANDINS = """
@@ -20,21 +22,21 @@ import json
 from pathlib import Path
 from tests.computing_standins import install
 install()
-from benchmarks import fusions
-from benchmarks.gpu_parts import Subject
+from benchmarks.micro import fusions
+from benchmarks.subject import Subject
 from calotype.runtime.sessions import cuda_fusions
-fusions.ROUNDS = fusions.RUNS = 1
+fusions.RUNS = 1
 def broken(graph):
     raise ArithmeticError("it is")
 cuda_fusions.broken, fusions.VARIANTS["broken"] = broken, fusions.Variant(fusions=("broken",))
 told = []
-subject = Subject(model="talbot", backend="cuda", work=Path("unused"))
+subject = Subject(model="talbot", backend="cuda", work=Path("unused"), rounds=1)
 fusions._variants(["none", "broken", "all fusions, sums"], subject, lambda *item: told.append(item))
 """
 
 
 def about() -> dict[str, Any]:
-    return {"gpu": {"name": "NVIDIA H100 80GB HBM3"}, "date": "2026-01-01", "models": {}}
+    return {"gpu": {"name": "NVIDIA H100 80GB HBM3"}, "date": "2026-01-01"}
 
 
 def test_variants_are_compared_and_take_turns_and_one_that_fails_is_a_line() -> None:
@@ -48,11 +50,11 @@ def test_variants_are_compared_and_take_turns_and_one_that_fails_is_a_line() -> 
     for name in ("none", "all fusions, sums"):
         first, times = found[name][:2]
         assert first["off"] < 5e-3
-        assert len(first["seconds"]) == 4
-        assert 0 < times["min_ms"] <= times["median_ms"]
+        assert len(first["open_and_first_runs_s"]) == 4
+        assert 0 < times["ms"]["min"] <= times["ms"]["median"]
     assert found["none"][0]["off"] == 0
     assert found["all fusions, sums"][0]["off"] > 0
-    assert found["none"][1]["ratio"] == 1
+    assert "ratio" not in found["none"][1] and found["all fusions, sums"][1]["ratio"]["median"] > 0
 
 
 def test_the_sessions_own_variant_is_among_them() -> None:
@@ -85,20 +87,21 @@ def test_a_crash_costs_its_variant_and_the_others_begin_again(monkeypatch: pytes
 def test_variants_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stops(*_: Any) -> Iterator[tuple[str, Any]]:
         yield "none", {"off": 0.0}
-        yield "none", {"median_ms": 1.0}
+        yield "none", {"ms": {"median": 1.0}}
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gpu, "about", lambda **_: about())
     monkeypatch.setattr(fusions, "measured", stops)
-    monkeypatch.setattr(fusions, "RESULTS", tmp_path)
+    monkeypatch.setattr(micro, "RESULTS", tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        fusions.main(["talbot"])
-    report = json.loads((tmp_path / "fusions-talbot-nvidia-h100-80gb-hbm3-2026-01-01.json").read_text())
-    assert report["variants"] == {"none": {"off": 0.0, "median_ms": 1.0}}
+        micro.main(["fusions", "talbot", "--write"])
+    report = json.loads((tmp_path / "micro-fusions-talbot-nvidia-h100-80gb-hbm3.json").read_text())
+    (row,) = report["rows"]
+    assert row["forms"] == {"none": {"off": 0.0, "ms": {"median": 1.0}}}
 
 
 def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     with pytest.raises(SystemExit, match="nothing was measured: cuda-bindings is not installed"):
-        fusions.main(["--output", str(tmp_path / "none.json")])
+        micro.main(["fusions", "--output", str(tmp_path / "none.json")])
     assert not (tmp_path / "none.json").exists()

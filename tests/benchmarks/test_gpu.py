@@ -16,7 +16,8 @@ import pytest
 
 from benchmarks import gpu, gpu_diffusers, gpu_parts
 from benchmarks.gpu_diffusers import DiffusersParts
-from benchmarks.gpu_parts import NotRunError, PyTorchParts, Subject, measure
+from benchmarks.gpu_parts import PyTorchParts, measure
+from benchmarks.subject import NotRunError, Subject
 from calotype.runtime.bundle.folder import Bundle
 
 PARTS = ["ready", "parity", "picture_parity", "stages_ms", "unet_rows_ms", "pictures", "images_in_a_call"]
@@ -27,8 +28,8 @@ from pathlib import Path
 from tests.computing_standins import install
 install()
 from benchmarks import gpu_parts
-gpu_parts.IMAGES, gpu_parts.REPEATS = (1,), 1
-subject = gpu_parts.Subject(model="talbot", backend=sys.argv[1], work=Path("unused"), rounds=1, steps=1)
+from benchmarks.subject import Subject
+subject = Subject(model="talbot", backend=sys.argv[1], work=Path("unused"), rounds=1, steps=1, images=(1,), repeats=1)
 found = {}
 gpu_parts.measure(subject, lambda part, value=None: found.update({part: value}))
 print(json.dumps(found))
@@ -67,7 +68,19 @@ def check(record: dict[str, Any], *, on_gpu: bool) -> None:
 
 def test_the_whole_path_on_the_cpu_and_a_later_call_that_adds_to_it(tmp_path: Path) -> None:
     path = tmp_path / "cpu.json"
-    arguments = ["talbot", "--backend", "cpu", "--rounds", "1", "--output", str(path)]
+    arguments = [
+        "talbot",
+        "--backend",
+        "cpu",
+        "--rounds",
+        "1",
+        "--images",
+        "1",
+        "--repeats",
+        "1",
+        "--output",
+        str(path),
+    ]
     gpu.main([*arguments, "--steps", "1", "--budget", "600"])
     report = json.loads(path.read_text())
     assert report["gpu"] == {"name": "cpu"}
@@ -97,7 +110,7 @@ def test_every_part_runs_over_the_stand_ins(backend: str, tmp_path: Path) -> Non
 def test_the_unet_in_pytorch_eager_and_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_parts, "COMPILED", {"compiled": {"backend": "eager"}})
     found: dict[str, Any] = {}
-    monkeypatch.setattr(gpu_parts, "PyTorchParts", lambda item: PyTorchParts(item, "cpu"))
+    monkeypatch.setitem(gpu_parts.OTHERS, "pytorch", lambda item: PyTorchParts(item, "cpu"))
     measure(subject("pytorch"), lambda part, value=None: found.update({part: value}))
     assert found["ready"] == {"rows": 2, "pixels": 128, "dtype": "torch.float32"}
     assert found["eager"]["call_ms"]["median"] > 0
@@ -107,7 +120,7 @@ def test_the_unet_in_pytorch_eager_and_compiled(monkeypatch: pytest.MonkeyPatch)
 def test_diffusers_takes_turns_with_calotype(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On the CPU, in float32, where both draw the same picture."""
     monkeypatch.setattr(gpu_diffusers, "FORMS", {"eager": None, "compiled": {"backend": "eager"}})
-    monkeypatch.setattr(gpu_diffusers, "DiffusersParts", lambda item: DiffusersParts(item, "cpu"))
+    monkeypatch.setitem(gpu_parts.OTHERS, "diffusers", lambda item: DiffusersParts(item, "cpu"))
     found: dict[str, Any] = {}
     item = Subject(model="talbot", backend="diffusers", work=tmp_path, rounds=1, steps=2)
     measure(item, lambda part, value=None: found.update({part: value}))

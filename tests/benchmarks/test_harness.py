@@ -11,7 +11,8 @@ import pytest
 from benchmarks.checkpoints import Model
 from benchmarks.noise import normal
 from benchmarks.peers.protocol import Task
-from benchmarks.speed import Plan, psnr, spread
+from benchmarks.speed import Plan, psnr
+from benchmarks.timing import spread
 from benchmarks.workers import PeerError, Worker
 from calotype.engine.cpu import build_engines
 from calotype.runtime.bundle.folder import Bundle
@@ -83,9 +84,9 @@ def test_results_of_other_pictures_or_steps_have_names_of_their_own() -> None:
     }
     assert plans == {
         (1, 4): "speed-sd1-256",
-        (2, 4): "speed-sd1-256-batch2",
+        (2, 4): "speed-sd1-256-images2",
         (1, 28): "speed-sd1-256-steps28",
-        (2, 28): "speed-sd1-256-batch2-steps28",
+        (2, 28): "speed-sd1-256-images2-steps28",
     }
 
 

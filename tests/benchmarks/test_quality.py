@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.int8 import change
-from benchmarks.quality.__main__ import Gallery, nearest_style, retrieved
 from benchmarks.quality.colours import ColourJudge
+from benchmarks.quality.distance import change
 from benchmarks.quality.prompts import PHRASINGS, by_keyword, in_colour, in_words
+from benchmarks.quality.retrieval import Gallery, nearest_style, retrieved
 from training.captions import Concept
 from training.config import STYLES
 from training.data import Dataset

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks import report as report_module
 from benchmarks.machine import RESULTS
+from benchmarks.micro.__main__ import BENCHMARKS
 from benchmarks.report import write
+from benchmarks.report_forms import MICRO
 
 
 def test_all_results_become_one_page_that_is_always_the_same(tmp_path: Path) -> None:
@@ -31,7 +34,9 @@ def figures(seconds: float) -> dict[str, Any]:
     }
 
 
-def test_peers_stand_beside_calotype_and_one_that_did_not_run_is_named_with_its_reason(tmp_path: Path) -> None:
+def test_peers_stand_beside_calotype_and_one_that_did_not_run_is_named_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     about = {"date": "2026-11-25", "commit": "abc", "rounds": 3, "machine": {"processor": "one", "cores": 2}}
     ran = {
         "calotype": figures(1.0),
@@ -42,6 +47,7 @@ def test_peers_stand_beside_calotype_and_one_that_did_not_run_is_named_with_its_
     pairs = {"diffusers": {**about, **ran}, "openvino": {**about, "not_run": "out of memory"}}
     report = {"model": "sd1", "size": 256, "steps": 4, "images": 1, "pairs": pairs}
     (tmp_path / "speed-sd1-256.json").write_text(json.dumps(report))
+    monkeypatch.setattr(report_module, "PLOTTED", 1)
     plots = []
     for _ in range(2):
         write(tmp_path, tmp_path)
@@ -52,14 +58,26 @@ def test_peers_stand_beside_calotype_and_one_that_did_not_run_is_named_with_its_
     assert plots[0] == plots[1]
 
 
-def test_plans_of_attention_state_their_memory_or_why_there_is_none(tmp_path: Path) -> None:
-    row = {"attention": "one", "logits": 3 << 20, "activations": {"Attention": 1 << 20, "parts": "cannot build"}}
-    about = {"command": "c", "commit": "abc", "machine": {"processor": "p"}, "library": "tensorrt-rtx 1"}
-    (tmp_path / "attention-plans-x.json").write_text(json.dumps({**about, "rows": [row]}))
+def micro(name: str, *rows: dict[str, Any]) -> dict[str, Any]:
+    about = {"command": "c", "commit": "abc", "machine": {"processor": "p"}, "measurement": name, "rounds": 3}
+    return {**about, "rows": [{"title": f"row {number}", "forms": forms} for number, forms in enumerate(rows)]}
+
+
+def test_small_benchmarks_are_tables_of_one_kind(tmp_path: Path) -> None:
+    first = {"one node": {"ms": {"median": 0.5}}, "parts": {"ms": {"median": 1500}, "ratio": {"median": 0.25}}}
+    ratio = {"median": 2, "min": 1, "max": 3}
+    second = {"one node": {"failed": "it is"}, "parts": {"ms": {"median": 20}, "ratio": ratio, "off": 0.001}}
+    (tmp_path / "micro-attention-x.json").write_text(json.dumps(micro("attention", first, second)))
+    (tmp_path / "micro-growth-x.json").write_text(json.dumps(micro("growth", first)))
     write(tmp_path, tmp_path)
     page = (tmp_path / "README.md").read_text()
-    assert "|  | logits of one | Attention | parts |" in page
-    assert "| one | 3.0 MiB | 1.0 MiB | cannot build |" in page
+    assert "| row 0 | 500 µs | 1.5 s (0.25 times) |" in page
+    assert "| row 1 | it is | 20 ms (2.00 (1.00 to 3.00) times), off 1.0e-03 |" in page
+    assert "| parts | 1.5 s (0.25 times) |" in page  # a row alone stands on its side
+
+
+def test_every_small_benchmark_has_a_title() -> None:
+    assert set(MICRO) == set(BENCHMARKS)
 
 
 def test_a_gpu_run_is_a_table_and_what_did_not_run_a_line_each(tmp_path: Path) -> None:

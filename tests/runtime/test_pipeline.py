@@ -74,7 +74,7 @@ def test_an_image_depends_on_its_seed_alone(pipeline: Pipeline, tiny_bundle: Pat
 def test_a_repeated_prompt_costs_no_text_encoder(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {"num_inference_steps": 1, "seed": 0, "output_type": "latent"}
     with Pipeline.load(tiny_bundle) as pipeline:
-        encoder, runs = pipeline._networks.encoder("text_encoder"), []
+        encoder, runs = pipeline.networks.encoder("text_encoder"), []
         original = encoder.run
 
         def count(sizes: Any) -> None:

@@ -1,0 +1,1 @@
+"""The small benchmarks: ``python -m benchmarks.micro`` lists them."""
