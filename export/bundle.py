@@ -69,7 +69,7 @@ def export_checkpoint(
     checkpoint = load_checkpoint(source, ema=ema, prediction_type=prediction_type)
     defaults = _defaults(checkpoint)
     try:
-        with PartialBundle(bundle) as partial:
+        with PartialBundle(bundle, replace=force) as partial:
             networks, parity = _write_components(checkpoint, partial, precision, progress or (lambda *_: None))
             manifest = Manifest(
                 name=str(checkpoint.card.get("name", checkpoint.source["name"])),
