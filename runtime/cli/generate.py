@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from calotype.runtime.cli.progress import Progress
+
 if TYPE_CHECKING:
     from calotype.runtime.call import Call
     from calotype.runtime.denoising.acceleration import Acceleration
-    from calotype.runtime.picture import StepEnd
     from calotype.runtime.pipeline import Pipeline
     from calotype.runtime.request import Request
 
@@ -89,7 +88,14 @@ FILE = click.Path(path_type=Path)
 @click.option(
     "-m", "--model", default="talbot", show_default=True, help="A bundled model's name, or a bundle's folder."
 )
-@click.option("-o", "--output", type=FILE, default=Path("calotype.png"), show_default=True, help="A picture file.")
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    default=Path("calotype.png"),
+    show_default=True,
+    help="A picture file; several are cat-0.png, cat-1.png …",
+)
 @click.option("-n", "--negative-prompt", help="What to steer away from.")
 @click.option("--image", type=FILE, help="A picture to start from.")
 @click.option("--strength", type=float, help="0 to 1, how much of it is given up.  [default: 0.8, with a mask 1]")
@@ -109,6 +115,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--eta", type=float, help="Noise that ddim and tcd add at each step, 0 to 1.")
 @click.option(
     "--guidance-scale",
+    "--cfg-scale",
     type=Numbers(),
     help="How strictly to follow the prompt, for all or for each image; off at 1.  [default: the model's]",
 )
@@ -138,8 +145,8 @@ FILE = click.Path(path_type=Path)
 @click.option("--crops-coords-top-left", type=int, nargs=2, metavar="TOP LEFT", help="SDXL's crop.")
 @click.option("--target-size", type=int, nargs=2, metavar="HEIGHT WIDTH", help="SDXL's, after scaling.")
 @click.option("--seed", type=int, help="0 to 2**64-1; the same seed gives the same picture.  [default: random]")
-@click.option("--width", type=int, help="Pixels.  [default: the picture's or the model's]")
-@click.option("--height", type=int, help="Pixels.  [default: the picture's or the model's]")
+@click.option("-W", "--width", type=int, help="Pixels.  [default: the picture's or the model's]")
+@click.option("-H", "--height", type=int, help="Pixels.  [default: the picture's or the model's]")
 @click.option("--images", type=int, help="How many, with consecutive seeds.  [default: 1]")
 @click.option(
     "--lora",
@@ -270,16 +277,8 @@ def _requests(prompt: str | None, options: dict[str, Any]) -> list[Request]:
 def _draw(pipeline: Pipeline, requests: list[Request], output: Path, overwrite: bool) -> tuple[list[Any], Call]:
     """Draw, and save each picture as soon as it is finished; returns where, in the order of the requests."""
     files: dict[int, Any] = {}
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(
-            click.progressbar(length=1, label="denoising", file=sys.stderr, hidden=not sys.stderr.isatty())
-        )
-
-        def advance(end: StepEnd) -> None:
-            bar.length = end.steps * len(requests)
-            bar.update(1)
-
-        call = pipeline.draw(requests, callback=advance)
+    with Progress(len(requests)) as progress:
+        call = pipeline.draw(requests, callback=progress.advance)
         for number, picture in call:
             path = picture.save(output, number=number if len(requests) > 1 else None, overwrite=overwrite)
             files[number] = {"path": str(path), "seed": picture.seed}

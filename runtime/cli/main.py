@@ -59,6 +59,8 @@ class LazyGroup(click.Group):
             return None
         command = getattr(importlib.import_module(f"calotype.runtime.cli.{name}"), "command")  # noqa: B009
         assert isinstance(command, click.Command)
+        if not any(parameter.name == "verbose" for parameter in command.params):
+            command.params.append(verbose_option())
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -67,18 +69,39 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+def verbose_option() -> click.Option:
+    """``-v``, which may stand before a command and behind it."""
+    return click.Option(
+        ["-v", "--verbose"],
+        expose_value=False,
+        is_eager=True,
+        help="Say more, on stderr; given twice, all there is.",
+        count=True,
+        callback=be_verbose,
+    )
+
+
+def be_verbose(_: click.Context, __: click.Parameter, times: int) -> None:
+    """Lower what is logged; before a command and behind it add up to the more of both."""
+    if times:
+        level = logging.INFO if times == 1 else logging.DEBUG
+        logging.getLogger().setLevel(min(level, logging.getLogger().level or level))
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="calotype")
-@click.option("-v", "--verbose", is_flag=True, help="Say more, on stderr.")
-def calotype(verbose: bool) -> None:
+def calotype() -> None:
     """Run Stable Diffusion models fast, without PyTorch."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter("%(levelname)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+
+
+calotype.params.append(verbose_option())
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code; what the user can mend is one line on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding lacks is written as Python escapes it
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
