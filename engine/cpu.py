@@ -30,14 +30,12 @@ from calotype.runtime.bundle.parity import SIZES, Figures, Inputs, cases, compar
 from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.diagnostics.verification import read_tokens
-from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
+from calotype.runtime.errors import BackendError, BuildError, InputError
+from calotype.runtime.onnx_runtime import import_onnxruntime
 from calotype.runtime.sessions.plans import cache_folder, weights_of
-from calotype.runtime.sessions.processor import instruction_sets, multiplies_bytes
+from calotype.runtime.sessions.processor import instruction_sets, multiplies_bytes, usable_threads
 
-try:
-    import onnxruntime
-except ModuleNotFoundError as error:
-    raise MissingPackageError("onnxruntime", "cpu") from error
+onnxruntime = import_onnxruntime("onnxruntime", "cpu")
 
 # Largest difference from the bundle's graph, over the largest magnitude; on inputs made to be extreme, where rounding
 # grows in any order of operations, what an export is allowed.
@@ -258,6 +256,7 @@ def _open(model: onnx.ModelProto, folder: Path) -> Any:
 def _options() -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = usable_threads()
     options.enable_mem_pattern = False  # as where engines run: it takes a size's memory twice
     # Packed copies of the weights would be private memory, for half a per cent of a step's time.
     options.add_session_config_entry("session.disable_prepacking", "1")

@@ -11,6 +11,7 @@ from torch import Tensor
 from calotype.export.graphs import GraphPlan
 from calotype.runtime.bundle.parity import Figures, Inputs, Outputs, judge
 from calotype.runtime.errors import ExportError
+from calotype.runtime.onnx_runtime import import_onnxruntime
 
 Cases = Mapping[str, Inputs]
 
@@ -27,8 +28,7 @@ def run_module(plan: GraphPlan, cases: Cases) -> Outputs:
 
 def run_graph(graph: Path, cases: Cases) -> Outputs:
     """What ONNX Runtime gives for each case, without its optimizer, which folds a second copy of the weights."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime("onnxruntime", "export")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -19,7 +19,7 @@ from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.denoising.feature_cache import DEEP, SHALLOW
 from calotype.runtime.denoising.job import SessionKey
 from calotype.runtime.errors import BundleError, InputError
-from calotype.runtime.parallel import in_threads
+from calotype.runtime.parallel import run_parallel
 from calotype.runtime.sessions import Session, choose_backend, default_form, has_int8, open_session
 from calotype.runtime.sessions.low_memory import Turn, TurnTakingSession
 from calotype.runtime.sessions.profiled import Profile
@@ -170,7 +170,7 @@ class Networks:
             opened[key.network, key.form] = self._open(self.bundle, key, overrides.get(weights_of(key.network)))
 
         try:
-            in_threads(add, keys)
+            run_parallel(add, keys)
         except BaseException:
             for session in opened.values():
                 session.close()

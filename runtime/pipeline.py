@@ -23,7 +23,7 @@ from calotype.runtime.denoising.job import Job
 from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.families import family_of
 from calotype.runtime.networks import Networks
-from calotype.runtime.parallel import in_threads
+from calotype.runtime.parallel import run_parallel
 from calotype.runtime.picture import Kind, Model, Output, Picture, Settings
 from calotype.runtime.pictures.autoencoder import Tiles, Vae
 from calotype.runtime.pictures.reading import Source
@@ -81,7 +81,7 @@ class Pipeline:
             autoencoder.append(Vae(bundle if other is None else other, opener, vae_tiles, scale))
 
         try:
-            in_threads(lambda work: work(), [open_vae, self._open])
+            run_parallel(lambda work: work(), [open_vae, self._open])
             (self._vae,) = autoencoder
             self._vae.check_fits(self.manifest.vae)
         except BaseException:

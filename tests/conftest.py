@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import warnings
 import zipfile
@@ -11,12 +12,15 @@ import pytest
 
 from calotype.engine import cpu
 from calotype.export.bundle import export_checkpoint
+from calotype.runtime.onnx_runtime import TELEMETRY_OFF
 from tests.kept import Kept
 from training.config import CONTEXT_LENGTH
 from training.tokenizer import END, START, write
 
 VOCABULARY_SIZE = 520
 
+# Tests import ONNX Runtime themselves, and so would leave things in the user's cache folder.
+os.environ.setdefault(TELEMETRY_OFF, "1")
 # Started in the background, a shell has interrupts ignored, and processes that tests start and interrupt inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -120,6 +120,7 @@ def open_session(
     *,
     form: Form | None = None,
     profile: bool = False,
+    threads: int | None = None,
 ) -> Session:
     """Open the network ``spec`` of the bundle in ``folder`` on ``backend``, a name that is not ``"auto"``.
 
@@ -132,6 +133,8 @@ def open_session(
         before_reading: called before the bundle's weights are read; an engine of the CPU backend has its own.
         form: what to compute in; None is what the backend is fast in, and with TensorRT whatever there are plans of.
         profile: note the time of each operator, on backends that can.
+        threads: that the CPU backend computes with; None is
+            :func:`calotype.runtime.sessions.processor.usable_threads`.
 
     Raises:
         BackendError: it is unknown, cannot run here or in this form, or cannot open the graph.
@@ -143,7 +146,9 @@ def open_session(
     if backend == "cpu":
         from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
 
-        return OnnxRuntimeCpuSession(folder, spec, overrides, before_reading, form=form or FLOAT32, profile=profile)
+        return OnnxRuntimeCpuSession(
+            folder, spec, overrides, before_reading, form=form or FLOAT32, profile=profile, threads=threads
+        )
     if form is not None and form.compute not in spec.graphs:
         raise BackendError(f"{backend} cannot compute in {form}; this bundle has graphs in {', '.join(spec.graphs)}")
     before_reading()

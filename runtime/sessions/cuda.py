@@ -163,6 +163,11 @@ def load_cuda(extra: str) -> Cuda:
             f"the NVIDIA driver is too old: it supports CUDA {_version(driver)}, {_version(needed)} is needed; "
             "update the driver, or use --backend cpu"
         )
+    if status == api.cudaError_t.cudaErrorInitializationError:
+        raise BackendError(
+            "CUDA was in use before this process was forked, and cannot be in it; open the first model after the fork, "
+            'or start processes with multiprocessing.get_context("spawn")'
+        )
     if status != api.cudaError_t.cudaSuccess or count == 0:
         raise BackendError(
             f"there is no usable NVIDIA GPU ({status.name}); see nvidia-smi and CUDA_VISIBLE_DEVICES, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -80,6 +81,16 @@ def release() -> None:
         _users -= 1
         if _users == 0:
             _shared.pop().close()
+
+
+def _forget_parent() -> None:
+    """In a forked child: what the parent had on its GPU cannot be used, nor given back."""
+    global _users, _guard
+    _shared.clear()
+    _users, _guard = 0, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_parent)
 
 
 class Staging:

@@ -18,21 +18,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.runtime.arguments import at_least
 from calotype.runtime.bundle.form import FLOAT32, INT8, Form
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.bundle.spec import ModelSpec
-from calotype.runtime.errors import BackendError, MissingPackageError
+from calotype.runtime.errors import BackendError
 from calotype.runtime.graphs.files import initializer_names
+from calotype.runtime.onnx_runtime import import_onnxruntime
 from calotype.runtime.sessions.plans import WantedOnCpu, find_plans, list_plans, plan_trouble, read_plan
-from calotype.runtime.sessions.processor import instruction_sets
+from calotype.runtime.sessions.processor import instruction_sets, is_whole_machine, usable_threads
 from calotype.runtime.sessions.records import PlanRecord
 from calotype.runtime.sessions.session import Changes, Sizes
 from calotype.runtime.sessions.shapes import Shape, ShapedSession, allocate
 
-try:
-    import onnxruntime
-except ModuleNotFoundError as error:
-    raise MissingPackageError("onnxruntime", "cpu") from error
+onnxruntime = import_onnxruntime("onnxruntime", "cpu")
 
 # Latents' pixels, of one guided picture of 256 x 256, up to which pictures share a run. Small runs spend their time
 # between operators: eight pictures of talbot in runs of four took 1.13 times less than alone, decoded 1.14 times less,
@@ -69,11 +68,13 @@ class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
         *,
         form: Form = FLOAT32,
         profile: bool = False,
+        threads: int | None = None,
     ) -> None:
         super().__init__(spec.inputs, spec.outputs, spec.graphs[FLOAT32.graph])
         self._folder, self._spec, self._form, self._before_reading = folder, spec, form, before_reading
         if form not in (FLOAT32, INT8):
             raise BackendError(f"the CPU computes in float32, or in int8 with an engine; {form} was asked for")
+        self._threads = usable_threads() if threads is None else at_least("threads", threads, 1)
         self._profiles = tempfile.TemporaryDirectory(prefix="calotype-") if profile else None
         self._engine, self._session = self._open(overrides or {})
         self._profiled, self._seconds = not profile, dict[str, float]()
@@ -179,6 +180,8 @@ class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
     def _options(self) -> Any:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        if not is_whole_machine(self._threads):  # else it pins them to the cores, which it does only unasked
+            options.intra_op_num_threads = self._threads
         # A pattern lays all that a size takes into one piece, which the second run asks for beside the pieces that the
         # first one took: with engines of SD 1.5 that made 6.6 GB at 512 x 512, where it is 3.7 without.
         options.enable_mem_pattern = False

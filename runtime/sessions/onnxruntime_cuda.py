@@ -11,17 +11,15 @@ import numpy as np
 
 from calotype.runtime.bundle.form import Form
 from calotype.runtime.bundle.spec import ModelSpec
-from calotype.runtime.errors import BackendError, MissingPackageError
+from calotype.runtime.errors import BackendError
 from calotype.runtime.graphs.files import initializer_names
+from calotype.runtime.onnx_runtime import import_onnxruntime
 from calotype.runtime.sessions.cuda_fusions import FUSIONS
 from calotype.runtime.sessions.cuda_operators import for_cuda
 from calotype.runtime.sessions.session import Changes, Sizes
 from calotype.runtime.sessions.staged import StagedSession, StagedShape, most_rows
 
-try:
-    import onnxruntime
-except ModuleNotFoundError as error:
-    raise MissingPackageError("onnxruntime-gpu", "cuda") from error
+onnxruntime = import_onnxruntime("onnxruntime-gpu", "cuda")
 
 PROVIDER = "CUDAExecutionProvider"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"

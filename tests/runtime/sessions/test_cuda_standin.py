@@ -456,6 +456,7 @@ def test_a_plan_of_another_version_says_so(library: cuda_standin.Library) -> Non
     [
         (Status.cudaErrorInsufficientDriver, 0, "there is no NVIDIA driver; install one"),
         (Status.cudaErrorInsufficientDriver, 12040, r"too old: it supports CUDA 12\.4, 13\.0 is needed; update"),
+        (Status.cudaErrorInitializationError, 13000, "in use before this process was forked, .*spawn"),
         (Status.cudaErrorNoDevice, 13000, r"no usable NVIDIA GPU \(cudaErrorNoDevice\); see nvidia-smi"),
     ],
 )
