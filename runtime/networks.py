@@ -40,6 +40,7 @@ class Networks:
         weights: the LoRAs that are merged to begin with.
         low_memory: keep the network that runs alone in memory.
         profile: is told where the time goes.
+        threads: that the CPU backend computes with; None is as many as this process may use.
 
     Attributes:
         weights: the LoRAs that are merged.
@@ -56,12 +57,13 @@ class Networks:
         weights: Weights = (),
         low_memory: bool = False,
         profile: Profile | None = None,
+        threads: int | None = None,
     ) -> None:
         self.bundle, self.backend = bundle, choose_backend(backend, bundle.path)
         self.denoiser, self.encoders = denoiser, tuple(encoders)
         self.weights = weights
         self._turn = Turn() if low_memory else None
-        self._profile = profile
+        self._profile, self._threads = profile, threads
         self.sessions: dict[tuple[str, Hashable], Session] = {}
         self._changed: frozenset[str] = frozenset()
 
@@ -186,7 +188,14 @@ class Networks:
             begin = time.perf_counter()
             check = functools.partial(bundle.check_weights, spec)
             session = open_session(
-                bundle.path, spec, self.backend, overrides, check, form=form, profile=profile is not None
+                bundle.path,
+                spec,
+                self.backend,
+                overrides,
+                check,
+                form=form,
+                profile=profile is not None,
+                threads=self._threads,
             )
             logger.debug(
                 "%s of %s opened on %s from %s in %.2f s",

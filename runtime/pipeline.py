@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from calotype.runtime.adapters.lora import Lora
+from calotype.runtime.arguments import at_least
 from calotype.runtime.arrays import Array
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.call import Call, Callback
@@ -54,6 +55,7 @@ class Pipeline:
         vae_tiles: Tiles | None = None,
         fast: bool | Acceleration = False,
         profile: Profile | None = None,
+        threads: int | None = None,
     ) -> None:
         self.manifest, self._family = bundle.manifest, family_of(bundle.manifest.family)
         self._family.check(bundle.manifest)
@@ -69,6 +71,7 @@ class Pipeline:
             weights=tuple(loras),
             low_memory=low_memory,
             profile=profile,
+            threads=None if threads is None else at_least("threads", threads, 1),
         )
         self.backend = self.networks.backend
         other = None if vae is None else Bundle.open(vae, weights=False)
@@ -105,6 +108,7 @@ class Pipeline:
         vae_tiles: Tiles | None = None,
         fast: bool | Acceleration = False,
         profile: Profile | None = None,
+        threads: int | None = None,
     ) -> Self:
         """Open a bundled model by name, or a bundle by folder.
 
@@ -120,6 +124,8 @@ class Pipeline:
                 Exact, or True for the preset ``FAST``, or settings of one's own; see
                 :class:`calotype.runtime.denoising.acceleration.Acceleration`.
             profile: is told where the time goes; complete when the pipeline is closed.
+            threads: that the CPU backend computes with; None is ``CALOTYPE_THREADS``, ``OMP_NUM_THREADS``, or as many
+                processors as this process may use.
 
         Raises:
             BundleError: it is missing, corrupt, or of a format or family this version does not run.
@@ -137,6 +143,7 @@ class Pipeline:
             vae_tiles=vae_tiles,
             fast=fast,
             profile=profile,
+            threads=threads,
         )
 
     @property

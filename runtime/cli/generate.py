@@ -166,6 +166,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--vae-tiling", is_flag=True, help="Read and draw large pictures in tiles, in less memory.")
 @click.option("--backend", default="auto", show_default=True, help="auto, tensorrt, tensorrt-rtx, cuda or cpu.")
 @click.option("--low-memory", is_flag=True, help="Keep one network in memory at a time; slower.")
+@click.option("--threads", type=int, help="That a CPU computes with.  [default: as many as may be used]")
 @click.option("--profile", is_flag=True, help="Say on stderr where the time went, with a backend of cpu by operator.")
 @click.option("--overwrite", is_flag=True, help="Replace a picture of that name.")
 @click.option("--json", "as_json", is_flag=True, help="Print paths, seeds and timings as JSON.")
@@ -211,7 +212,12 @@ def command(
     profile = Profile() if options["profile"] else None
     begin = time.perf_counter()
     with Pipeline.load(
-        where, options["backend"], low_memory=options["low_memory"], profile=profile, **additions
+        where,
+        options["backend"],
+        low_memory=options["low_memory"],
+        profile=profile,
+        threads=options["threads"],
+        **additions,
     ) as pipeline:
         files, call = _draw(pipeline, requests, output, overwrite)
         seconds = time.perf_counter() - begin
@@ -234,7 +240,19 @@ def _recalled(picture: Path, options: dict[str, Any]) -> tuple[list[Request], Pa
     from calotype.runtime.recall import recall
 
     context = click.get_current_context()
-    given = {"output", "overwrite", "as_json", "again", "folders", "image", "mask", "backend", "low_memory", "profile"}
+    given = {
+        "output",
+        "overwrite",
+        "as_json",
+        "again",
+        "folders",
+        "image",
+        "mask",
+        "backend",
+        "low_memory",
+        "profile",
+        "threads",
+    }
     others = [
         f"--{name.replace('_', '-')}"
         for name in context.params
