@@ -33,6 +33,20 @@ SAME_NAME = (
     "crops_coords_top_left",
     "target_size",
 )
+# Options that say nothing of the picture itself, or name what its settings cannot hold.
+BESIDE_AGAIN = (
+    "output",
+    "overwrite",
+    "as_json",
+    "again",
+    "folders",
+    "image",
+    "mask",
+    "backend",
+    "low_memory",
+    "profile",
+    "threads",
+)
 
 
 class Numbers(click.ParamType[Any]):
@@ -256,7 +270,7 @@ def _recalled(picture: Path, options: dict[str, Any]) -> tuple[list[Request], Pa
     others = [
         f"--{name.replace('_', '-')}"
         for name in context.params
-        if name not in given and context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+        if name not in BESIDE_AGAIN and context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
     ]
     if others:
         raise click.UsageError(f"--again takes all settings from the picture; leave out {', '.join(others)}")
