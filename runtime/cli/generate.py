@@ -254,19 +254,6 @@ def _recalled(picture: Path, options: dict[str, Any]) -> tuple[list[Request], Pa
     from calotype.runtime.recall import recall
 
     context = click.get_current_context()
-    given = {
-        "output",
-        "overwrite",
-        "as_json",
-        "again",
-        "folders",
-        "image",
-        "mask",
-        "backend",
-        "low_memory",
-        "profile",
-        "threads",
-    }
     others = [
         f"--{name.replace('_', '-')}"
         for name in context.params
@@ -336,7 +323,6 @@ def _acceleration(options: dict[str, Any]) -> Acceleration:
     from calotype.runtime.denoising.acceleration import EXACT, FAST
 
     preset = FAST if options["fast"] else EXACT
-    given = {name: options[name] for name in ("cache_interval", "precision") if options[name] is not None}
     return dataclasses.replace(preset, **given)
 
 
