@@ -14,7 +14,14 @@ from typing import Any
 
 MOST_DIGITS = 19  # of a whole number: what 64 bits hold
 
-_REPR = reprlib.Repr()
+
+class _Repr(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        """One of more digits than Python prints by its size."""
+        return super().repr_int(x, level) if x.bit_length() < 1000 else f"a whole number of {x.bit_length()} bits"
+
+
+_REPR = _Repr()
 _REPR.maxstring = _REPR.maxother = 60
 _REPR.maxlevel = 2
 shown = _REPR.repr

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from calotype.runtime.errors import InputError
+from calotype.runtime.untrusted import MOST_DIGITS, read_bytes, shown, why
+
+MOST_BYTES = 1 << 16
+MOST_DOTS = 500  # of a line: tomllib takes the square of a key's parts
 
 
 def read_settings(path: Path, options: Collection[str]) -> dict[str, Any]:
@@ -22,21 +26,32 @@ def read_settings(path: Path, options: Collection[str]) -> dict[str, Any]:
             boolean or list of them.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = read_bytes(path, MOST_BYTES).decode("utf-8")
+        if any(line.count(".") > MOST_DOTS for line in text.split("\n")):
+            raise InputError(f"{path} has a line of more than {MOST_DOTS} dots; use fewer")
+        values = tomllib.loads(text)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path} is not a file of settings in TOML: {error}") from error
+    except RecursionError:
+        raise InputError(f"{path} is not a file of settings in TOML: it is nested too deep") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a file of settings in TOML: {why(error)}") from error
     settings: dict[str, Any] = {}
-    unknown = [key for key in values if key.replace("_", "-") not in options]
+    unknown = [shown(key)[1:-1] for key in values if key.replace("_", "-") not in options]
     if unknown:
-        raise InputError(f"{path} has unknown settings: {', '.join(unknown)}; valid: {', '.join(sorted(options))}")
+        valid = ", ".join(sorted(options))
+        raise InputError(f"{path} has unknown settings: {', '.join(unknown[:8])}; valid: {valid}")
     for key, value in values.items():
         name = key.replace("_", "-")
         if name in settings:
             raise InputError(f"{path} has the setting {name} twice; keep one")
         items = value if isinstance(value, list) else [value]
-        if not all(isinstance(item, str | int | float) for item in items):
-            raise InputError(f"{path} has {key} = {value!r}; give a text, a number, true, false or a list of them")
+        if not all(map(_is_plain, items)):
+            raise InputError(f"{path} has {key} = {shown(value)}; give a text, a number, true, false or a list of them")
         settings[name] = [str(item) for item in items] if isinstance(value, list) else str(value)
     return settings
+
+
+def _is_plain(value: Any) -> bool:
+    """Text, a number that is no longer than numbers are, or true or false."""
+    return isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 10 ** (MOST_DIGITS + 1))

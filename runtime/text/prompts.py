@@ -29,13 +29,14 @@ from calotype.runtime.text.tokenizer import ClipTokenizer
 logger = logging.getLogger(__name__)
 
 MAX_CHUNKS = 16
+MAX_LENGTH = 20_000  # characters; sixteen chunks of English are 6,000
 MAX_WEIGHT = 100.0
 EMPHASIS = {"(": 1.1, "[": 1 / 1.1}
 _PARTS = re.compile(
     r"\\(?P<escaped>[()\[\]\\])"
     r"|(?P<open>[(\[])"
-    r"|(?P<close>(?::\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*)?\)|\])"
-    r"|(?P<text>[^\\()\[\]:]+|[\\:])"
+    r"|(?P<close>(?::\s*+(?P<weight>[+-]?+(?:\d++\.?+\d*+|\.\d++))\s*+)?+\)|\])"
+    r"|(?P<text>[^\\()\[\]:]++|[\\:])"
 )
 
 
@@ -51,12 +52,17 @@ def parse_prompt(prompt: str) -> list[tuple[str, float]]:
     """Stretches of text with their weights, neighbours of equal weight joined.
 
     Raises:
-        InputError: a weight is beyond ``MAX_WEIGHT`` either way.
+        InputError: a weight is beyond ``MAX_WEIGHT`` either way, or it is longer than ``MAX_LENGTH``.
     """
+    if len(prompt) > MAX_LENGTH:
+        raise InputError(
+            f"the prompt has {len(prompt)} characters; valid: up to {MAX_LENGTH}, of which {MAX_CHUNKS} times what a "
+            "text encoder takes at once are read; shorten it"
+        )
     parts = list(_PARTS.finditer(prompt))
     factors = _matched(parts)
     open_products = {"(": [1.0], "[": [1.0]}
-    pieces: list[tuple[str, float]] = []
+    pieces: list[tuple[list[str], float]] = []
     for index, part in enumerate(parts):
         if index in factors:
             bracket, factor = factors[index]
@@ -71,10 +77,10 @@ def parse_prompt(prompt: str) -> list[tuple[str, float]]:
             raise InputError(f"the prompt weighs {part.group()[:40]!r} {weight:g}; valid: up to {MAX_WEIGHT:g}")
         text = part["escaped"] or part.group()
         if pieces and pieces[-1][1] == weight:
-            pieces[-1] = (pieces[-1][0] + text, weight)
+            pieces[-1][0].append(text)
         else:
-            pieces.append((text, weight))
-    return pieces
+            pieces.append(([text], weight))
+    return [("".join(texts), weight) for texts, weight in pieces]
 
 
 def chunked(prompt: str, tokenizer: ClipTokenizer) -> list[Chunk]:

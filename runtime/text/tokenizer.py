@@ -10,7 +10,6 @@ ordinary phrases in 26 languages, all 50 by curly quotes. Cleaned first, all but
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +20,9 @@ from tokenizers.models import BPE
 
 from calotype.runtime.bundle.manifest import TokenizerSpec
 from calotype.runtime.errors import BundleError, InputError
+from calotype.runtime.untrusted import parse_json, read_bytes, shown, why
 
+MOST_BYTES = 64 << 20  # of a vocabulary
 _PATTERN = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # of CLIP itself
 )
@@ -38,7 +39,7 @@ class ClipTokenizer:
         for token in (spec.bos_token, spec.eos_token, spec.pad_token):
             found = tokenizer.token_to_id(token)
             if found is None:
-                raise BundleError(f"the tokenizer's vocabulary has no {token!r}; export the bundle again")
+                raise BundleError(f"the tokenizer's vocabulary has no {shown(token)}; export the bundle again")
             ids[token] = found
         self.bos_id, self.eos_id, self.pad_id = ids[spec.bos_token], ids[spec.eos_token], ids[spec.pad_token]
 
@@ -51,18 +52,18 @@ class ClipTokenizer:
         """
         try:
             pairs = []
-            for line in merges.read_text(encoding="utf-8").splitlines():
+            for line in read_bytes(merges, MOST_BYTES).decode("utf-8").splitlines():
                 if line and not line.startswith("#version"):
                     left, right = line.split(" ")
                     pairs.append((left, right))
             model = BPE(
-                json.loads(vocab.read_text(encoding="utf-8")),
+                parse_json(read_bytes(vocab, MOST_BYTES)),
                 pairs,
                 unk_token=spec.eos_token,
                 end_of_word_suffix="</w>",
             )
         except Exception as error:  # the library raises bare Exception for a merge that is not in the vocabulary
-            raise BundleError(f"{vocab} and {merges} are not a CLIP tokenizer: {error}; export again") from error
+            raise BundleError(f"{vocab} and {merges} are not a CLIP tokenizer: {why(error)}; export again") from error
         tokenizer = Tokenizer(model)
         tokenizer.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from calotype.runtime.cli.settings import read_settings
 from calotype.runtime.errors import InputError
@@ -48,3 +51,68 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for name, message in (("a.toml", "is not a file of settings"), ("no.toml", "does not exist"), (".", "is not a")):
         with pytest.raises(InputError, match=message):
             read_settings(tmp_path / name, OPTIONS)
+
+
+TEXTS = {
+    "deep": "steps = " + "[" * 100_000,
+    "deep table": "a" + ".a" * 100_000 + " = 1",
+    "long": "steps = " + "1" * 5000,
+    "long hexadecimal": "steps = 0x" + "f" * 5000,
+    "large": "#" * (2 << 20),
+    "date": "steps = 1979-05-27",
+    "table": "steps = {a = 1}",
+    "control": 'steps = "\x1b[2J"',
+    "unknown": "x" * 10_000 + " = 1",
+    "twice": "steps = 1\nsteps = 2",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
+def test_a_hostile_file_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_settings(tmp_path / "a.toml", ["steps", "seed"])
+    one_line(caught.value)
+
+
+def test_a_pipe_is_no_settings(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.toml")
+    with pytest.raises(InputError, match="It is a pipe, a device or a socket, not a file"):
+        read_settings(tmp_path / "a.toml", ["steps"])
+
+
+def one_line(error: Exception) -> None:
+    assert str(error).isprintable() and len(str(error)) < 1000
+
+
+TOML = st.lists(
+    st.tuples(
+        st.sampled_from(["steps", "seed", "s_t", '"a b"', "a.b", "[t]", "[[t]]"]),
+        st.sampled_from(["1", "1.5", "nan", "true", '"x"', "'''", "[1, 2]", "[[1]]", "{a = 1}", "07:32:00", "0o7", "="])
+        | st.text(max_size=8),
+    ),
+    max_size=4,
+).map(lambda lines: "\n".join(f"{key} = {value}" for key, value in lines).encode(errors="replace"))
+
+
+def survives(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    try:
+        found = read_settings(path, ["steps", "seed"])
+    except InputError as error:
+        one_line(error)
+    else:
+        assert found.keys() <= {"steps", "seed"}
+
+
+@settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=TOML | st.binary(max_size=20))
+def test_any_file_is_settings_or_one_line(tmp_path: Path, data: bytes) -> None:
+    survives(tmp_path / "a.toml", data)
+
+
+@pytest.mark.slow
+@settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=TOML | st.binary())
+def test_very_many_files(tmp_path: Path, data: bytes) -> None:
+    survives(tmp_path / "a.toml", data)
