@@ -323,6 +323,7 @@ def _acceleration(options: dict[str, Any]) -> Acceleration:
     from calotype.runtime.denoising.acceleration import EXACT, FAST
 
     preset = FAST if options["fast"] else EXACT
+    given = {name: options[name] for name in ("cache_interval", "precision") if options[name] is not None}
     return dataclasses.replace(preset, **given)
 
 
