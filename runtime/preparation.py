@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -34,9 +35,13 @@ from calotype.runtime.request import Request
 from calotype.runtime.schedulers import Solver, create_solver
 from calotype.runtime.sessions import Session
 from calotype.runtime.text.textual_inversion import Embedding
+from calotype.runtime.text.vocabulary import read_words, unknown_words
 
 MOST_POSTERIORS = 8  # of pictures to start from, kept encoded
 MOST_SOLVERS = 32
+MOST_SAID = 256
+FAR = 3.0  # times as many pixels as the model's own size has, or as few
+logger = logging.getLogger(__name__)
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -82,6 +87,9 @@ class Preparation:
         self._conditioner: tuple[list[Session], Conditioner] | None = None
         self._posteriors: OrderedDict[bytes, Posterior] = OrderedDict()
         self._solvers: OrderedDict[str, Solver] = OrderedDict()
+        self._said: OrderedDict[str, None] = OrderedDict()
+        path = manifest.words
+        self._words = None if path is None else read_words(networks.bundle.path / path)
 
     def encode(self, request: Request, fast: Acceleration, canvas: Canvas | None = None) -> Encoded:
         """Check a request and encode its prompts; every other network is left alone.
@@ -102,8 +110,29 @@ class Preparation:
         assert request.loras is not None
         self._networks.use(request.loras)
         form = self._form(request)
+        self._warn(request)
         rows = self._family.rows(self._manifest, self._conditioned(), request, canvas)
         return Encoded(request=request, canvas=canvas, solver=solver, index=index, form=form, rows=rows)
+
+    def _warn(self, request: Request) -> None:
+        """Say in the log what is legal and unlikely to be what was meant, once for each prompt and size."""
+        manifest, said = self._manifest, []
+        unknown = [] if self._words is None else unknown_words(request.prompt, self._words)
+        if unknown:
+            known = f"{manifest.name} was not taught these words, and draws anything for them"
+            said.append(f"{known}: {', '.join(unknown)}")
+        own, asked = manifest.defaults, (request.height or 0) * (request.width or 0)
+        if not 1 / FAR <= asked / (own.height * own.width) <= FAR:
+            said.append(
+                f"{request.width}x{request.height} is far from the {own.width}x{own.height} of {manifest.name} itself; "
+                "expect repeated or broken shapes"
+            )
+        for line in said:
+            if line not in self._said:
+                self._said[line] = None
+                logger.warning("%s", line)
+        while len(self._said) > MOST_SAID:
+            self._said.popitem(last=False)
 
     def jobs(self, requests: Sequence[Request], fast: Acceleration, latents: Any = None) -> list[Drawing]:
         """The jobs of many requests; all prompts are encoded before the first picture, each network in one go.

@@ -126,7 +126,8 @@ class Manifest:
 
     ``kind`` None is ``vae`` where the family is, else ``model``. An autoencoder alone, kind and family ``vae``, has no
     text encoder, no UNet, no tokenizer, an empty ``scheduler``. ``max_clip_skip`` is how many of their last layers the
-    text encoders can leave out. Which families there are, those who open one know.
+    text encoders can leave out. ``words`` is a file of all words that a small model was taught, one a line; None is no
+    such list. Which families there are, those who open one know.
 
     Attributes:
         sha256: see :func:`digest`; of the file where it was read from one.
@@ -143,6 +144,7 @@ class Manifest:
     defaults: Defaults = Defaults(height=512, width=512)
     files: Mapping[FilePath, FileRecord]
     max_clip_skip: Annotated[int, within(0, 1000)] = 0
+    words: FilePath | None = None
     force_zeros_for_empty_prompt: bool = False
     license: Text | None = None
     attribution: tuple[Text, ...] = ()
@@ -166,7 +168,7 @@ class Manifest:
         paths = [path for tokenizer in self.tokenizers.values() for path in (tokenizer.vocab, tokenizer.merges)]
         for network in self.networks.values():
             paths += [*network.graphs.values(), *network.weights]
-        return paths
+        return paths if self.words is None else [*paths, self.words]
 
     def _check_length(self, name: str, tokenizer: TokenizerSpec) -> None:
         encoder = self.networks.get(name.replace("tokenizer", "text_encoder"))
