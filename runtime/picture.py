@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from calotype.runtime.arrays import Array
@@ -135,6 +137,10 @@ class Picture:
         seed = self.settings.request.seed
         assert seed is not None
         return seed
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """The pixels (H, W, 3) in uint8, for ``numpy.asarray``; or the array that was asked for."""
+        return np.array(self.image, dtype=dtype)
 
     def save(self, path: str | Path, *, number: int | None = None, overwrite: bool = False) -> Path:
         """Write the picture with its settings, whole or not at all; the suffix chooses PNG, JPEG or WebP.

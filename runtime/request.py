@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 from PIL import Image
 
 from calotype.runtime import arguments
@@ -19,7 +20,7 @@ from calotype.runtime.denoising.acceleration import EXACT, Acceleration, chosen
 from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.pictures.canvas import default_strength
-from calotype.runtime.pictures.reading import Source, read_picture
+from calotype.runtime.pictures.reading import Source, picture_of, read_picture
 from calotype.runtime.schedulers import scheduler_name
 
 PIXELS = ("image", "mask_image")
@@ -46,7 +47,8 @@ class Request:
         guidance_interval: noise levels (low, high] within which guidance is on; None is all of them.
         fast: how much less is computed than exactly; None is as the pipeline was loaded.
         clip_skip: how many of the text encoder's last layers are left out. AUTOMATIC1111 counts from 1.
-        image: a picture to start from, or its file. Scaled to cover the size asked for and cropped evenly.
+        image: a picture to start from: a PIL image, an array (H, W, 3) of uint8 or of floats in 0..1, or a file. It is
+            scaled to cover the size asked for, and cropped evenly.
         mask_image: of the picture's size; what is at least half white is drawn, the rest comes back exactly.
         strength: 0..1, how much of the picture is given up to noise; None is 0.8, and 1 with a mask.
         feather: pixels inside the mask over which what is drawn fades into the picture.
@@ -285,7 +287,9 @@ def _source(name: str, value: Any) -> Source:
         return Path(value)
     if isinstance(value, Image.Image):
         return value
-    raise InputError(f"{name} is a {type(value).__name__}, not a picture; give a PIL image or a file's path")
+    if isinstance(value, np.ndarray):
+        return picture_of(value, name)
+    raise InputError(f"{name} is a {type(value).__name__}, not a picture; give a PIL image, an array or a file's path")
 
 
 def _merged(name: str, value: Any) -> tuple[Lora, ...]:

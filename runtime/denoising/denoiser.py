@@ -6,6 +6,8 @@ import dataclasses
 import weakref
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from calotype.runtime.bundle.form import INT8
 from calotype.runtime.bundle.spec import TensorSpec
 from calotype.runtime.denoising.batching import pick
@@ -95,10 +97,11 @@ class Denoiser:
             _keep_features(session, jobs, sizes)
         noise_pred = session.buffer("noise_pred", sizes)  # (rows, C, h, w)
         row = 0
-        for job in jobs:
-            taken = job.rows
-            job.advance(noise_pred[row : row + taken])
-            row += taken
+        with np.errstate(over="ignore", invalid="ignore"):  # a picture is looked at once, when it is finished
+            for job in jobs:
+                taken = job.rows
+                job.advance(noise_pred[row : row + taken])
+                row += taken
 
     def _buffers_of(self, key: Key, session: Session) -> _Buffers:
         found = self._buffers.get(key.session)

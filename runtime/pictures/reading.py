@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from calotype.runtime.errors import InputError
@@ -37,6 +38,26 @@ def read_picture(data: bytes, name: str) -> Image.Image:
     """The content of a picture file as RGB, within the bounds that files have; raises InputError with its ``name``."""
     with opened_data(data, name) as image:
         return to_rgb(image)
+
+
+def picture_of(array: NDArray[Any], name: str) -> Image.Image:
+    """The image that an array holds: (H, W), (H, W, 3) or (H, W, 4), of uint8, of booleans, or of floats in 0..1.
+
+    Raises:
+        InputError: it is no such array.
+    """
+    pixels = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)) or 0 in pixels.shape:
+        raise InputError(f"{name} is an array of the shape {array.shape}; give (height, width, 3), or (height, width)")
+    if pixels.dtype.kind == "f":
+        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
+            raise InputError(f"{name} is an array of floats that are not all in 0..1; scale them, or give uint8")
+        pixels = (pixels * 255).round().astype(np.uint8)
+    elif pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * 255
+    if pixels.dtype != np.uint8:
+        raise InputError(f"{name} is an array of {array.dtype}; give uint8, or floats in 0..1")
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def open_picture(picture: Source) -> Image.Image:
