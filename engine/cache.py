@@ -83,9 +83,8 @@ def clean_plans() -> int:
     """Remove all plans that nobody is building now, and what belongs to them; returns the bytes freed."""
     freed = 0
     for path in sorted(cache_folder().iterdir()):
-        if path.suffix == ".lock":
-            continue
-        name = path.name.partition(".plan")[0] + ".plan" if ".plan" in path.name else path.name
+        name = path.name.removesuffix(".lock")
+        name = name.partition(".plan")[0] + ".plan" if ".plan" in name else name
         with contextlib.suppress(BlockingIOError, FileNotFoundError), _lock(path.with_name(name), None):
             if not path.is_dir() or path.is_symlink():
                 freed += path.lstat().st_size
@@ -143,23 +142,43 @@ def _changes(key: Mapping[str, Any]) -> str:
 def _lock(path: Path, say: Say | None) -> Iterator[None]:
     """Hold the lock of one plan; ``say`` None does not wait but raises BlockingIOError.
 
-    The lock file stays: removing it would let two holders lock two files of one name.
+    Its file is removed at the end by who holds it, so whoever waited for that file has to look whether it is still the
+    one of this name. A killed process leaves it, and the next that builds or cleans removes it.
     """
     place = path.with_name(path.name + ".lock")
-    try:
-        descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise _unwritten(place, error) from error
-    try:
+    while True:
         try:
-            locked = lock(descriptor, wait=False)
-        except BlockingIOError:
-            if say is None:
-                raise
-            say(f"{path.name}: waiting for another process that builds it")
-            locked = lock(descriptor, wait=True)
-        if not locked and say is not None:
-            say(f"{place.parent} is on a file system without locks; build from one process at a time")
-        yield
-    finally:
-        os.close(descriptor)
+            descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _unwritten(place, error) from error
+        try:
+            locked = _wait(descriptor, path, say)
+            if not _is_named(descriptor, place):
+                continue
+            if not locked and say is not None:
+                say(f"{place.parent} is on a file system without locks; build from one process at a time")
+            try:
+                yield
+            finally:
+                if locked:
+                    place.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _wait(descriptor: int, path: Path, say: Say | None) -> bool:
+    """Lock, and say so where that takes waiting; False where there are no locks."""
+    try:
+        return lock(descriptor, wait=False)
+    except BlockingIOError:
+        if say is None:
+            raise
+        say(f"{path.name}: waiting for another process that builds it")
+        return lock(descriptor, wait=True)
+
+
+def _is_named(descriptor: int, place: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), place.lstat())
+    return False

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from typing import Any, Self
 
 from calotype.runtime.bundle.manifest import MANIFEST_NAME, FileRecord
 from calotype.runtime.errors import ExportError
+from calotype.runtime.locks import lock
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,6 @@ FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # What a rename fails with where its target is something else than an empty folder.
 TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
-# What flock fails with on network file systems that have no locks.
-WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class PartialBundle:
@@ -139,14 +137,12 @@ class PartialBundle:
 
     def _lock(self) -> None:
         try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = lock(self._handle, wait=False)
         except BlockingIOError:
             raise ExportError(
                 f"another export is writing {self.bundle}; wait for it, or choose another folder"
             ) from None
-        except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
-                raise
+        if not locked:
             logger.warning("%s lies on a file system without locks; run no other export of it meanwhile", self.bundle)
 
     def _restore(self) -> None:

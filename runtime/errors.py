@@ -20,11 +20,13 @@ def quoted(value: object) -> str:
     """``value`` as an error quotes it: as Python writes it, control characters escaped, and never a long line."""
     if isinstance(value, str):
         return repr(shortened(value, LONGEST_VALUE))
+    if isinstance(value, int) and value.bit_length() > 1000:  # of more digits Python prints none
+        return f"a whole number of {value.bit_length()} bits"
     short = reprlib.Repr()
     short.maxother = short.maxlong = LONGEST_VALUE
     try:
         return shortened(short.repr(value), LONGEST_VALUE)
-    except Exception:  # a value may fail to write itself, as whole numbers of 5,000 digits do
+    except Exception:  # a value may fail to write itself
         return f"<{type(value).__name__}>"
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.pictures.bounds import MAX_PIXELS, check_size, check_work
+from calotype.runtime.untrusted import open_regular, why
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif")
@@ -84,24 +83,12 @@ def reading(name: str) -> Iterator[None]:
 def read_bounded(path: Path) -> bytes:
     """The bytes of a file that is one: not a folder, a pipe or a device; raises InputError."""
     try:
-        # Opening a pipe would wait for somebody to write to it.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            found = os.fstat(handle)
-            if not stat.S_ISREG(found.st_mode):
-                what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
-                raise InputError(f"{path} is not a picture that can be read: it is {what}")
-            with open(handle, "rb", closefd=False) as file:
-                data = file.read(MAX_BYTES + 1) if found.st_size <= MAX_BYTES else None
-        finally:
-            os.close(handle)
+        with open_regular(path) as file:
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except InputError:
-        raise
     except (OSError, ValueError) as error:  # the latter of a name with a null character
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"{quoted(str(path))} cannot be read: {why}") from error
-    if data is None or len(data) > MAX_BYTES:
+        raise InputError(f"{quoted(str(path))} is not a picture that can be read: {why(error)}") from error
+    if len(data) > MAX_BYTES:
         raise InputError(f"{path} has more than {MAX_BYTES} bytes; scale it down first")
     return data

@@ -141,13 +141,13 @@ def test_what_is_no_file(tmp_path: Path, read: object, monkeypatch: pytest.Monke
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere.png")
     for name, message in (
-        ("pipe.png", "is not a picture that can be read: it is a pipe or a device"),
-        ("/dev/zero", "is not a picture that can be read: it is a pipe or a device"),
-        ("folder.png", "is not a picture that can be read: it is a folder"),
+        ("pipe.png", "is not a picture that can be read: It is a pipe, a device or a socket, not a file"),
+        ("/dev/zero", "is not a picture that can be read: It is a pipe, a device or a socket, not a file"),
+        ("folder.png", "is not a picture that can be read: Is a directory"),
         ("dangling.png", "does not exist"),
         ("no.png", "does not exist"),
-        ("a\0b.png", r"'.*a\\x00b.png' cannot be read: embedded null byte"),
-        ("a" * 300, "cannot be read: File name too long"),
+        ("a\0b.png", r"'.*a\\x00b.png' is not a picture that can be read: embedded null byte"),
+        ("a" * 300, "is not a picture that can be read: File name too long"),
     ):
         with pytest.raises(InputError, match=message):
             read(tmp_path / name)
