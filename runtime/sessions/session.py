@@ -94,7 +94,7 @@ class Session(Protocol):
         """Give back what runs at large sizes have taken and the next such run takes anew."""
 
     def close(self) -> None:
-        """Give everything back; more calls do nothing. Whatever else is called then is a BackendError."""
+        """Give everything back; more calls do nothing. What needs the network is a BackendError then."""
 
     def __enter__(self) -> Self: ...
 

@@ -64,6 +64,7 @@ class ShapedSession(BaseSession, Generic[S]):
 
     def link(self, name: str, other: Session, output: str) -> None:
         """See :meth:`Session.link`."""
+        self._check_usable()
         source = other.outlet() if isinstance(other, BaseSession) else None
         own = next((spec for spec in self.inputs if spec.name == name), None)
         its = next((spec for spec in other.outputs if spec.name == output), None)

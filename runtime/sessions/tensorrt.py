@@ -154,24 +154,33 @@ class TensorRtSession(StagedSession[_Shape]):
 
     def _plan(self, number: int) -> OpenedPlan:
         """One of the plans, open; others that were not used for longest make room for it."""
-        opened = self._opened.get(number)
-        if opened is None:
+        if number not in self._opened:
             room = int(self._device.gpu.memory * PLANS_SHARE) - self._weight(number)
-            while self._opened and sum(map(self._weight, self._opened)) > room:
-                self._shut(next(iter(self._opened)))
-            path, record = self._plans[number]
-            graph = self._folder / self._spec.graphs[record.key["precision"]]
-            opened = self._opened[number] = OpenedPlan(
-                self._library, self._device, path, record, graph=graph, overrides=self._overrides
-            )
+            self._make_room(room)
+            try:
+                self._opened[number] = self._open(number)
+            except BackendError:
+                if not self._opened:
+                    raise
+                self._make_room(0)  # other programs have the rest of the memory
+                self._opened[number] = self._open(number)
         self._opened.move_to_end(number)
-        return opened
+        return self._opened[number]
+
+    def _open(self, number: int) -> OpenedPlan:
+        path, record = self._plans[number]
+        graph = self._folder / self._spec.graphs[record.key["precision"]]
+        return OpenedPlan(self._library, self._device, path, record, graph=graph, overrides=self._overrides)
+
+    def _make_room(self, room: int) -> None:
+        """Shut plans until the others take no more than ``room`` bytes."""
+        while self._opened and sum(map(self._weight, self._opened)) > room:
+            self._shut(next(iter(self._opened)))
 
     def _shut(self, number: int) -> None:
         for key, shape in list(self._shapes.items()):
             if shape.plan == number:
                 self._drop(key)
-            del shape  # contexts must be gone before their plan is
         self._opened.pop(number).close()
 
     def _weight(self, number: int) -> int:
@@ -232,6 +241,11 @@ class TensorRtSession(StagedSession[_Shape]):
 
     def _prepare(self, sizes: Sizes) -> _Shape:
         number, profile, run = self._choose(sizes)
+        if self._links and run != sizes:
+            raise BackendError(
+                f"{self._name} has no plan for {self._rows}={sizes[self._rows]}, and what it is linked to has no more; "
+                f"build one with: calotype build {self._folder} --backend {self._library.name} --batch …"
+            )
         opened = self._plan(number)
         context, staged, capturable = opened.create_context(profile), self._stage(run), True
         try:

@@ -24,7 +24,7 @@ from calotype.runtime.denoising.denoiser import Denoiser, Job
 from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
 from calotype.runtime.schedulers import create_solver
-from calotype.runtime.sessions import choose_backend, device, libraries, open_session
+from calotype.runtime.sessions import choose_backend, device, libraries, open_session, tensorrt
 from calotype.runtime.sessions.cuda import load_cuda
 from calotype.runtime.sessions.session import Session
 from calotype.runtime.sessions.tensorrt import TensorRtSession
@@ -321,6 +321,23 @@ def test_plans_that_do_not_fit_beside_each_other_take_turns(
         assert session.generation >= 2
 
 
+def test_where_another_plan_does_not_open_beside_the_first_that_makes_way(
+    library: cuda_standin.Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Crowded(tensorrt.OpenedPlan):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            if library.open > 0:
+                raise BackendError("out of memory")
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(tensorrt, "OpenedPlan", Crowded)
+    sizes = two_plans()
+    with open_unet() as session:
+        for number in (0, 1, 0):
+            step(session, sizes[number], 1)
+            assert library.open == 1
+
+
 @pytest.mark.usefixtures("library")
 def test_plans_are_chosen_by_their_form() -> None:
     half = keep_plan(precision="float16")
@@ -372,6 +389,23 @@ def test_a_linked_input_is_read_where_the_other_left_it(cuda: Cuda, monkeypatch:
         pytest.raises(BackendError, match=r"runs on the GPU and unet_deep\.fp32\.onnx does not; copy"),
     ):
         shallow.link("deep_feature", elsewhere, "deep_feature")
+
+
+@pytest.mark.usefixtures("library")
+def test_rows_that_are_filled_up_cannot_be_linked() -> None:
+    """The other session has no such rows to read."""
+    keep_plan("unet_deep")
+    keep_plan("unet_shallow", profiles=[dataclasses.replace(default_profile(BUNDLE.manifest), batch=Range.parse("8"))])
+    specs = BUNDLE.manifest.networks
+    with (
+        open_session(BUNDLE.path, specs["unet_deep"], "tensorrt-rtx") as deep,
+        open_session(BUNDLE.path, specs["unet_shallow"], "tensorrt-rtx") as shallow,
+    ):
+        shallow.reserve(SIZES)
+        shallow.link("deep_feature", deep, "deep_feature")
+        shallow.reserve({**SIZES, "rows": 8})
+        with pytest.raises(BackendError, match=r"has no plan for rows=2, and what it is linked to has no more; build"):
+            shallow.reserve(SIZES)
 
 
 def test_kernels_compiled_while_running_are_kept(library: cuda_standin.Library) -> None:
