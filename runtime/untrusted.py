@@ -6,26 +6,15 @@ import errno
 import json
 import math
 import os
-import reprlib
 import stat
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from calotype.runtime.errors import quoted, shortened
+
 MOST_DIGITS = 19  # of a whole number: what 64 bits hold
-
-
-class _Repr(reprlib.Repr):
-    def repr_int(self, x: int, level: int) -> str:
-        """One of more digits than Python prints by its size."""
-        return super().repr_int(x, level) if x.bit_length() < 1000 else f"a whole number of {x.bit_length()} bits"
-
-
-_REPR = _Repr()
-_REPR.maxstring = _REPR.maxother = 60
-_REPR.maxlevel = 2
-shown = _REPR.repr
-"""A value as an error quotes it: one line, of a bounded length."""
+LONGEST = 200  # characters of what somebody else's exception says
 
 
 def open_regular(path: Path, flags: int = 0) -> BufferedReader:
@@ -64,8 +53,7 @@ def read_bytes(path: Path, most: int) -> bytes:
 def why(error: Exception) -> str:
     """What an exception says, in one line of a bounded length."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    line = " ".join(text.split())
-    return line if len(line) <= 200 else f"{line[:197]}..."
+    return shortened(" ".join(text.split()), LONGEST)
 
 
 def parse_json(data: bytes) -> Any:
@@ -93,7 +81,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"it has {shown(next(key for key in keys if keys.count(key) > 1))} twice")
+        raise ValueError(f"it has {quoted(next(key for key in keys if keys.count(key) > 1))} twice")
     return found
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from calotype.runtime.bundle.manifest import FileRecord, Manifest
 from calotype.runtime.bundle.spec import ModelSpec
-from calotype.runtime.errors import BundleError, InputError
+from calotype.runtime.errors import BundleError, InputError, quoted
 from calotype.runtime.graphs.files import GraphFile, read_graph
-from calotype.runtime.untrusted import shown, why
+from calotype.runtime.untrusted import why
 
 BUNDLED = Path(__file__).parent.parent / "models"
 
@@ -48,7 +48,7 @@ class Bundle:
         if not _exists(path):
             bundled = ", ".join(sorted(entry.name for entry in BUNDLED.glob("*") if entry.is_dir())) or "none"
             raise BundleError(
-                f"there is no bundle {shown(str(name_or_folder))}; bundled models: {bundled}; or give a bundle's "
+                f"there is no bundle {quoted(str(name_or_folder))}; bundled models: {bundled}; or give a bundle's "
                 "folder, which calotype export makes of a checkpoint"
             )
         bundle = cls(path, Manifest.read(path))
@@ -60,7 +60,7 @@ class Bundle:
     def check_pin(self, sha256: str) -> None:
         """Raises BundleError where the manifest's hash is not ``sha256``, and InputError where that is none."""
         if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-            raise InputError(f"sha256={shown(sha256)} is no SHA-256; give the 64 digits that calotype info shows")
+            raise InputError(f"sha256={quoted(sha256)} is no SHA-256; give the 64 digits that calotype info shows")
         if self.manifest.sha256 != sha256.lower():
             raise BundleError(
                 f"{self.path} is not the pinned bundle: its manifest's sha256 is {self.manifest.sha256}, "
@@ -100,7 +100,7 @@ class Bundle:
             if wrong or (more and way == "inputs"):
                 raise BundleError(
                     f"the manifest is wrong about the {way} of {name}: {path} has others at "
-                    f"{', '.join(shown(item) for item in sorted({*wrong, *more})[:4])}; export the bundle again"
+                    f"{', '.join(quoted(item) for item in sorted({*wrong, *more})[:4])}; export the bundle again"
                 )
 
     def _check_size(self, name: str) -> None:

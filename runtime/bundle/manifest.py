@@ -34,8 +34,8 @@ from calotype.runtime.bundle.schema import (
     within,
 )
 from calotype.runtime.bundle.spec import ModelSpec
-from calotype.runtime.errors import BundleError
-from calotype.runtime.untrusted import open_regular, parse_json, read_bytes, shown, why
+from calotype.runtime.errors import BundleError, quoted
+from calotype.runtime.untrusted import open_regular, parse_json, read_bytes, why
 
 MANIFEST_NAME = "calotype.json"
 MOST_BYTES = 16 << 20  # of a manifest
@@ -190,7 +190,7 @@ class Manifest:
         version = value["format_version"]
         if type(version) is not int or version not in FORMATS:
             raise BundleError(
-                f"{MANIFEST_NAME} has format version {shown(version)}, this Calotype reads "
+                f"{MANIFEST_NAME} has format version {quoted(version)}, this Calotype reads "
                 f"{' and '.join(map(str, FORMATS))}; export the bundle again or install the Calotype that wrote it"
             )
         recorded = value.get("sha256") if version > 1 else None
@@ -209,8 +209,8 @@ class Manifest:
         object.__setattr__(found, "sha256", digest(value))
         if recorded not in (None, found.sha256):
             raise BundleError(
-                f"{MANIFEST_NAME} was changed after it was written: it says its sha256 is {shown(recorded)}, and it is "
-                f"{found.sha256}; copy or export the bundle again, or take the field out if the change is yours"
+                f"{MANIFEST_NAME} was changed after it was written: it says its sha256 is {quoted(recorded)}, and it "
+                f"is {found.sha256}; copy or export the bundle again, or take the field out if the change is yours"
             )
         return found
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.runtime.errors import InputError
-from calotype.runtime.untrusted import open_regular, parse_json, shown, why
+from calotype.runtime.errors import InputError, quoted
+from calotype.runtime.untrusted import open_regular, parse_json, why
 
 MAX_HEADER = 16 << 20  # the format allows six times of it, whose tables would take gigabytes; real ones have a tenth
 MAX_DIMENSIONS = 32
@@ -50,7 +50,7 @@ class SafetensorsFile(Mapping[str, Array]):
         except (OSError, ValueError) as error:
             raise InputError(f"{path} is not a whole safetensors file: {why(error)}; download it again") from None
         if unknown:
-            found = ", ".join(shown(dtype)[1:-1] for dtype in unknown[:8])
+            found = ", ".join(quoted(dtype)[1:-1] for dtype in unknown[:8])
             raise InputError(f"{path} holds weights of the dtype {found}; valid: {', '.join(DTYPES)}")
 
     def __getitem__(self, name: str) -> Array:
@@ -101,7 +101,7 @@ def _dtype(name: str, record: Any) -> str:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]} if len(record) == 3:
             if len(shape) <= MAX_DIMENSIONS and all(type(size) is int and size >= 0 for size in (begin, end, *shape)):
                 return dtype
-    raise ValueError(f"{shown(name)} has no dtype, shape and place, or a shape that is none")
+    raise ValueError(f"{quoted(name)} has no dtype, shape and place, or a shape that is none")
 
 
 def _check(records: Mapping[str, Any], size: int) -> None:
@@ -112,9 +112,9 @@ def _check(records: Mapping[str, Any], size: int) -> None:
         width, shape = np.dtype(DTYPES[record["dtype"]]).itemsize, record["shape"]
         # Where one side is nothing, numpy wants the others to be of a size that could be.
         if width * math.prod(max(side, 1) for side in shape) >= 2**63:
-            raise ValueError(f"the shape of {shown(name)} is too large")
+            raise ValueError(f"the shape of {quoted(name)} is too large")
         if begin != position or end - begin != width * math.prod(shape):
-            raise ValueError(f"the place of {shown(name)} does not fit its shape")
+            raise ValueError(f"the place of {quoted(name)} does not fit its shape")
         position = end
     if position != size:
         raise ValueError(f"it has {size} bytes of weights, {position} expected")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from calotype.runtime.untrusted import shown
+from calotype.runtime.errors import quoted
 
 MOST_ITEMS = 100_000  # of a list or a table
 MOST_LEVELS = 8  # of what has no schema
@@ -107,7 +107,7 @@ def read(kind: Any, value: Any, where: str) -> Any:
         found = read(arguments[0], value, where)
         for check in arguments[1:]:
             if (valid := check(found)) is not None:
-                raise SchemaError(f"{where} is {shown(value)}; valid: {valid}")
+                raise SchemaError(f"{where} is {quoted(value)}; valid: {valid}")
         return found
     if origin in (typing.Union, types.UnionType):
         return _one(arguments, value, where)
@@ -131,10 +131,10 @@ def _single(kind: type, value: Any, where: str) -> Any:
     words = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}[kind]
     if kind is float:
         if type(value) not in (int, float) or not math.isfinite(value):
-            raise SchemaError(f"{where} is {shown(value)}; valid: {words}")
+            raise SchemaError(f"{where} is {quoted(value)}; valid: {words}")
         return float(value)
     if type(value) is not kind:
-        raise SchemaError(f"{where} is {shown(value)}; valid: {words}")
+        raise SchemaError(f"{where} is {quoted(value)}; valid: {words}")
     return value
 
 
@@ -155,7 +155,7 @@ def _one(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
 def _table(keys: Any, items: Any, value: Any, where: str) -> dict[str, Any]:
     _expect(value, dict, where, "a table")
     return {
-        read(keys, key, f"a name in {where}"): read(items, item, f"{where}.{shown(key)[1:-1]}")
+        read(keys, key, f"a name in {where}"): read(items, item, f"{where}.{quoted(key)[1:-1]}")
         for key, item in value.items()
     }
 
@@ -165,7 +165,7 @@ def _record(kind: Any, value: Any, where: str) -> Any:
     hints, own = _hints(kind), [item for item in dataclasses.fields(kind) if item.init]
     unknown = sorted(value.keys() - {item.name for item in own})
     if unknown:
-        raise SchemaError(f"{where} has unknown fields: {', '.join(shown(name)[1:-1] for name in unknown[:8])}")
+        raise SchemaError(f"{where} has unknown fields: {', '.join(quoted(name)[1:-1] for name in unknown[:8])}")
     nothing = dataclasses.MISSING
     needed = {item.name for item in own if item.default is nothing and item.default_factory is nothing}
     missing = sorted(needed - value.keys())
@@ -176,7 +176,7 @@ def _record(kind: Any, value: Any, where: str) -> Any:
 
 def _expect(value: Any, kind: type[list[Any] | dict[str, Any]], where: str, words: str) -> None:
     if not isinstance(value, kind):
-        raise SchemaError(f"{where} is {shown(value)}; valid: {words}")
+        raise SchemaError(f"{where} is {quoted(value)}; valid: {words}")
     if len(value) > MOST_ITEMS:
         raise SchemaError(f"{where} has {len(value)} items; valid: at most {MOST_ITEMS}")
 

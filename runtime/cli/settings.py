@@ -7,8 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from calotype.runtime.errors import InputError
-from calotype.runtime.untrusted import MOST_DIGITS, read_bytes, shown, why
+from calotype.runtime.errors import InputError, quoted
+from calotype.runtime.untrusted import MOST_DIGITS, read_bytes, why
 
 MOST_BYTES = 1 << 16
 MOST_DOTS = 500  # of a line: tomllib takes the square of a key's parts
@@ -37,7 +37,7 @@ def read_settings(path: Path, options: Collection[str]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a file of settings in TOML: {why(error)}") from error
     settings: dict[str, Any] = {}
-    unknown = [shown(key)[1:-1] for key in values if key.replace("_", "-") not in options]
+    unknown = [quoted(key)[1:-1] for key in values if key.replace("_", "-") not in options]
     if unknown:
         valid = ", ".join(sorted(options))
         raise InputError(f"{path} has unknown settings: {', '.join(unknown[:8])}; valid: {valid}")
@@ -47,7 +47,8 @@ def read_settings(path: Path, options: Collection[str]) -> dict[str, Any]:
             raise InputError(f"{path} has the setting {name} twice; keep one")
         items = value if isinstance(value, list) else [value]
         if not all(map(_is_plain, items)):
-            raise InputError(f"{path} has {key} = {shown(value)}; give a text, a number, true, false or a list of them")
+            found = f"{key} = {quoted(value)}"
+            raise InputError(f"{path} has {found}; give a text, a number, true, false or a list of them")
         settings[name] = [str(item) for item in items] if isinstance(value, list) else str(value)
     return settings
 

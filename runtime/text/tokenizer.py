@@ -19,8 +19,8 @@ from tokenizers import AddedToken, Encoding, Regex, Tokenizer, normalizers, pre_
 from tokenizers.models import BPE
 
 from calotype.runtime.bundle.manifest import TokenizerSpec
-from calotype.runtime.errors import BundleError, InputError
-from calotype.runtime.untrusted import parse_json, read_bytes, shown, why
+from calotype.runtime.errors import BundleError, InputError, quoted
+from calotype.runtime.untrusted import parse_json, read_bytes, why
 
 MOST_BYTES = 64 << 20  # of a vocabulary
 _PATTERN = (
@@ -39,7 +39,7 @@ class ClipTokenizer:
         for token in (spec.bos_token, spec.eos_token, spec.pad_token):
             found = tokenizer.token_to_id(token)
             if found is None:
-                raise BundleError(f"the tokenizer's vocabulary has no {shown(token)}; export the bundle again")
+                raise BundleError(f"the tokenizer's vocabulary has no {quoted(token)}; export the bundle again")
             ids[token] = found
         self.bos_id, self.eos_id, self.pad_id = ids[spec.bos_token], ids[spec.eos_token], ids[spec.pad_token]
 
