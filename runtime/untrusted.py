@@ -11,9 +11,10 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from calotype.runtime.errors import quoted
+from calotype.runtime.errors import quoted, shortened
 
 MOST_DIGITS = 19  # of a whole number: what 64 bits hold
+LONGEST = 200  # characters of what somebody else's exception says
 
 
 def open_regular(path: Path, flags: int = 0) -> BufferedReader:
@@ -52,8 +53,7 @@ def read_bytes(path: Path, most: int) -> bytes:
 def why(error: Exception) -> str:
     """What an exception says, in one line of a bounded length."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    line = " ".join(text.split())
-    return line if len(line) <= 200 else f"{line[:197]}..."
+    return shortened(" ".join(text.split()), LONGEST)
 
 
 def parse_json(data: bytes) -> Any:

@@ -47,9 +47,8 @@ def read_settings(path: Path, options: Collection[str]) -> dict[str, Any]:
             raise InputError(f"{path} has the setting {name} twice; keep one")
         items = value if isinstance(value, list) else [value]
         if not all(map(_is_plain, items)):
-            raise InputError(
-                f"{path} has {key} = {quoted(value)}; give a text, a number, true, false or a list of them"
-            )
+            found = f"{key} = {quoted(value)}"
+            raise InputError(f"{path} has {found}; give a text, a number, true, false or a list of them")
         settings[name] = [str(item) for item in items] if isinstance(value, list) else str(value)
     return settings
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calotype.runtime.untrusted import parse_json, read_bytes, shown, why
+from calotype.runtime.errors import quoted
+from calotype.runtime.untrusted import parse_json, read_bytes, why
 
 
 def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
@@ -50,4 +51,4 @@ def test_any_text_is_a_value_or_a_line(data: bytes) -> None:
 
 def test_what_is_quoted_is_bounded() -> None:
     for value in ("x" * 10**6, ["x" * 1000] * 1000, {"a": [[[[1]]]]}, "a\nb\x1b[2J", 10**5000):
-        assert len(shown(value)) < 500 and shown(value).isprintable()
+        assert len(quoted(value)) < 500 and quoted(value).isprintable()
