@@ -23,9 +23,14 @@ way out; the exit code is 0 when all is well, 1 when something failed, 2 for wro
 """
 
 
+def root() -> click.Context:
+    """The context of ``calotype`` itself."""
+    return click.Context(calotype, info_name="calotype", **calotype.context_settings)
+
+
 def page() -> str:
     """The whole page."""
-    context = click.Context(calotype, info_name="calotype", **calotype.context_settings)
+    context = root()
     lines = [HEAD, *_options(calotype, context)]
     for name, about in COMMANDS.items():
         command = calotype.get_command(context, name)
