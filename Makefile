@@ -4,10 +4,19 @@ PROMPT ?= a red apple, noto style
 OUTPUT ?= talbot.png
 PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install -q -c constraints.txt
 
-.PHONY: demo bench test lint types clean
+.PHONY: demo bench docs test lint types clean
 
 demo: .venv/demo
-	@.venv/bin/calotype generate "$(PROMPT)" --output "$(OUTPUT)" --seed 0 --overwrite
+	@.venv/bin/calotype generate "$(PROMPT)" --output "$(OUTPUT)" --seed 0 --overwrite > /dev/null
+	@echo 'The picture is $(abspath $(OUTPUT)). To go on:'
+	@echo '  make demo PROMPT="a green apple, fluent style"'
+	@echo '  .venv/bin/calotype generate "cat face, noto style" --images 4 --output cat.png'
+	@echo '  .venv/bin/calotype doctor       # what can run here, and what installs the rest'
+	@echo 'README.md says what the model knows, and how a model of your own is drawn with.'
+
+# The reference of the command line, from the commands.
+docs: .venv/demo
+	.venv/bin/python -m tests.command_line_reference
 
 # What can be measured, once what that needs is installed.
 bench: .venv/bench

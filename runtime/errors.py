@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import reprlib
+import shlex
+import sys
+from pathlib import Path
 
 LONGEST_MESSAGE = 2000
 LONGEST_VALUE = 200
+TORCH_FOR_CPU = "torch --index-url https://download.pytorch.org/whl/cpu"
 
 
 def shortened(text: str, limit: int = LONGEST_MESSAGE) -> str:
@@ -28,6 +33,19 @@ def quoted(value: object) -> str:
         return shortened(short.repr(value), LONGEST_VALUE)
     except Exception:  # a value may fail to write itself
         return f"<{type(value).__name__}>"
+
+
+def install_line(extra: str) -> str:
+    """What to type to install an extra. The package is not published: it is installed from its clone."""
+    clone = Path(__file__).resolve().parent.parent
+    if (clone / "pyproject.toml").is_file():
+        pip = f"{shlex.quote(sys.executable)} -m pip install"
+        line = f"{pip} -e {shlex.quote(f'{clone}[{extra}]')}"
+    else:
+        pip, line = "pip install", f"pip install '.[{extra}]' in a clone of Calotype"
+    if extra == "export" and importlib.util.find_spec("torch") is None:
+        return f"{pip} {TORCH_FOR_CPU} (unless it is for an NVIDIA GPU), then {line}"
+    return line
 
 
 class CalotypeError(Exception):
@@ -76,4 +94,4 @@ class MissingPackageError(CalotypeError, ImportError):
     """A package that an extra installs is not there."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; install it with: pip install 'calotype[{extra}]'")
+        super().__init__(f"{package} is not installed; install it with: {install_line(extra)}")

@@ -24,7 +24,8 @@ import click
     "--network",
     "networks",
     multiple=True,
-    help="This one alone; may be repeated. unet_deep and unet_shallow are built so: generate --fast takes them.",
+    help="This one alone; may be repeated. unet_deep and unet_shallow are built only when they are named: generate "
+    "--cache-interval takes them.",
 )
 @click.option("--version-compatible", is_flag=True, help="Later versions of TensorRT and its lean runtime run them.")
 @click.option("--hardware-compatible", is_flag=True, help="GPUs of the same compute capability run them too.")

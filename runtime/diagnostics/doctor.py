@@ -8,7 +8,7 @@ import importlib.util
 import os
 import platform
 
-from calotype.runtime.errors import CalotypeError
+from calotype.runtime.errors import CalotypeError, install_line
 from calotype.runtime.sessions.cuda import load_cuda
 from calotype.runtime.sessions.processor import processor_name
 
@@ -57,9 +57,11 @@ def examine() -> list[Finding]:
     for backend, packages in PACKAGES.items():
         version = next(filter(None, (_version(*package) for package in packages.items())), None)
         if version is None:
-            advice = f"pip install 'calotype[{backend}]'"
+            advice = install_line(backend)
+        elif backend in NEED_GPU:
+            advice = _gpu_trouble(backend)
         else:
-            advice = _gpu_trouble(backend) if backend in NEED_GPU else ""
+            advice = ""
         findings.append(Finding(backend=backend, usable=not advice, version=version, advice=advice))
     return findings
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from calotype.runtime.bundle.form import Form
 from calotype.runtime.bundle.spec import ModelSpec
-from calotype.runtime.errors import BackendError
+from calotype.runtime.errors import BackendError, install_line
 from calotype.runtime.graphs.files import initializer_names
 from calotype.runtime.onnx_runtime import import_onnxruntime
 from calotype.runtime.sessions.cuda_fusions import FUSIONS
@@ -67,7 +67,7 @@ class OnnxRuntimeCudaSession(StagedSession[_Bound]):
         if PROVIDER not in onnxruntime.get_available_providers():
             raise BackendError(
                 "the installed onnxruntime has no CUDA; both packages own one name, so: "
-                "pip uninstall onnxruntime, then pip install --force-reinstall 'calotype[cuda]'"
+                f"pip uninstall onnxruntime, then {install_line('cuda')} --force-reinstall"
             )
         super().__init__(spec.inputs, spec.outputs, spec.graphs[form.graph], backend="cuda")
         self._graphs = 0

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calotype.runtime.errors import BundleError, CalotypeError, InputError, MissingPackageError, quoted, shortened
+from calotype.runtime.errors import (
+    BundleError,
+    CalotypeError,
+    InputError,
+    MissingPackageError,
+    install_line,
+    quoted,
+    shortened,
+)
 
 
 @pytest.mark.parametrize("kind", [CalotypeError, InputError, BundleError])
@@ -20,7 +28,7 @@ def test_no_message_is_long_and_both_its_ends_stay(kind: type[CalotypeError]) ->
 def test_short_messages_stay_as_they_are() -> None:
     assert str(InputError("seed=-1 is outside")) == "seed=-1 is outside"
     assert str(MissingPackageError("torch", "export")) == (
-        "torch is not installed; install it with: pip install 'calotype[export]'"
+        f"torch is not installed; install it with: {install_line('export')}"
     )
     assert shortened("abcdef", 4) == "ab … (2 characters left out) … ef"
 

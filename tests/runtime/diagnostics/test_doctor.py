@@ -10,6 +10,7 @@ import pytest
 
 from calotype.runtime.diagnostics import doctor
 from calotype.runtime.diagnostics.doctor import examine, machine
+from calotype.runtime.errors import install_line
 from tests.runtime.cuda_standin import Cuda, Status
 
 
@@ -36,7 +37,7 @@ def test_without_a_driver_each_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(doctor.PACKAGES, "tensorrt", {"no-such-distribution": "none"})
-    assert finding("tensorrt").advice == "pip install 'calotype[tensorrt]'"
+    assert finding("tensorrt").advice == install_line("tensorrt")
 
 
 def test_the_command_prints_it() -> None:
