@@ -297,7 +297,7 @@ def test_a_disk_that_is_full(tiny_bundle: Path, tmp_path: Path, name: str) -> No
     size = ("--steps", "1", "--width", "96", "--height", "96")
     command = [sys.executable, "-m", "calotype.runtime", "generate", "a", "-m", str(tiny_bundle), "-o", name, *size]
     result = subprocess.run(
-        command, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True, timeout=600, check=False
     )
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == f"calotype: {name} cannot be written: File too large; choose another folder\n"
@@ -312,6 +312,6 @@ def test_results_that_nobody_can_take() -> None:
         command = f"exec {sys.executable} -m calotype.runtime info"
         command += f" > {target}" if target is not None else " | exit"
         result = subprocess.run(
-            ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=120, check=False
+            ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=600, check=False
         )
         assert (result.returncode, result.stderr) == (code, message)
