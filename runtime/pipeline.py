@@ -33,6 +33,7 @@ from calotype.runtime.sessions import Session, check_backend, choose_backend, ha
 from calotype.runtime.sessions.low_memory import Turn, TurnTakingSession
 from calotype.runtime.sessions.profiled import Profile
 from calotype.runtime.text.encoders import Conditioner, Inputs, TextEncoder
+from calotype.runtime.text.syntax import warn_of_syntax
 from calotype.runtime.text.textual_inversion import Embedding, add_embeddings
 from calotype.runtime.text.tokenizer import ClipTokenizer
 
@@ -261,6 +262,7 @@ class Pipeline:
         if output_type not in ("pil", "np", "latent"):
             raise InputError(f"output_type={output_type!r} is not known; valid: pil, np, latent")
         texts, negatives = prompts(prompt, negative_prompt, num_images_per_prompt)
+        warn_of_syntax([*texts, *negatives])
         defaults = self.manifest.defaults
         canvas = Canvas.open(
             self.manifest,
