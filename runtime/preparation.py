@@ -34,6 +34,7 @@ from calotype.runtime.pictures.masks import latent_mask
 from calotype.runtime.request import Request
 from calotype.runtime.schedulers import Solver, create_solver
 from calotype.runtime.sessions import Session
+from calotype.runtime.text.syntax import prompt_warnings
 from calotype.runtime.text.textual_inversion import Embedding
 from calotype.runtime.text.vocabulary import read_words, unknown_words
 
@@ -116,7 +117,8 @@ class Preparation:
 
     def _warn(self, request: Request) -> None:
         """Say in the log what is legal and unlikely to be what was meant, once for each prompt and size."""
-        manifest, said = self._manifest, []
+        manifest = self._manifest
+        said = [*prompt_warnings(request.prompt), *prompt_warnings(request.negative_prompt)]
         unknown = [] if self._words is None else unknown_words(request.prompt, self._words)
         if unknown:
             known = f"{manifest.name} was not taught these words, and draws anything for them"

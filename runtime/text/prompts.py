@@ -11,7 +11,7 @@ A weight ``w`` moves a token's embedding ``e`` away from that of the empty promp
 the change of the mean, which is close to zero in some encoders and then turns the embedding upside down.
 
 A long prompt is cut into chunks of as many tokens as fit between start and end token; each is encoded alone, and their
-embeddings follow one another.
+embeddings follow one another. A textual inversion of several vectors is in one chunk.
 """
 
 from __future__ import annotations
@@ -89,25 +89,22 @@ def chunked(prompt: str, tokenizer: ClipTokenizer) -> list[Chunk]:
     Raises:
         InputError: as :func:`parse_prompt`, or the prompt is not valid Unicode.
     """
-    ids: list[int] = []
-    weights: list[float] = []
     length = tokenizer.max_length - 2
+    rows: list[list[tuple[int, float]]] = [[]]
     for text, weight in parse_prompt(prompt):
-        tokens = tokenizer.tokenize(text)
-        room = MAX_CHUNKS * length - len(ids)
-        if len(tokens) > room:
-            cut = text[tokenizer.position(text, room) :]
-            quoted = cut if len(cut) <= 80 else f"{cut[:77]}..."
-            logger.warning("the prompt has more than %d tokens; cut off from here: %r", MAX_CHUNKS * length, quoted)
-            ids += tokens[:room]
-            weights += [weight] * room
-            break
-        ids += tokens
-        weights += [weight] * len(tokens)
-    return [
-        _chunk(tokenizer, ids[start : start + length], weights[start : start + length])
-        for start in range(0, max(len(ids), 1), length)
-    ]
+        words = tokenizer.words(text)
+        for number, word in enumerate(words):
+            # An embedding is moved to the next chunk rather than cut, but one that no chunk can hold.
+            for ids in [word] if len(word) <= length else [[own] for own in word]:
+                if len(rows[-1]) + len(ids) > length:
+                    rows.append([])
+                rows[-1] += [(own, weight) for own in ids]
+            if len(rows) > MAX_CHUNKS:
+                cut = text[tokenizer.position(text, sum(map(len, words[:number]))) :]
+                quoted = cut if len(cut) <= 80 else f"{cut[:77]}..."
+                logger.warning("the prompt has more than %d tokens; cut off from here: %r", MAX_CHUNKS * length, quoted)
+                return [_chunk(tokenizer, row) for row in rows[:MAX_CHUNKS]]
+    return [_chunk(tokenizer, row) for row in rows]
 
 
 def _matched(parts: list[re.Match[str]]) -> dict[int, tuple[str, float]]:
@@ -125,9 +122,10 @@ def _matched(parts: list[re.Match[str]]) -> dict[int, tuple[str, float]]:
     return factors
 
 
-def _chunk(tokenizer: ClipTokenizer, ids: list[int], weights: list[float]) -> Chunk:
-    if all(weight == 1 for weight in weights):
-        return Chunk(ids=tokenizer.pack(ids))
+def _chunk(tokenizer: ClipTokenizer, row: list[tuple[int, float]]) -> Chunk:
+    ids = tokenizer.pack([own for own, _ in row])
+    if all(weight == 1 for _, weight in row):
+        return Chunk(ids=ids)
     padded = np.ones(tokenizer.max_length, np.float32)
-    padded[1 : len(weights) + 1] = weights
-    return Chunk(ids=tokenizer.pack(ids), weights=padded)
+    padded[1 : len(row) + 1] = [weight for _, weight in row]
+    return Chunk(ids=ids, weights=padded)

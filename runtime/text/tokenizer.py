@@ -84,7 +84,11 @@ class ClipTokenizer:
         Raises:
             InputError: it has lone surrogates, as an argument that is not UTF-8 gets from the operating system.
         """
-        return [own for token in self._encode(text).ids for own in self._words.get(token, (token,))]
+        return [own for word in self.words(text) for own in word]
+
+    def words(self, text: str) -> list[Sequence[int]]:
+        """The same ids, those of an embedding together."""
+        return [self._words.get(token, (token,)) for token in self._encode(text).ids]
 
     def position(self, text: str, token: int) -> int:
         """Where in ``text`` the token of that number begins."""

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from calotype.runtime.bundle.manifest import TokenizerSpec
 from calotype.runtime.errors import InputError
 from calotype.runtime.pipeline import Pipeline
+from calotype.runtime.text.prompts import chunked
 from calotype.runtime.text.textual_inversion import Embedding, add_embeddings
 from calotype.runtime.text.tokenizer import ClipTokenizer
 
@@ -160,3 +161,28 @@ def test_positions_count_every_vector(tiny_checkpoint: Path, tmp_path: Path) -> 
     ids = tokenizer.tokenize(text)
     assert ids[1:4] == [520, 521, 522]
     assert [tokenizer.position(text, number) for number in range(len(ids))] == [0, 4, 4, 4, 10]
+
+
+@pytest.mark.parametrize(
+    ("before", "count", "expected"),
+    [
+        (25, 10, [25, 11]),  # five of ten would have fitted
+        (20, 10, [30, 1]),
+        (0, 30, [30, 1]),
+        (30, 3, [30, 4]),
+        (5, 40, [30, 16]),  # more than any chunk holds
+    ],
+)
+def test_an_embedding_is_not_cut_at_a_chunks_end(
+    tiny_checkpoint: Path, tmp_path: Path, before: int, count: int, expected: list[int]
+) -> None:
+    tokenizer = tokenizer_of(tiny_checkpoint)
+    (token,) = tokenizer.tokenize("red")
+    path = saved(tmp_path / "cat.safetensors", **{"<cat>": vectors(count)})
+    add_embeddings([Embedding.read(path)], "text_encoder", tokenizer, 1000, 32)
+    chunks = chunked("red " * before + "(<cat>:1.5) red", tokenizer)
+    ids = [[own for own in chunk.ids.tolist() if own == token or own >= 1000] for chunk in chunks]
+    assert [len(row) for row in ids] == expected
+    assert [own for row in ids for own in row] == [token] * before + [*range(1000, 1000 + count)] + [token]
+    weights = [weight for chunk in chunks if chunk.weights is not None for weight in chunk.weights.tolist()]
+    assert weights.count(1.5) == count

@@ -1,0 +1,63 @@
+"""What other programs read in a prompt, and this one as words: each prompt that has it is warned of in one line."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator
+
+logger = logging.getLogger(__name__)
+
+# What it looks like, and what to do instead.
+SYNTAX = {
+    r"<(?:lora|lyco):(?P<name>[^<>]*)>": "give the file with --lora FILE:SCALE",
+    r"<hypernet:[^<>]*>": "hypernetworks are not supported",
+    r"\bBREAK\b": "a chunk ends where it is full",
+    r"\bAND\b": "prompts are not composed; give one after the other",
+    r"\bembedding:[^\s,:()\[\]<>]+": "give the file with --embedding and write its word alone",
+    r"(?<![_\w])__[\w/*-]+?__(?![_\w])": "wildcards are not filled in; write one out",
+}
+ALTERNATION = "words do not take turns; write one out"
+EDITING = "a prompt is the same at every step; write one out"
+CHOICE = "none is chosen; write one out"
+_BRACKETS = re.compile(r"(?<!\\)\[([^\[\]]*)(?<!\\)\]|(?<!\\)\{([^{}]*)\}")
+_NUMBER = re.compile(r"\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*")
+MOST = 4
+
+
+def prompt_warnings(prompt: str) -> list[str]:
+    """At most one line: what in the prompt means something elsewhere, and what is done with it here."""
+    found = dict(_found(prompt))
+    if not found:
+        return []
+    said = [f"{_short(text)} ({advice})" for text, advice in list(found.items())[:MOST]]
+    more = f" and {len(found) - MOST} more" if len(found) > MOST else ""
+    return [f"the prompt {_short(prompt)!r} has what is read as words: {', '.join(said)}{more}"]
+
+
+def warn_of_syntax(prompts: Iterable[str]) -> None:
+    """Log the warnings of each of a call's prompts, once."""
+    for prompt in dict.fromkeys(prompts):
+        for line in prompt_warnings(prompt):
+            logger.warning("%s", line)
+
+
+def _found(prompt: str) -> Iterator[tuple[str, str]]:
+    """What stands in the prompt, and what to do instead."""
+    for pattern, advice in SYNTAX.items():
+        for match in re.finditer(pattern, prompt):
+            yield match.group(), advice
+    for match in _BRACKETS.finditer(prompt):
+        inner, choice = match.groups()
+        if choice is not None:
+            if "|" in choice:
+                yield match.group(), CHOICE
+        elif "|" in inner:
+            yield match.group(), ALTERNATION
+        elif _NUMBER.fullmatch(inner.rpartition(":")[2]) and ":" in inner:
+            yield match.group(), EDITING
+
+
+def _short(text: str, most: int = 40) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
