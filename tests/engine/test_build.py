@@ -41,7 +41,7 @@ def test_an_unknown_backend_lists_the_valid_ones() -> None:
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(libraries.MODULES, "tensorrt", ("no_such_module", "nor_this_one"))
-    with pytest.raises(MissingPackageError, match=r"calotype\[tensorrt\]"):
+    with pytest.raises(MissingPackageError, match=r"-m pip install -e .*\[tensorrt\]"):
         load_library("tensorrt")
 
 
