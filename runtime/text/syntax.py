@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +33,6 @@ def prompt_warnings(prompt: str) -> list[str]:
     said = [f"{_short(text)} ({advice})" for text, advice in list(found.items())[:MOST]]
     more = f" and {len(found) - MOST} more" if len(found) > MOST else ""
     return [f"the prompt {_short(prompt)!r} has what is read as words: {', '.join(said)}{more}"]
-
-
-def warn_of_syntax(prompts: Iterable[str]) -> None:
-    """Log the warnings of each of a call's prompts, once."""
-    for prompt in dict.fromkeys(prompts):
-        for line in prompt_warnings(prompt):
-            logger.warning("%s", line)
 
 
 def _found(prompt: str) -> Iterator[tuple[str, str]]:

@@ -80,7 +80,7 @@ def test_any_text_has_at_most_one_warning(prompt: str) -> None:
 def test_a_call_warns_of_each_prompt_once(tiny_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Pipeline.load(tiny_bundle, "cpu") as pipeline, caplog.at_level(logging.WARNING):
         caplog.clear()
-        pipeline(["red BREAK apple", "apple"], "[a|b]", num_images_per_prompt=2, num_inference_steps=1)
+        pipeline(["red BREAK apple", "apple"], negative_prompt="[a|b]", num_images_per_prompt=2, num_inference_steps=1)
     assert [text.partition(" has ")[0] for text in caplog.messages] == [
         "the prompt 'red BREAK apple'",
         "the prompt '[a|b]'",
