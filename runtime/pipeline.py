@@ -16,7 +16,7 @@ from PIL import Image
 from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.arguments import at_least
 from calotype.runtime.arrays import Array
-from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.folder import Bundle, check_kind
 from calotype.runtime.call import Call, Callback
 from calotype.runtime.denoising.acceleration import Acceleration, chosen
 from calotype.runtime.denoising.denoiser import Denoiser
@@ -57,6 +57,7 @@ class Pipeline:
         profile: Profile | None = None,
         threads: int | None = None,
     ) -> None:
+        check_kind(bundle, "model")
         self.manifest, self._family = bundle.manifest, family_of(bundle.manifest.family)
         self._family.check(bundle.manifest)
         self._fast, self.low_memory = chosen(fast), low_memory
@@ -75,6 +76,8 @@ class Pipeline:
         )
         self.backend = self.networks.backend
         other = None if vae is None else Bundle.open(vae, weights=False)
+        if other is not None:
+            check_kind(other, "vae", "model")
         extra = None if other is None else other.manifest
         self._model = Model.of(bundle.manifest, self._family.denoiser, embeddings, extra, vae_tiles is not None)
         autoencoder: list[Vae] = []

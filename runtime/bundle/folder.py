@@ -148,3 +148,11 @@ def _is_like(dtype: str, shape: tuple[int | str, ...], found: tuple[str, tuple[i
     if found is None or found[0] != dtype or len(found[1]) != len(shape):
         return False
     return all(own is None or own == said for own, said in zip(found[1], shape, strict=True))
+
+
+def check_kind(bundle: Bundle, *kinds: str) -> None:
+    """Raises BundleError where the bundle is of none of ``kinds``."""
+    own = bundle.manifest.kind
+    if own not in kinds:
+        hint = "; give it as vae, beside a model" if own == "vae" else ""
+        raise BundleError(f"{bundle.path} is a bundle of the kind {own!r}, and {' or '.join(kinds)} is needed{hint}")

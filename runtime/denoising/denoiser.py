@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -42,15 +42,16 @@ class Denoiser:
         return pick(jobs, self.capacity)
 
     def reserve(self, jobs: Sequence[Job]) -> None:
-        """Allocate for the runs of ``jobs`` to come, the largest of each session first, so that nothing moves later."""
-        rows: dict[Key, int] = {}
+        """Allocate for the runs of ``jobs`` to come, the largest of each session first, so that none of them has to."""
+        alike: dict[Key, list[frozenset[int]]] = {}
         for job in jobs:
             for key in _keys_to_come(job):
-                rows[key] = rows.get(key, 0) + job.most_rows
-        for key, count in rows.items():
-            session = self._sessions(key.session)
-            most = max(min(count, self.capacity(key)), min(count, 2))
-            self._buffers_of(key, session).run(session, key.layout, session.padded(most))
+                alike.setdefault(key, []).append(job.rows_to_come)
+        for key, rows in alike.items():
+            session, capacity = self._sessions(key.session), self.capacity(key)
+            counts = {*_runs(map(max, rows), capacity), *_runs(map(min, rows), capacity)}
+            for padded in sorted({session.padded(count) for count in counts}, reverse=True):
+                self._buffers_of(key, session).run(session, key.layout, padded)
 
     def step(self, jobs: Sequence[Job]) -> None:
         """Move each of ``jobs``, like or unlike, by one step, in as few runs as they may share; one that is done stays.
@@ -206,6 +207,17 @@ def _keys_to_come(job: Job) -> list[Key]:
     if job.cache is None:
         return [job.key]
     return [job.key._replace(session=job.key.session._replace(network=network)) for network in (DEEP, SHALLOW)]
+
+
+def _runs(rows: Iterable[int], capacity: int) -> set[int]:
+    """The rows of each of the runs that jobs of so many rows share."""
+    found, count = set(), 0
+    for own in rows:
+        if count and count + own > capacity:
+            found.add(count)
+            count = 0
+        count += own
+    return {*found, count}
 
 
 def _give_features(session: Session, jobs: Sequence[Job], sizes: Sizes) -> None:

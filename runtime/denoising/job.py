@@ -94,9 +94,9 @@ class Job:
         return self._evaluation()[1]
 
     @property
-    def most_rows(self) -> int:
-        """Rows that any of the job's evaluations to come may take."""
-        return 1 if self.unconditional is None else 2
+    def rows_to_come(self) -> frozenset[int]:
+        """The numbers of rows that the job's evaluations to come take."""
+        return frozenset(map(self._rows_at, range(self.index, len(self.solver))))
 
     @property
     def key(self) -> Key:
@@ -126,11 +126,14 @@ class Job:
     def _evaluation(self) -> tuple[int, int, Key]:
         """The next evaluation, its rows and its key; asked for a dozen times a step, and found once."""
         if self._next is None or self._next[0] != self.index:
-            guided = self.unconditional is not None and self.guidance.active(self.solver.noise_level(self.index))
-            rows = 2 if guided else 1
+            rows = self._rows_at(self.index)
             network = self.network if self.cache is None else self.cache.network(rows)
             self._next = self.index, rows, Key(SessionKey(network, self.form, self.weights), self._layout)
         return self._next
+
+    def _rows_at(self, index: int) -> int:
+        guided = self.unconditional is not None and self.guidance.active(self.solver.noise_level(index))
+        return 2 if guided else 1
 
     def row(self, number: int) -> tuple[int, Inputs]:
         """A row's inputs, 0 with the prompt and 1 without, and a number that no other row of any job has."""

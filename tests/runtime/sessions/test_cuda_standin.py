@@ -20,8 +20,9 @@ from calotype.engine.cache import Built, obtain
 from calotype.engine.profiles import Profile, Range, default_profile
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.form import Form
-from calotype.runtime.denoising.denoiser import Denoiser, Job
+from calotype.runtime.denoising.denoiser import Denoiser
 from calotype.runtime.denoising.guidance import Guidance
+from calotype.runtime.denoising.job import Job
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
 from calotype.runtime.schedulers import create_solver
 from calotype.runtime.sessions import choose_backend, device, libraries, open_session, tensorrt
@@ -176,14 +177,14 @@ def test_a_step_of_several_pictures_is_one_launch_and_allocates_nothing(
     keep_plan()
     interval = None if guided_from is None else (guided_from, 1e9)
     with open_unet() as session:
-        denoiser, jobs = Denoiser({"unet": session}), [new_job(number, interval) for number in range(6)]
-        assert set(jobs[0].rows_to_come) == ({2} if interval is None else {1, 2})
-        assert [len(batch) for batch in denoiser.batches(jobs)] == [4, 2]  # the profile has eight rows
-        batch = denoiser.batches(jobs)[0]
-        denoiser.reserve(*batch)
+        denoiser, jobs = Denoiser(lambda _: session), [new_job(number, interval) for number in range(6)]
+        assert jobs[0].rows_to_come == ({2} if interval is None else {1, 2})
+        batch = denoiser.pick(jobs)
+        assert batch == jobs[:4]  # the profile has eight rows
+        denoiser.reserve(batch)
         before, contexts = Counter(cuda.calls), library.contexts
         for _ in range(12):
-            denoiser.step(*batch)
+            denoiser.step(batch)
         assert all(job.done for job in batch)
         calls = cuda.calls - before
         assert calls.pop("cudaMemcpyAsync") <= 3 * 12
@@ -192,7 +193,7 @@ def test_a_step_of_several_pictures_is_one_launch_and_allocates_nothing(
         for job in batch:
             alone = new_job(jobs.index(job), interval)
             while not alone.done:
-                denoiser.step(alone)
+                denoiser.step([alone])
             np.testing.assert_array_equal(job.latents, alone.latents)
 
 

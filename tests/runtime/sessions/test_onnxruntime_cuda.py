@@ -14,8 +14,9 @@ import pytest
 
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.form import Form
-from calotype.runtime.denoising.denoiser import Denoiser, Job
+from calotype.runtime.denoising.denoiser import Denoiser
 from calotype.runtime.denoising.guidance import Guidance
+from calotype.runtime.denoising.job import Job
 from calotype.runtime.errors import BackendError
 from calotype.runtime.schedulers import create_solver
 from calotype.runtime.sessions import device, onnxruntime_cuda, open_session
@@ -216,22 +217,22 @@ def test_a_batch_and_the_rest_take_turns_at_graphs_that_stay(
 ) -> None:
     """Also where guidance ends on the way, which makes the rows fewer."""
     with open_session(BUNDLE.path, UNET, "cuda") as session:
-        denoiser, jobs = Denoiser({"unet": session}), [new_job(number, interval) for number in range(11)]
-        batches = denoiser.batches(jobs)
-        assert [len(batch) for batch in batches] == [8, 3]
+        denoiser, jobs = Denoiser(lambda _: session), [new_job(number, interval) for number in range(11)]
+        batches = [denoiser.pick(jobs), jobs[8:]]
+        assert batches[0] == jobs[:8]
         for batch in batches:
-            denoiser.reserve(*batch)
+            denoiser.reserve(batch)
         before = cuda.calls["cudaMalloc"] + cuda.calls["cudaMallocHost"]
         while not jobs[0].done:
             for batch in batches:
-                denoiser.step(*batch)
+                denoiser.step(batch)
         assert cuda.calls["cudaMalloc"] + cuda.calls["cudaMallocHost"] == before
         assert len(library.graphs) == (2 if interval is None else 4)
         assert library.runs == 2 * 12
         for number, job in enumerate(jobs):
             alone = new_job(number, interval)
             while not alone.done:
-                denoiser.step(alone)
+                denoiser.step([alone])
             np.testing.assert_array_equal(job.latents, alone.latents)
 
 
