@@ -168,32 +168,45 @@ def new_job(number: int, interval: tuple[float, float] | None = None) -> Job:
     )
 
 
-@pytest.mark.parametrize("guided_from", [None, 3.0])
-def test_a_step_of_several_pictures_is_one_launch_and_allocates_nothing(
-    guided_from: float | None, cuda: Cuda, library: cuda_standin.Library
+def test_a_step_of_several_pictures_is_one_launch_copies_its_text_once_and_allocates_nothing(
+    cuda: Cuda, library: cuda_standin.Library
 ) -> None:
-    """Also where guidance ends on the way and the rows become fewer: that shape was made ready before."""
     keep_plan()
-    interval = None if guided_from is None else (guided_from, 1e9)
     with open_unet() as session:
-        denoiser, jobs = Denoiser({"unet": session}), [new_job(number, interval) for number in range(6)]
-        assert set(jobs[0].rows_to_come) == ({2} if interval is None else {1, 2})
-        assert [len(batch) for batch in denoiser.batches(jobs)] == [4, 2]  # the profile has eight rows
-        batch = denoiser.batches(jobs)[0]
-        denoiser.reserve(*batch)
-        before, contexts = Counter(cuda.calls), library.contexts
+        denoiser, jobs = Denoiser(lambda _: session), [new_job(number) for number in range(6)]
+        batch = denoiser.pick(jobs)
+        assert batch == jobs[:4]  # the profile has eight rows
+        denoiser.reserve(batch)
+        before = Counter(cuda.calls)
         for _ in range(12):
-            denoiser.step(*batch)
+            denoiser.step(batch)
         assert all(job.done for job in batch)
-        calls = cuda.calls - before
-        assert calls.pop("cudaMemcpyAsync") <= 3 * 12
-        assert calls == Counter({"cudaGraphLaunch": 12, "cudaStreamSynchronize": 12})
-        assert library.contexts == contexts == (1 if interval is None else 2)
-        for job in batch:
-            alone = new_job(jobs.index(job), interval)
-            while not alone.done:
-                denoiser.step(alone)
-            np.testing.assert_array_equal(job.latents, alone.latents)
+        copies = Counter({"cudaMemcpyAsync": 2 * 12 + 1})
+        assert cuda.calls - before == Counter({"cudaGraphLaunch": 12, "cudaStreamSynchronize": 12}) + copies
+        assert library.contexts == 1
+        check_alone(denoiser, batch)
+
+
+def test_where_guidance_ends_there_is_one_shape_more(cuda: Cuda, library: cuda_standin.Library) -> None:
+    keep_plan()
+    with open_unet() as session:
+        denoiser, jobs = Denoiser(lambda _: session), [new_job(number, (3.0, 1e9)) for number in range(4)]
+        denoiser.reserve(jobs)
+        before = Counter(cuda.calls)
+        for _ in range(12):
+            denoiser.step(jobs)
+        assert (cuda.calls - before)["cudaGraphLaunch"] == 12
+        assert library.contexts == 2
+        check_alone(denoiser, jobs, (3.0, 1e9))
+
+
+def check_alone(denoiser: Denoiser, jobs: list[Job], interval: tuple[float, float] | None = None) -> None:
+    """Each has come out as it does alone."""
+    for number, job in enumerate(jobs):
+        alone = new_job(number, interval)
+        while not alone.done:
+            denoiser.step([alone])
+        np.testing.assert_array_equal(job.latents, alone.latents)
 
 
 @pytest.mark.parametrize(
