@@ -14,7 +14,7 @@ from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.parity import Inputs
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions import Session, Sizes
-from calotype.runtime.sessions.profiled import Profile
+from calotype.runtime.sessions.traced import Trace
 
 WORDS, STEPS = 4, 5
 
@@ -30,7 +30,7 @@ class Evaluation:
 def evaluations(bundle: Bundle, prompts: int) -> list[list[Evaluation]]:
     """Those of drawing ``prompts`` pictures on the CPU, exactly; the same at every call."""
     recorder, found = _Recorder(), []
-    with Pipeline(bundle, "cpu", profile=recorder) as pipeline:
+    with Pipeline(bundle, "cpu", trace=recorder) as pipeline:
         for number, prompt in enumerate(_prompts(bundle, prompts)):
             recorder.seen = []
             pipeline(prompt, seed=number, num_inference_steps=STEPS, output_type="latent")
@@ -47,7 +47,7 @@ def _prompts(bundle: Bundle, count: int) -> list[str]:
     return [" ".join(rng.choice(words, WORDS)) if words else "" for _ in range(count)]
 
 
-class _Recorder(Profile):
+class _Recorder(Trace):
     """Lets a pipeline open its networks, and keeps what goes through the UNet."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class _Recorder(Profile):
         self.seen: list[Evaluation] = []
 
     def open(self, network: str, opener: Callable[[], Session]) -> Session:
-        """See :meth:`Profile.open`."""
+        """See :meth:`Trace.open`."""
         session: Any = super().open(network, opener)
         if network == "unet":
             session.run = self._recorded(session)

@@ -63,6 +63,7 @@ class Call:
                 yield from zip([numbers[job] for job in finished], self._decoded(finished), strict=True)
                 finished = []
             if not waiting:
+                self._pipeline.trim()
                 return
             begin = time.perf_counter()
             moved = self._pipeline.advance(waiting)

@@ -22,7 +22,7 @@ from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.parallel import run_parallel
 from calotype.runtime.sessions import Session, choose_backend, default_form, has_int8, open_session
 from calotype.runtime.sessions.low_memory import Turn, TurnTakingSession
-from calotype.runtime.sessions.profiled import Profile
+from calotype.runtime.sessions.traced import Trace
 
 Weights = tuple[Lora, ...]
 Overrides = Mapping[str, Mapping[str, NDArray[np.floating[Any]]]]
@@ -39,7 +39,7 @@ class Networks:
         encoders: the text encoders' names; these and the denoising network are what LoRAs change.
         weights: the LoRAs that are merged to begin with.
         low_memory: keep the network that runs alone in memory.
-        profile: is told where the time goes.
+        trace: is told where the time goes.
         threads: that the CPU backend computes with; None is as many as this process may use.
 
     Attributes:
@@ -56,14 +56,14 @@ class Networks:
         encoders: Sequence[str],
         weights: Weights = (),
         low_memory: bool = False,
-        profile: Profile | None = None,
+        trace: Trace | None = None,
         threads: int | None = None,
     ) -> None:
         self.bundle, self.backend = bundle, choose_backend(backend, bundle.path)
         self.denoiser, self.encoders = denoiser, tuple(encoders)
         self.weights = weights
         self._turn = Turn() if low_memory else None
-        self._profile, self._threads = profile, threads
+        self._trace, self._threads = trace, threads
         self.sessions: dict[tuple[str, Hashable], Session] = {}
         self._changed: frozenset[str] = frozenset()
 
@@ -160,6 +160,11 @@ class Networks:
             bundle, SessionKey(network, default_form(bundle.manifest.networks[network], self.backend)), None
         )
 
+    def trim(self) -> None:
+        """Give back what runs at large sizes have taken and the next such run takes anew."""
+        for session in self.sessions.values():
+            session.trim()
+
     def close(self) -> None:
         """Give everything back; may be called again."""
         while self.sessions:
@@ -180,7 +185,7 @@ class Networks:
         return opened
 
     def _open(self, bundle: Bundle, key: SessionKey, overrides: Mapping[str, NDArray[Any]] | None) -> Session:
-        profile, spec = self._profile, bundle.manifest.networks[key.network]
+        trace, spec = self._trace, bundle.manifest.networks[key.network]
         label, form = _label(key.network, key.form), key.form
         assert isinstance(form, Form)
 
@@ -194,7 +199,7 @@ class Networks:
                 overrides,
                 check,
                 form=form,
-                profile=profile is not None,
+                trace=trace is not None,
                 threads=self._threads,
             )
             logger.debug(
@@ -203,7 +208,7 @@ class Networks:
             )  # fmt: skip
             return session
 
-        watched: Callable[[], Session] = opener if profile is None else lambda: profile.open(label, opener)
+        watched: Callable[[], Session] = opener if trace is None else lambda: trace.open(label, opener)
         # The shallow network is small, and every second evaluation would send the rest away.
         if self._turn is None or key.network == SHALLOW:
             return watched()

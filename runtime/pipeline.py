@@ -31,7 +31,7 @@ from calotype.runtime.pictures.reading import Source
 from calotype.runtime.preparation import Drawing, Preparation
 from calotype.runtime.request import Request, expand
 from calotype.runtime.sessions import check_backend
-from calotype.runtime.sessions.profiled import Profile
+from calotype.runtime.sessions.traced import Trace
 from calotype.runtime.text.textual_inversion import Embedding
 
 
@@ -54,7 +54,7 @@ class Pipeline:
         vae: str | Path | None = None,
         vae_tiles: Tiles | None = None,
         fast: bool | Acceleration = False,
-        profile: Profile | None = None,
+        trace: Trace | None = None,
         threads: int | None = None,
     ) -> None:
         check_kind(bundle, "model")
@@ -71,7 +71,7 @@ class Pipeline:
             encoders=encoders,
             weights=tuple(loras),
             low_memory=low_memory,
-            profile=profile,
+            trace=trace,
             threads=None if threads is None else at_least("threads", threads, 1),
         )
         self.backend = self.networks.backend
@@ -110,7 +110,7 @@ class Pipeline:
         vae: str | Path | None = None,
         vae_tiles: Tiles | None = None,
         fast: bool | Acceleration = False,
-        profile: Profile | None = None,
+        trace: Trace | None = None,
         threads: int | None = None,
     ) -> Self:
         """Open a bundled model by name, or a bundle by folder.
@@ -126,7 +126,7 @@ class Pipeline:
             fast: what requests get that say nothing of it, and which of the denoising network's graphs are opened here.
                 Exact, or True for the preset ``FAST``, or settings of one's own; see
                 :class:`calotype.runtime.denoising.acceleration.Acceleration`.
-            profile: is told where the time goes; complete when the pipeline is closed.
+            trace: is told where the time goes; complete when the pipeline is closed.
             threads: that the CPU backend computes with; None is ``CALOTYPE_THREADS``, ``OMP_NUM_THREADS``, or as many
                 processors as this process may use.
 
@@ -145,7 +145,7 @@ class Pipeline:
             vae=vae,
             vae_tiles=vae_tiles,
             fast=fast,
-            profile=profile,
+            trace=trace,
             threads=threads,
         )
 
@@ -352,6 +352,14 @@ class Pipeline:
     ) -> Call:
         """Prepare ``requests``, like or unlike, and draw them while the result is iterated over; see :class:`Call`."""
         return Call(self, requests, latents=latents, kind=output_type, callback=callback)
+
+    def trim(self) -> None:
+        """Give back the memory that large pictures have taken, as a call does at its end.
+
+        What the networks hold at sizes of up to 256 x 256 is kept, so that small pictures are drawn without delay.
+        """
+        with self._usable():
+            self.networks.trim()
 
     def close(self) -> None:
         """Give all memory back; may be called again, also while a call runs, which then ends with an error."""

@@ -44,7 +44,7 @@ BESIDE_AGAIN = (
     "mask",
     "backend",
     "low_memory",
-    "profile",
+    "trace",
     "threads",
 )
 
@@ -181,7 +181,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--backend", default="auto", show_default=True, help="auto, tensorrt, tensorrt-rtx, cuda or cpu.")
 @click.option("--low-memory", is_flag=True, help="Keep one network in memory at a time; slower.")
 @click.option("--threads", type=int, help="That a CPU computes with.  [default: as many as may be used]")
-@click.option("--profile", is_flag=True, help="Say on stderr where the time went, with a backend of cpu by operator.")
+@click.option("--trace", is_flag=True, help="Say on stderr where the time went, with a backend of cpu by operator.")
 @click.option("--overwrite", is_flag=True, help="Replace a picture of that name.")
 @click.option("--json", "as_json", is_flag=True, help="Print paths, seeds and timings as JSON.")
 @click.option(
@@ -211,7 +211,7 @@ def command(
     """Draw PROMPT. Pictures that exist are kept: another gets a number in its name."""
     from calotype.runtime.pictures.writing import check_target
     from calotype.runtime.pipeline import Pipeline
-    from calotype.runtime.sessions.profiled import Profile
+    from calotype.runtime.sessions.traced import Trace
 
     if again is None and prompt is None:
         raise click.UsageError("Missing argument 'PROMPT'")
@@ -223,23 +223,23 @@ def command(
         requests, additions = _requests(prompt, options), _additions(options)
     else:
         requests, where, additions = _recalled(again, options)
-    profile = Profile() if options["profile"] else None
+    trace = Trace() if options["trace"] else None
     begin = time.perf_counter()
     with Pipeline.load(
         where,
         options["backend"],
         low_memory=options["low_memory"],
-        profile=profile,
+        trace=trace,
         threads=options["threads"],
         **additions,
     ) as pipeline:
         files, call = _draw(pipeline, requests, output, overwrite)
         seconds = time.perf_counter() - begin
     timings = call.timings
-    if profile is not None:
-        click.echo(profile.text(timings, seconds), err=True)
+    if trace is not None:
+        click.echo(trace.text(timings, seconds), err=True)
     if as_json:
-        more = {} if profile is None else {"profile": profile.to_json()}
+        more = {} if trace is None else {"trace": trace.to_json()}
         value = {"images": files, "backend": pipeline.backend, "timings": timings.to_json(), **more}
         click.echo(json.dumps(value))
     else:

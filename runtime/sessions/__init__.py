@@ -119,7 +119,7 @@ def open_session(
     before_reading: Callable[[], None] = lambda: None,
     *,
     form: Form | None = None,
-    profile: bool = False,
+    trace: bool = False,
     threads: int | None = None,
 ) -> Session:
     """Open the network ``spec`` of the bundle in ``folder`` on ``backend``, a name that is not ``"auto"``.
@@ -132,7 +132,7 @@ def open_session(
             does not read are passed over.
         before_reading: called before the bundle's weights are read; an engine of the CPU backend has its own.
         form: what to compute in; None is what the backend is fast in, and with TensorRT whatever there are plans of.
-        profile: note the time of each operator, on backends that can.
+        trace: note the time of each operator, on backends that can.
         threads: that the CPU backend computes with; None is
             :func:`calotype.runtime.sessions.processor.usable_threads`.
 
@@ -147,7 +147,7 @@ def open_session(
         from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
 
         return OnnxRuntimeCpuSession(
-            folder, spec, overrides, before_reading, form=form or FLOAT32, profile=profile, threads=threads
+            folder, spec, overrides, before_reading, form=form or FLOAT32, trace=trace, threads=threads
         )
     if form is not None and form.compute not in spec.graphs:
         raise BackendError(f"{backend} cannot compute in {form}; this bundle has graphs in {', '.join(spec.graphs)}")

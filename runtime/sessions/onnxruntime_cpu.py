@@ -67,7 +67,7 @@ class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
         before_reading: Callable[[], None] = lambda: None,
         *,
         form: Form = FLOAT32,
-        profile: bool = False,
+        trace: bool = False,
         threads: int | None = None,
     ) -> None:
         super().__init__(spec.inputs, spec.outputs, spec.graphs[FLOAT32.graph])
@@ -75,9 +75,9 @@ class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
         if form not in (FLOAT32, INT8):
             raise BackendError(f"the CPU computes in float32, or in int8 with an engine; {form} was asked for")
         self._threads = usable_threads() if threads is None else at_least("threads", threads, 1)
-        self._profiles = tempfile.TemporaryDirectory(prefix="calotype-") if profile else None
+        self._traces = tempfile.TemporaryDirectory(prefix="calotype-") if trace else None
         self._engine, self._session = self._open(overrides or {})
-        self._profiled, self._seconds = not profile, dict[str, float]()
+        self._traced, self._seconds = not trace, dict[str, float]()
         self._ran_large = False
 
     @property
@@ -118,7 +118,7 @@ class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
         engine, session = self._open(changes or {})  # before the other is given up: this may fail
         self._read_profile()
         self._engine, self._session = engine, session
-        self._profiled = self._profiles is None
+        self._traced = self._traces is None
         for shape in self._shapes.values():
             shape.binding = self._bind(shape.views)
 
@@ -150,14 +150,14 @@ class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
         self._read_profile()
         super()._close()
         del self._session
-        if self._profiles is not None:
-            self._profiles.cleanup()
+        if self._traces is not None:
+            self._traces.cleanup()
 
     def _read_profile(self) -> None:
         """Add up what ONNX Runtime has noted, which ends its noting."""
-        if self._profiled:
+        if self._traced:
             return
-        self._profiled = True
+        self._traced = True
         for event in json.loads(Path(self._session.end_profiling()).read_text()):
             if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
                 operator = event["args"]["op_name"]
@@ -185,9 +185,9 @@ class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
         # A pattern lays all that a size takes into one piece, which the second run asks for beside the pieces that the
         # first one took: with engines of SD 1.5 that made 6.6 GB at 512 x 512, where it is 3.7 without.
         options.enable_mem_pattern = False
-        if self._profiles is not None:
+        if self._traces is not None:
             options.enable_profiling = True
-            options.profile_file_prefix = str(Path(self._profiles.name) / "profile")
+            options.profile_file_prefix = str(Path(self._traces.name) / "trace")
         return options
 
     def _prepare(self, sizes: Sizes) -> _Bound:

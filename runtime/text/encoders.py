@@ -26,8 +26,9 @@ class TextEncoder:
     def __init__(self, tokenizer: ClipTokenizer, session: Session, extra: Array | None = None) -> None:
         self._tokenizer, self._session = tokenizer, session
         self._pooled = any(spec.name == "text_embeds" for spec in session.outputs)
-        self._takes_extra = any(spec.name == "extra_embeddings" for spec in session.inputs)
-        self._extra = np.zeros((1, 1), np.float32) if extra is None else extra
+        width = next((int(spec.shape[1]) for spec in session.inputs if spec.name == "extra_embeddings"), None)
+        self._takes_extra = width is not None
+        self._extra = np.zeros((1, width or 1), np.float32) if extra is None else extra
         self._cache: OrderedDict[tuple[bytes, int], tuple[Array, Array | None]] = OrderedDict()
         self._sizes = {"batch": 1, "extra": len(self._extra)}
         session.reserve(self._sizes)
@@ -49,10 +50,10 @@ class TextEncoder:
         found = self._cache.get(key)
         if found is None:
             # Always alone: what else is in a batch can change the last bits.
-            self._session.buffer("input_ids", self._sizes)[:] = ids
-            self._session.buffer("clip_skip", self._sizes)[:] = clip_skip
+            self._session.write("input_ids", self._sizes, ids, row=0)
+            self._session.write("clip_skip", self._sizes, np.array([clip_skip], np.int64))
             if self._takes_extra:
-                self._session.buffer("extra_embeddings", self._sizes)[:] = self._extra
+                self._session.write("extra_embeddings", self._sizes, self._extra)
             self._session.run(self._sizes)
             states = self._session.buffer("hidden_states", self._sizes)[0].copy()
             pooled = self._session.buffer("text_embeds", self._sizes)[0].copy() if self._pooled else None

@@ -27,7 +27,7 @@ from calotype.runtime.pictures.autoencoder import Tiles, Vae
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.schedulers import create_solver
 from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
-from calotype.runtime.sessions.profiled import Profile
+from calotype.runtime.sessions.traced import Trace
 from tests.runtime.conftest import Model
 
 LONG = "red apple " * 60  # more than one chunk of tokens
@@ -134,22 +134,22 @@ def test_with_caching_and_where_guidance_comes_and_goes(
 
 def test_a_deep_feature_serves_its_own_picture_in_a_batch(tiny_bundle: Path, allow: Allow) -> None:
     """Runs of the two graphs, counted where they run: 2 whole ones and 4 shallow ones for all three."""
-    profile, fast = Profile(), Acceleration(cache_interval=3)
+    trace, fast = Trace(), Acceleration(cache_interval=3)
     allow(6)
-    with Pipeline(Bundle.open(tiny_bundle), "cpu", profile=profile, fast=fast) as watched:
+    with Pipeline(Bundle.open(tiny_bundle), "cpu", trace=trace, fast=fast) as watched:
         watched("red", num_images_per_prompt=3, **SETTINGS | {"num_inference_steps": 6})
-    assert {name: profile.networks[name].runs for name in ("unet_deep", "unet_shallow")} == {
+    assert {name: trace.networks[name].runs for name in ("unet_deep", "unet_shallow")} == {
         "unet_deep": 2,
         "unet_shallow": 4,
     }
 
 
 def test_with_one_network_in_memory_at_a_time(tiny_bundle: Path, pipeline: Pipeline, allow: Allow) -> None:
-    wanted, profile = pipeline("red", num_images_per_prompt=3, **SETTINGS), Profile()
+    wanted, trace = pipeline("red", num_images_per_prompt=3, **SETTINGS), Trace()
     allow(6)
-    with Pipeline(Bundle.open(tiny_bundle), "cpu", low_memory=True, profile=profile) as turns:
+    with Pipeline(Bundle.open(tiny_bundle), "cpu", low_memory=True, trace=trace) as turns:
         got = turns("red", num_images_per_prompt=3, **SETTINGS)
-    assert profile.networks["unet"].runs == 3
+    assert trace.networks["unet"].runs == 3
     check_equal(got, wanted)
 
 
@@ -207,11 +207,11 @@ def test_small_pictures_share_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.
     for built in (False, True):
         if built:
             build_engines(Bundle.open("talbot"), networks=["unet", "vae_decoder"])
-        profile = Profile()
-        with Pipeline.load("talbot", "cpu") as plain, Pipeline.load("talbot", "cpu", profile=profile) as watched:
+        trace = Trace()
+        with Pipeline.load("talbot", "cpu") as plain, Pipeline.load("talbot", "cpu", trace=trace) as watched:
             assert (plain.engines["unet"] is not None) == built
             together = watched("red apple", num_images_per_prompt=5, seed=7, **settings)
-            counts = {name: profile.networks[name].runs for name in ("unet", "vae_decoder")}
+            counts = {name: trace.networks[name].runs for name in ("unet", "vae_decoder")}
             assert counts == {"unet": 2 * 2, "vae_decoder": 2}  # four, and the fifth
             for number, picture in enumerate(together.images):
                 np.testing.assert_array_equal(plain("red apple", seed=7 + number, **settings).images[0], picture)

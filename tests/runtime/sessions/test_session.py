@@ -19,8 +19,8 @@ from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.sessions import onnxruntime_cpu, open_session
 from calotype.runtime.sessions.low_memory import Turn, TurnTakingSession
 from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
-from calotype.runtime.sessions.profiled import Profile
 from calotype.runtime.sessions.session import Session
+from calotype.runtime.sessions.traced import Trace
 
 TALBOT = Bundle.open("talbot")
 SPECS = TALBOT.manifest.networks
@@ -133,7 +133,7 @@ def wrapped(kind: str) -> Session:
     if kind == "instant":
         return InstantSession(16, 192)
     if kind == "profiled":
-        return Profile().open("unet", opened)
+        return Trace().open("unet", opened)
     return TurnTakingSession(SPECS[SMALL], opened, Turn())
 
 
@@ -226,7 +226,7 @@ def test_a_linked_input_is_the_other_s_output() -> None:
         predicted(deep)
         feature = deep.buffer("deep_feature", SIZES)
         plain.write("deep_feature", SIZES, feature)
-        shallow.link("deep_feature", Profile().open("deep", lambda: deep), "deep_feature")
+        shallow.link("deep_feature", Trace().open("deep", lambda: deep), "deep_feature")
         assert np.shares_memory(shallow.buffer("deep_feature", SIZES), feature)
         for session in (plain, shallow):
             for name in ("sample", "timestep", "encoder_hidden_states"):
@@ -268,7 +268,7 @@ def test_what_large_runs_took_is_given_back(monkeypatch: pytest.MonkeyPatch, une
 
 def test_a_profile_holds_the_runs_before_and_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with opened(profile=True) as session:
+    with opened(trace=True) as session:
         predicted(session)
         session.set_weights(changes())
         before = session._seconds["Conv"]

@@ -16,7 +16,7 @@ SHOWN = 0.001  # seconds of a stage
 
 
 @dataclasses.dataclass(kw_only=True)
-class NetworkProfile:
+class NetworkTrace:
     """Of one network: seconds spent in opening it and in its runs, how many, and seconds by operator.
 
     ``operators`` is empty where the backend does not tell them apart.
@@ -40,21 +40,21 @@ class Timed(Protocol):
         """Of each run of the denoising network."""
 
 
-class Profile:
+class Trace:
     """What the sessions that it opened did, by network; whole once they are closed."""
 
     def __init__(self) -> None:
-        self.networks: dict[str, NetworkProfile] = {}
+        self.networks: dict[str, NetworkTrace] = {}
         self._lock = threading.Lock()  # networks are opened at the same time
 
     def open(self, network: str, opener: Callable[[], Session]) -> Session:
         """The session that ``opener`` opens, watched."""
         with self._lock:
-            own = self.networks.setdefault(network, NetworkProfile())
+            own = self.networks.setdefault(network, NetworkTrace())
         begin = time.perf_counter()
         session = opener()
         own.opening += time.perf_counter() - begin
-        return _ProfiledSession(session, own)
+        return _TracedSession(session, own)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; seconds."""
@@ -85,26 +85,26 @@ class Profile:
         return "\n".join(lines)
 
 
-class _ProfiledSession(WrappingSession):
+class _TracedSession(WrappingSession):
     """See :class:`calotype.runtime.sessions.session.Session`."""
 
-    def __init__(self, session: Session, profile: NetworkProfile) -> None:
+    def __init__(self, session: Session, trace: NetworkTrace) -> None:
         super().__init__(session.inputs, session.outputs, "the session")
-        self._session, self._profile = session, profile
+        self._session, self._trace = session, trace
 
     def run(self, sizes: Sizes) -> None:
         """See :meth:`Session.run`."""
         begin = time.perf_counter()
         self._session.run(sizes)
-        self._profile.running += time.perf_counter() - begin
-        self._profile.runs += 1
+        self._trace.running += time.perf_counter() - begin
+        self._trace.runs += 1
 
     def _wrapped(self) -> Session:
         return self._session
 
     def _close(self) -> None:
         for operator, spent in self._session.operators().items():
-            self._profile.operators[operator] = self._profile.operators.get(operator, 0.0) + spent
+            self._trace.operators[operator] = self._trace.operators.get(operator, 0.0) + spent
         self._session.close()
 
 
