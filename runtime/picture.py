@@ -285,7 +285,7 @@ def digest_of(source: Any) -> str | None:
         return hashlib.sha256(source.tobytes()).hexdigest()[:10]
     if not isinstance(source, Path):
         return None
-    files = sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else [source]
+    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
     return _digest_of_files(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in files))
 
 

@@ -61,11 +61,6 @@ def read_adapter(path: Path) -> list[AdapterFile]:
     return [_single(_only_file(path))]
 
 
-def adapter_paths(path: Path) -> list[Path]:
-    """The files with weights that are read for ``path``; see :func:`read_adapter`."""
-    return [file.path for file in read_adapter(path)] if path.is_dir() else [path]
-
-
 def _only_file(folder: Path) -> Path:
     found = sorted(folder.glob("*.safetensors"))
     inner = sorted(config.parent.name for config in folder.glob(f"*/{PEFT_CONFIG}"))

@@ -13,7 +13,6 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from calotype.runtime.adapters.files import adapter_paths
 from calotype.runtime.adapters.lora import Lora, merge
 from calotype.runtime.adapters.steps import advice
 from calotype.runtime.errors import InputError
@@ -196,7 +195,6 @@ def test_folders(tmp_path: Path) -> None:
         merge([Lora(path=folder)], weights())
     saved(folder / "a.safetensors", state)
     assert changed(folder) == ["unet.conv_in.weight"]
-    assert adapter_paths(folder) == [folder / "a.safetensors"]
     saved(folder / "b.safetensors", state)
     assert "holds 2 files; give one of them: a.safetensors, b.safetensors" in message(folder)
     saved(folder / "pytorch_lora_weights.safetensors", state)
