@@ -17,8 +17,8 @@ from benchmarks.operations import unet_operations
 from benchmarks.quality import fast_modes as fast
 from benchmarks.quality import modes
 from benchmarks.quality.drawing import Drawing
-from calotype.runtime import pipeline as pipelines
-from calotype.runtime.bundle.form import INT8
+from calotype.runtime import networks
+from calotype.runtime.bundle.form import FLOAT32, INT8
 from calotype.runtime.denoising.acceleration import EXACT, FAST, Acceleration
 from calotype.runtime.picture import Timings
 from calotype.runtime.pipeline import Pipeline
@@ -85,11 +85,11 @@ def test_operations_are_counted_whatever_runs(
     int8: bool, counts: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The int8 engine, where the cache has one, is played by a session in float32: which one runs is what counts."""
-    monkeypatch.setattr(pipelines, "has_int8", lambda *_: int8)
+    monkeypatch.setattr(networks, "has_int8", lambda *_: int8)
     monkeypatch.setattr(
-        pipelines,
+        networks,
         "open_session",
-        lambda *arguments, **how: open_session(*arguments, **{**how, "precision": "float32"}),
+        lambda *arguments, **how: open_session(*arguments, **{**how, "form": FLOAT32}),
     )
     monkeypatch.setattr(fast, "unet_operations", lambda *_: counts)
     caching = Acceleration(cache_interval=2)
