@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +13,7 @@ from calotype.runtime.pictures.autoencoder import Tiles
 from calotype.runtime.pictures.embedded import read_parameters
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.text.textual_inversion import Embedding
-
-
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "calotype.runtime", "generate", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=folder)
+from tests.runtime.command_line import calotype
 
 
 def test_they_reach_the_pipeline_and_the_file(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -31,7 +25,17 @@ def test_they_reach_the_pipeline_and_the_file(tiny_bundle: Path, tmp_path: Path)
     save_file({"emb_params": rng.standard_normal((2, 32), np.float32)}, tmp_path / "b.safetensors")
     (tmp_path / "a.toml").write_text(f'lora = ["a.safetensors:-0.5"]\nmodel = "{tiny_bundle}"\nvae = "{tiny_bundle}"\n')
     size = ("--width", "70", "--height", "140", "--seed", "3", "--steps", "2")
-    result = run(tmp_path, "red <b>", "--config", "a.toml", "--embedding", "b.safetensors:<b>", "--vae-tiling", *size)
+    result = calotype(
+        "generate",
+        "red <b>",
+        "--config",
+        "a.toml",
+        "--embedding",
+        "b.safetensors:<b>",
+        "--vae-tiling",
+        *size,
+        cwd=tmp_path,
+    )
     assert result.returncode == 0, result.stderr
     text = read_parameters(tmp_path / "calotype.png")
     for part in ('Lora: "a.safetensors:-0.5 ', 'TI: "b.safetensors:<b> ', "VAE: tiny", "VAE tiles: True"):
@@ -51,7 +55,7 @@ def test_they_reach_the_pipeline_and_the_file(tiny_bundle: Path, tmp_path: Path)
 
 def test_a_file_that_does_not_fit_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
     save_file({"unet.no.lora_A.weight": np.ones((1, 1), np.float32)}, tmp_path / "a.safetensors")
-    result = run(tmp_path, "a", "-m", str(tiny_bundle), "--lora", "a.safetensors:0.8")
+    result = calotype("generate", "a", "-m", str(tiny_bundle), "--lora", "a.safetensors:0.8", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert "a.safetensors does not fit this model; 1 keys match nothing: unet.no;" in result.stderr
     assert len(result.stderr.splitlines()) == 1

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from calotype.runtime.diagnostics.benchmark import InstantSession, host_overhead
-
-
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "calotype.runtime", "bench", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+from tests.runtime.command_line import calotype
 
 
 def test_it_measures_a_bundle_and_says_so_as_json(tiny_bundle: Path) -> None:
-    result = run(
-        tiny_bundle, "--backend", "cpu", "--steps", "2", "--images", "1", "--images", "2", "--rounds", "1", "--json"
+    result = calotype(
+        "bench",
+        tiny_bundle,
+        "--backend",
+        "cpu",
+        "--steps",
+        "2",
+        "--images",
+        "1",
+        "--images",
+        "2",
+        "--rounds",
+        "1",
+        "--json",
     )
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
@@ -39,14 +45,14 @@ def test_it_measures_a_bundle_and_says_so_as_json(tiny_bundle: Path) -> None:
 
 
 def test_a_person_gets_a_table(tiny_bundle: Path) -> None:
-    result = run(tiny_bundle, "--backend", "cpu", "--steps", "1", "--images", "1", "--rounds", "1")
+    result = calotype("bench", tiny_bundle, "--backend", "cpu", "--steps", "1", "--images", "1", "--rounds", "1")
     assert result.returncode == 0, result.stderr
     assert "tiny on cpu" in result.stdout
     assert "pixels  images  picture_s  step_s" in result.stdout
 
 
 def test_a_bundle_that_is_not_there_is_one_line() -> None:
-    result = run("nowhere")
+    result = calotype("bench", "nowhere")
     assert (result.returncode, result.stdout) == (1, "")
     assert len(result.stderr.splitlines()) == 1
 

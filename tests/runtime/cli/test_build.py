@@ -1,4 +1,4 @@
-"""``calotype build`` and ``calotype info PLAN`` as a person meets them: real processes, real TensorRT-RTX builds."""
+"""``calotype build`` and ``calotype info PLAN``: real builds by TensorRT-RTX, stopped and raced in real processes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.runtime.command_line import calotype
+
 CALOTYPE = [sys.executable, "-m", "calotype.runtime"]
 
 
@@ -21,17 +23,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "plans"
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*CALOTYPE, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
-
-
 def build(bundle: Path, *arguments: str) -> list[str]:
-    return [*CALOTYPE, "build", str(bundle), "--backend", "tensorrt-rtx", *arguments]
+    return ["build", str(bundle), "--backend", "tensorrt-rtx", *arguments]
 
 
 def test_a_plan_from_the_build_to_the_cleaning(tiny_bundle: Path, folder: Path) -> None:
     command = build(tiny_bundle, "--network", "vae_decoder", "--static", "--profile", "wide,width=64")
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    result = calotype(*command)
+    assert result.returncode == 0, result.stderr
     plan = Path(result.stdout.strip())
     assert plan.parent == folder
     lines = result.stderr.splitlines()
@@ -41,7 +40,7 @@ def test_a_plan_from_the_build_to_the_cleaning(tiny_bundle: Path, folder: Path) 
     assert lines[2].startswith("time: not known")
     assert lines[3].endswith("not built before")
 
-    info = run("info", plan)
+    info = calotype("info", plan)
     assert (info.returncode, info.stderr) == (0, "")
     for text in (
         "network:    vae_decoder of tiny",
@@ -50,58 +49,59 @@ def test_a_plan_from_the_build_to_the_cleaning(tiny_bundle: Path, folder: Path) 
         "output:     image ",
     ):
         assert text in info.stdout
-    record = json.loads(run("info", plan, "--json").stdout)
+    record = json.loads(calotype("info", plan, "--json").stdout)
     assert record["figures"]["weights"] > 0
     assert record["key"]["gpu"] == "portable"
 
-    stated = run("info", tiny_bundle).stdout
+    stated = calotype("info", tiny_bundle).stdout
     activations = f"{record['figures']['activations'] / 2**20:.1f} MiB"
     assert f", activations {activations} in the largest plan here\n" in stated
     assert "with --low-memory, " in stated
     assert "the activations of text_encoder, unet, vae_encoder, which their plans state" in stated
 
-    assert run("build", "--list").stdout.startswith(f"{plan}  ")
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert calotype("build", "--list").stdout.startswith(f"{plan}  ")
+    again = calotype(*command)
     assert "time: none, all plans are there" in again.stderr
     assert "taken from the cache" in again.stderr
     data = bytearray(plan.read_bytes())
     data[len(data) // 2] ^= 1
     plan.write_bytes(data)
-    assert "its sha256 is not the recorded one" in run("build", "--list").stdout
-    refused = run("info", plan)
+    assert "its sha256 is not the recorded one" in calotype("build", "--list").stdout
+    refused = calotype("info", plan)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "build it again with: calotype build" in refused.stderr
-    mended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    mended = calotype(*command)
     assert "built again, since its sha256 is not the recorded one" in mended.stderr
-    changed = subprocess.run(build(tiny_bundle, "--network", "vae_decoder"), capture_output=True, text=True, check=True)
+    changed = calotype(*build(tiny_bundle, "--network", "vae_decoder"))
     assert "by the largest plan here" in changed.stderr
     assert "built again, since these changed: profiles" in changed.stderr
 
-    assert run("build", "--clean").stdout.endswith("MiB freed\n")
+    assert calotype("build", "--clean").stdout.endswith("MiB freed\n")
     assert {path.suffix for path in folder.iterdir()} == {".lock"}
 
 
 def test_an_engine_for_this_processor(tiny_bundle: Path, folder: Path) -> None:
-    command = [*CALOTYPE, "build", str(tiny_bundle), "--backend", "cpu", "--network", "vae_decoder"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    command = ["build", str(tiny_bundle), "--backend", "cpu", "--network", "vae_decoder"]
+    result = calotype(*command)
+    assert result.returncode == 0, result.stderr
     plan = Path(result.stdout.strip())
     assert plan.parent == folder
     assert result.stderr.splitlines()[-1].endswith("not built before")
-    info = run("info", plan)
+    info = calotype("info", plan)
     assert (info.returncode, info.stderr) == (0, "")
     for text in ("network:    vae_decoder of tiny, float32", "built by:   ONNX Runtime", "parity:     relative error"):
         assert text in info.stdout
-    assert json.loads(run("info", plan, "--json").stdout)["weights"]["size"] > 0
-    assert "float32, for " in run("build", "--list").stdout
+    assert json.loads(calotype("info", plan, "--json").stdout)["weights"]["size"] > 0
+    assert "float32, for " in calotype("build", "--list").stdout
     weights = plan.with_name(plan.name + ".weights")
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     times = weights.stat()
     weights.write_bytes(data)
     os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a failing disk would
-    assert "is not the file that it was built with" in run("build", "--list").stdout
-    assert run("info", plan).returncode == 1
-    assert run("build", "--clean").stdout.endswith("MiB freed\n")
+    assert "is not the file that it was built with" in calotype("build", "--list").stdout
+    assert calotype("info", plan).returncode == 1
+    assert calotype("build", "--clean").stdout.endswith("MiB freed\n")
     assert {path.suffix for path in folder.iterdir()} == {".lock"}
 
 
@@ -124,7 +124,7 @@ def test_an_engine_for_this_processor(tiny_bundle: Path, folder: Path) -> None:
     ],
 )
 def test_bad_input(folder: Path, arguments: list[str], code: int, message: str) -> None:
-    result = run("build", *arguments)
+    result = calotype("build", *arguments)
     assert (result.returncode, result.stdout) == (code, ""), result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -133,8 +133,8 @@ def test_bad_input(folder: Path, arguments: list[str], code: int, message: str) 
 
 def _started(command: list[str], folder: Path) -> subprocess.Popen[str]:
     """The process, once it holds the lock and so is about to build."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(600):
+    process = subprocess.Popen([*CALOTYPE, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None:
         if list(folder.glob("*.lock")):
             return process
         time.sleep(0.05)
@@ -145,20 +145,20 @@ def _started(command: list[str], folder: Path) -> subprocess.Popen[str]:
 def test_a_builder_stopped_half_way_leaves_nothing_that_looks_whole(
     folder: Path, number: signal.Signals, code: int
 ) -> None:
-    process = _started([*CALOTYPE, "build", "talbot", "--backend", "tensorrt-rtx", "--network", "unet"], folder)
+    process = _started(["build", "talbot", "--backend", "tensorrt-rtx", "--network", "unet"], folder)
     os.kill(process.pid, number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     assert not list(folder.glob("*.plan"))
-    assert run("build", "--list").stdout == ""
+    assert calotype("build", "--list").stdout == ""
 
 
 def test_two_builders_at_once_build_once(tiny_bundle: Path, folder: Path) -> None:
     command = build(tiny_bundle, "--network", "unet")
     first = _started(command, folder)
-    second = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    output, errors = first.communicate(timeout=120)
+    second = calotype(*command)
+    output, errors = first.communicate(timeout=600)
     assert first.returncode == 0, errors
     assert second.stdout == output
     assert "not built before" in errors

@@ -15,6 +15,7 @@ import onnx
 import pytest
 
 from calotype.runtime.bundle.manifest import FileRecord, Manifest
+from tests.runtime.command_line import Ran, calotype
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +37,17 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(vae: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def exported(vae: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
     """Its bundle, and what the command said."""
     bundle = tmp_path_factory.mktemp("bundles") / "taesd"
-    return bundle, run("export", vae, bundle)
+    return bundle, calotype("export", vae, bundle)
 
 
 def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "calotype.runtime", *map(str, arguments)]
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300, check=False)
-
-
-def one_line(result: subprocess.CompletedProcess[str], message: str) -> None:
+def one_line(result: Ran, message: str) -> None:
     assert result.returncode == 1, result.stderr
     assert result.stderr.splitlines()[-1].startswith("calotype: ")
     assert message in result.stderr.splitlines()[-1]
@@ -58,7 +55,7 @@ def one_line(result: subprocess.CompletedProcess[str], message: str) -> None:
 
 
 def test_progress_is_on_stderr_and_the_result_on_stdout(
-    exported: tuple[Path, subprocess.CompletedProcess[str]],
+    exported: tuple[Path, Ran],
 ) -> None:
     bundle, result = exported
     assert (result.returncode, result.stdout) == (0, f"{bundle}: taesd, 2 networks\n"), result.stderr
@@ -100,11 +97,11 @@ def test_ctrl_c_keeps_what_is_finished_and_nothing_that_looks_whole(vae: Path, t
 
 
 def test_a_folder_in_the_way(vae: Path, tmp_path: Path) -> None:
-    one_line(run("export", vae, tmp_path, "--force"), f"{tmp_path} exists already")
+    one_line(calotype("export", vae, tmp_path, "--force"), f"{tmp_path} exists already")
 
 
-def test_verify_compares_the_graphs(exported: tuple[Path, subprocess.CompletedProcess[str]], vae: Path) -> None:
-    result = run("verify", exported[0], "--against", vae)
+def test_verify_compares_the_graphs(exported: tuple[Path, Ran], vae: Path) -> None:
+    result = calotype("verify", exported[0], "--against", vae)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == f"{exported[0]}: 5 files are intact"
@@ -119,9 +116,7 @@ def test_verify_compares_the_graphs(exported: tuple[Path, subprocess.CompletedPr
     assert all(float(line.rpartition(" ")[2]) >= 0.9995 for line in lines[1:])
 
 
-def test_verify_finds_a_graph_that_computes_something_else(
-    exported: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_verify_finds_a_graph_that_computes_something_else(exported: tuple[Path, Ran], tmp_path: Path) -> None:
     bundle = tmp_path / "taesd"
     shutil.copytree(exported[0], bundle)
     graph = onnx.load(bundle / "vae_decoder.fp16.onnx", load_external_data=False)
@@ -131,8 +126,8 @@ def test_verify_finds_a_graph_that_computes_something_else(
     files = {**manifest.files, "vae_decoder.fp16.onnx": FileRecord.of(bundle / "vae_decoder.fp16.onnx")}
     value = manifest.to_json() | {"files": {name: vars(record) for name, record in files.items()}}
     (bundle / "calotype.json").write_text(Manifest.from_json(value).dumps())
-    one_line(run("verify", bundle), "vae_decoder, float16 graph has a cosine of ")
+    one_line(calotype("verify", bundle), "vae_decoder, float16 graph has a cosine of ")
 
 
-def test_verify_on_an_unknown_backend(exported: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    one_line(run("verify", exported[0], "--backend", "abacus"), "there is no backend 'abacus'; valid: auto, ")
+def test_verify_on_an_unknown_backend(exported: tuple[Path, Ran]) -> None:
+    one_line(calotype("verify", exported[0], "--backend", "abacus"), "there is no backend 'abacus'; valid: auto, ")
