@@ -129,6 +129,6 @@ with Pipeline.load("talbot", "cpu") as pipeline:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout.startswith(
-        "there is not enough memory to run at rows=2, tokens=32, height=128, width=128; use a "
+        "there is not enough memory to run at rows=2, height=128, width=128, tokens=32; use a "
     )
     assert done.stdout.count("\n") == 1

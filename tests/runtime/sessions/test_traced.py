@@ -32,7 +32,7 @@ def test_operators_are_within_the_runs_and_runs_within_the_stages(low_memory: bo
     assert unet.running <= timings.denoising
     assert {"Conv", "MatMul"} <= unet.operators.keys()
     text = trace.text(timings, 2 * timings.total)
-    assert "3 steps" in text
+    assert "3 runs" in text
     assert "unet ran 3 times" in text
 
 

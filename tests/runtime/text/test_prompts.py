@@ -33,12 +33,8 @@ class Counted:
 
     def __init__(self, session: Any) -> None:
         self.session, self.runs = session, 0
-        self.inputs, self.outputs, self.reserve, self.buffer = (
-            session.inputs,
-            session.outputs,
-            session.reserve,
-            session.buffer,
-        )
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.reserve, self.buffer, self.write = session.reserve, session.buffer, session.write
 
     def run(self, sizes: Any) -> None:
         self.runs += 1
