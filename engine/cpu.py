@@ -34,6 +34,7 @@ from calotype.runtime.errors import BackendError, BuildError, InputError
 from calotype.runtime.onnx_runtime import import_onnxruntime
 from calotype.runtime.sessions.plans import cache_folder, weights_of
 from calotype.runtime.sessions.processor import instruction_sets, multiplies_bytes, usable_threads
+from calotype.runtime.untrusted import why
 
 onnxruntime = import_onnxruntime("onnxruntime", "cpu")
 
@@ -176,9 +177,24 @@ def _optimize(model: onnx.ModelProto, stored: Arrays, weights: Path) -> tuple[on
     try:
         _session(model, stored, options)
         found = onnx.load(optimized, load_external_data=False)
+    except BuildError:
+        _check_room(weights, sum(array.nbytes for array in stored.values()))
+        raise
     finally:
         optimized.unlink(missing_ok=True)
     return found, _open(found, weights.parent)
+
+
+def _check_room(weights: Path, size: int) -> None:
+    """Raises BuildError where the disk is full: ONNX Runtime says where in its sources it failed, and not why."""
+    try:
+        with weights.open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise BuildError(
+            f"{weights.parent} cannot be written: {why(error)}; free some space with calotype build --clean, or set "
+            "CALOTYPE_CACHE"
+        ) from error
 
 
 def _session(model: onnx.ModelProto, stored: Arrays, options: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,21 @@ def outputs(folder: Path, spec: Any) -> list[np.ndarray[Any, Any]]:
             session.run(sizes)
             found.append(session.buffer("noise_pred", sizes).copy())
     return found
+
+
+def test_a_full_disk_is_what_is_said(folder: Path) -> None:
+    """The system's own limit on the size of a file stands for it. ONNX Runtime names a line of its sources instead."""
+    bundle = Bundle.open("talbot")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(BuildError) as caught:
+            build_engines(bundle, networks=["vae_decoder"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    advice = "free some space with calotype build --clean, or set CALOTYPE_CACHE"
+    assert str(caught.value) == f"{folder} cannot be written: File too large; {advice}"
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("packed", [0, onnxruntime_cpu.PACKED])
