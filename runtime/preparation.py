@@ -88,6 +88,7 @@ class Preparation:
         self._conditioner: tuple[list[Session], Conditioner] | None = None
         self._posteriors: OrderedDict[bytes, Posterior] = OrderedDict()
         self._solvers: OrderedDict[str, Solver] = OrderedDict()
+        self._conditioned()  # with the model, so that no picture waits for it
         self._said: OrderedDict[str, None] = OrderedDict()
         path = manifest.words
         self._words = None if path is None else read_words(networks.bundle.path / path)

@@ -179,7 +179,7 @@ class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
 
     def _options(self) -> Any:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what is wrong is in the exception, and said in one line
         if not is_whole_machine(self._threads):  # else it pins them to the cores, which it does only unasked
             options.intra_op_num_threads = self._threads
         # A pattern lays all that a size takes into one piece, which the second run asks for beside the pieces that the

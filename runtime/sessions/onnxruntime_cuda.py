@@ -116,7 +116,7 @@ class OnnxRuntimeCudaSession(StagedSession[_Bound]):
         )
         for captured in ("1", "0"):
             options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
+            options.log_severity_level = 4  # what is wrong is in the exception, and said in one line
             if names:
                 values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(overrides[n])) for n in names]
                 options.add_external_initializers(names, values)

@@ -62,6 +62,8 @@ class ClipTokenizer:
                 unk_token=spec.eos_token,
                 end_of_word_suffix="</w>",
             )
+        except MemoryError:
+            raise
         except Exception as error:  # the library raises bare Exception for a merge that is not in the vocabulary
             raise BundleError(f"{vocab} and {merges} are not a CLIP tokenizer: {why(error)}; export again") from error
         tokenizer = Tokenizer(model)
