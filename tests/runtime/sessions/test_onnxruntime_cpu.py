@@ -132,4 +132,4 @@ with Pipeline.load("talbot", "cpu") as pipeline:
         "there is not enough memory to run at rows=2, height=128, width=128, tokens=32; use a "
     )
     assert done.stdout.count("\n") == 1
-    assert done.stderr == ""
+    assert "onnxruntime" not in done.stderr
