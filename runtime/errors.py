@@ -37,15 +37,18 @@ def quoted(value: object) -> str:
 
 def install_line(extra: str) -> str:
     """What to type to install an extra. The package is not published: it is installed from its clone."""
+    from importlib.metadata import distributions  # slow to import, and seldom needed
+
     clone = Path(__file__).resolve().parent.parent
-    if (clone / "pyproject.toml").is_file():
-        pip = f"{shlex.quote(sys.executable)} -m pip install"
-        line = f"{pip} -e {shlex.quote(f'{clone}[{extra}]')}"
-    else:
-        pip, line = "pip install", f"pip install '.[{extra}]' in a clone of Calotype"
+    here = (clone / "pyproject.toml").is_file()
+    pip = f"{shlex.quote(sys.executable)} -m pip" if here else "pip"
+    what = f"-e {shlex.quote(f'{clone}[{extra}]')}" if here else f"'.[{extra}]' in a clone of Calotype"
     if extra == "export" and importlib.util.find_spec("torch") is None:
-        return f"{pip} {TORCH_FOR_CPU} (unless it is for an NVIDIA GPU), then {line}"
-    return line
+        return f"{pip} install {TORCH_FOR_CPU} (unless it is for an NVIDIA GPU), then {pip} install {what}"
+    if extra == "cuda" and any(distributions(name="onnxruntime")):
+        # The two packages share one folder, so what one of them takes away the other has to bring again.
+        return f"{pip} uninstall onnxruntime, then {pip} install --force-reinstall {what}"
+    return f"{pip} install {what}"
 
 
 class CalotypeError(Exception):

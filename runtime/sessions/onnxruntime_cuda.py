@@ -65,10 +65,8 @@ class OnnxRuntimeCudaSession(StagedSession[_Bound]):
 
     def __init__(self, folder: Path, spec: ModelSpec, overrides: Changes | None = None, *, form: Form) -> None:
         if PROVIDER not in onnxruntime.get_available_providers():
-            raise BackendError(
-                "the installed onnxruntime has no CUDA; both packages own one name, so: "
-                f"pip uninstall onnxruntime, then {install_line('cuda')} --force-reinstall"
-            )
+            way_out = install_line("cuda")
+            raise BackendError(f"the installed onnxruntime has no CUDA; both packages own one name, so: {way_out}")
         super().__init__(spec.inputs, spec.outputs, spec.graphs[form.graph], backend="cuda")
         self._graphs = 0
         self._session: Any = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import shlex
 import sys
@@ -24,7 +25,16 @@ def test_the_line_runs_from_any_folder() -> None:
 
 def test_a_wheel_says_where_the_line_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(errors, "__file__", str(tmp_path / "calotype" / "runtime" / "errors.py"))
-    assert install_line("cuda") == "pip install '.[cuda]' in a clone of Calotype"
+    assert install_line("tensorrt") == "pip install '.[tensorrt]' in a clone of Calotype"
+
+
+def test_the_package_that_is_in_the_way_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda **_: ["onnxruntime"])
+    first, _, then = install_line("cuda").partition(", then ")
+    assert shlex.split(first) == [sys.executable, "-m", "pip", "uninstall", "onnxruntime"]
+    assert shlex.split(then)[-3:] == ["--force-reinstall", "-e", f"{CLONE}[cuda]"]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda **_: [])
+    assert shlex.split(install_line("cuda"))[-1] == f"{CLONE}[cuda]"
 
 
 def test_without_pytorch_the_small_one_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,6 @@ def test_nothing_is_left_behind_unless_a_user_wants_it(chosen: str | None, tmp_p
 def test_without_the_package_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # type: ignore[arg-type]
     monkeypatch.delenv(onnx_runtime.TELEMETRY_OFF, raising=False)
-    with pytest.raises(MissingPackageError, match=r"onnxruntime-gpu is not installed; .* -m pip install -e .*\[cuda\]"):
+    with pytest.raises(MissingPackageError, match=r"onnxruntime-gpu is not installed; .* -m pip install .*\[cuda\]"):
         onnx_runtime.import_onnxruntime("onnxruntime-gpu", "cuda")
     assert onnx_runtime.TELEMETRY_OFF not in os.environ

@@ -278,5 +278,7 @@ def test_a_failing_run(library: OnnxRuntime, reason: str, message: str) -> None:
 
 def test_an_onnxruntime_without_cuda_says_how_to_get_the_other(library: OnnxRuntime) -> None:
     library.providers = ["CPUExecutionProvider"]
-    with pytest.raises(BackendError, match=r"pip uninstall onnxruntime, then .* -m pip install -e .*\[cuda\]"):
+    with pytest.raises(
+        BackendError, match=r"pip uninstall onnxruntime, then .* -m pip install --force-reinstall .*\[cuda\]"
+    ):
         open_session(BUNDLE.path, UNET, "cuda")
