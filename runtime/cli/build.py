@@ -6,6 +6,8 @@ import sys
 
 import click
 
+from calotype.runtime.cli.precision import Precision
+
 
 @click.command("build")
 @click.argument("bundle", required=False)
@@ -17,7 +19,7 @@ import click
 @click.option("--static", is_flag=True, help="One guided picture of one size: fastest, and least memory.")
 @click.option(
     "--precision",
-    type=click.Choice(["float16", "float32", "int8"]),
+    type=Precision(["float16", "float32", "int8"]),
     help="What it computes in; int8, on the CPU, is the UNet alone.  [default: float16 where there is such a graph]",
 )
 @click.option(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from calotype.runtime.cli.precision import Precision
 from calotype.runtime.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -151,8 +152,9 @@ FILE = click.Path(path_type=Path)
 )
 @click.option(
     "--precision",
-    type=click.Choice(["float32", "float16", "int8"]),
-    help="int8: nearly the same picture from the engine that calotype build made so; with --fast where there is one.",
+    type=Precision(["float16", "float32", "int8"]),
+    help="What the UNet is computed in; int8 takes an engine that was built so, and draws nearly the same picture.  "
+    "[default: what the backend is fast in, and with --fast int8 where it was built]",
 )
 @click.option("--clip-skip", type=int, help="Last layers of the text encoder to leave out.  [default: 0]")
 @click.option("--original-size", type=int, nargs=2, metavar="HEIGHT WIDTH", help="SDXL's, before scaling.")
@@ -180,7 +182,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--vae-tiling", is_flag=True, help="Read and draw large pictures in tiles, in less memory.")
 @click.option("--backend", default="auto", show_default=True, help="auto, tensorrt, tensorrt-rtx, cuda or cpu.")
 @click.option("--low-memory", is_flag=True, help="Keep one network in memory at a time; slower.")
-@click.option("--threads", type=int, help="That a CPU computes with.  [default: as many as may be used]")
+@click.option("--threads", type=int, help="How many a CPU computes with.  [default: as many as may be used]")
 @click.option("--trace", is_flag=True, help="Say on stderr where the time went, with a backend of cpu by operator.")
 @click.option("--overwrite", is_flag=True, help="Replace a picture of that name.")
 @click.option("--json", "as_json", is_flag=True, help="Print paths, seeds and timings as JSON.")
