@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from calotype.export.checkpoint import Checkpoint
-from calotype.export.graphs import GraphPlan, by_component, max_clip_skip, plans, tokenizer_spec
+from calotype.export.graphs import GraphPlan, by_component, tokenizer_spec
 from calotype.export.parity import check, run_graph, run_module
 from calotype.export.partial import PartialBundle
 from calotype.export.precision import Gauge, find_islands, measure, part_of, run_float16, write_float16
 from calotype.export.sources import load_checkpoint
 from calotype.export.tracing import OPSET, write_graph, write_part
 from calotype.export.weights import to_float32, write_weights
-from calotype.runtime.bundle.manifest import MANIFEST_NAME, Defaults, Manifest, TokenizerSpec, VaeSpec
+from calotype.runtime.bundle.manifest import MANIFEST_NAME, Defaults, Manifest, TokenizerSpec
 from calotype.runtime.bundle.parity import Outputs
 from calotype.runtime.bundle.schema import SchemaError, read_as
 from calotype.runtime.bundle.spec import ModelSpec
@@ -39,6 +39,7 @@ def export_checkpoint(
     force: bool = False,
     ema: bool = False,
     prediction_type: str | None = None,
+    variant: str | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Turn the checkpoint ``source`` into a bundle at ``bundle``, which appears whole or not at all.
@@ -53,6 +54,7 @@ def export_checkpoint(
         force: replace a bundle that is there.
         ema: take the averaged weights of a single file that carries both.
         prediction_type: overrides what the checkpoint says that its UNet predicts.
+        variant: which of a folder's weights to take where there are several, as ``bf16``.
         progress: is told what begins.
 
     Raises:
@@ -66,7 +68,7 @@ def export_checkpoint(
     if bundle.exists() and not (force and (bundle / MANIFEST_NAME).is_file()):
         why = "holds a bundle; use --force to replace it" if (bundle / MANIFEST_NAME).is_file() else "exists already"
         raise ExportError(f"{bundle} {why}")
-    checkpoint = load_checkpoint(source, ema=ema, prediction_type=prediction_type)
+    checkpoint = load_checkpoint(source, ema=ema, prediction_type=prediction_type, variant=variant)
     defaults = _defaults(checkpoint)
     try:
         with PartialBundle(bundle, replace=force) as partial:
@@ -79,10 +81,10 @@ def export_checkpoint(
                 networks=networks,
                 tokenizers=_write_tokenizers(checkpoint, partial),
                 scheduler=checkpoint.scheduler,
-                vae=_vae(checkpoint),
+                vae=checkpoint.vae,
                 defaults=defaults,
                 files=partial.files(),
-                max_clip_skip=_max_clip_skip(checkpoint),
+                max_clip_skip=checkpoint.max_clip_skip,
                 force_zeros_for_empty_prompt=checkpoint.force_zeros_for_empty_prompt,
                 license=checkpoint.card.get("license"),
                 attribution=tuple(checkpoint.card.get("attribution", ())),
@@ -101,8 +103,8 @@ def _write_components(
     """The networks of all components and their parity reports; what a former run finished is not made again."""
     networks: dict[str, ModelSpec] = {}
     parity: dict[str, Any] = {}
-    for component, own in by_component(plans(checkpoint)).items():
-        module = getattr(checkpoint, component)
+    for component, own in by_component(checkpoint.graphs).items():
+        module = checkpoint.components[component]
         key = _key(module, own, precision)
         report = partial.take_up(component, key)
         specs = {
@@ -187,13 +189,8 @@ def _key(module: torch.nn.Module, own: list[GraphPlan], precision: str) -> str:
 
 def _write_tokenizers(checkpoint: Checkpoint, partial: PartialBundle) -> dict[str, TokenizerSpec]:
     specs = {}
-    for name, tokenizer, encoder in (
-        ("tokenizer", checkpoint.tokenizer, checkpoint.text_encoder),
-        ("tokenizer_2", checkpoint.tokenizer_2, checkpoint.text_encoder_2),
-    ):
-        if tokenizer is None or encoder is None:
-            continue
-        spec = specs[name] = tokenizer_spec(name, tokenizer, encoder.config.max_position_embeddings)
+    for name, tokenizer in checkpoint.tokenizers.items():
+        spec = specs[name] = tokenizer_spec(name, tokenizer)
         (partial.folder / name).mkdir(exist_ok=True)
         (partial.folder / spec.vocab).write_bytes(tokenizer.vocab)
         (partial.folder / spec.merges).write_bytes(tokenizer.merges)
@@ -201,23 +198,8 @@ def _write_tokenizers(checkpoint: Checkpoint, partial: PartialBundle) -> dict[st
     return specs
 
 
-def _max_clip_skip(checkpoint: Checkpoint) -> int:
-    encoders = [encoder for encoder in (checkpoint.text_encoder, checkpoint.text_encoder_2) if encoder is not None]
-    return min((max_clip_skip(checkpoint.family, encoder) for encoder in encoders), default=0)
-
-
-def _vae(checkpoint: Checkpoint) -> VaeSpec:
-    config = checkpoint.vae.config
-    return VaeSpec(
-        scaling_factor=config.scaling_factor,
-        shift_factor=config.shift_factor or 0.0,
-        latent_channels=config.latent_channels,
-        downscale=config.downscale,
-    )
-
-
 def _defaults(checkpoint: Checkpoint) -> Defaults:
-    pixels = (checkpoint.sample_size or 64) * checkpoint.vae.config.downscale
+    pixels = (checkpoint.sample_size or 64) * checkpoint.vae.downscale
     try:
         return read_as(Defaults, {"height": pixels, "width": pixels, **checkpoint.card.get("defaults", {})}, "defaults")
     except (SchemaError, TypeError) as error:

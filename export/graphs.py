@@ -1,54 +1,25 @@
-"""The graphs of a checkpoint: what each computes, its inputs and outputs, and whose weights it reads."""
+"""Graphs that are to be made: what each computes, its inputs and outputs, and whose weights it reads."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
-from calotype.export.checkpoint import Checkpoint
 from calotype.export.models.autoencoder import Autoencoder
 from calotype.export.models.clip import TextEncoder
 from calotype.export.models.tiny_autoencoder import TinyAutoencoder
 from calotype.export.models.unet import UNet
 from calotype.export.tokenizer import Tokenizer
-from calotype.runtime.bundle.manifest import TokenizerSpec
+from calotype.runtime.bundle.manifest import TokenizerSpec, VaeSpec
 from calotype.runtime.bundle.parity import Inputs, Tokens, cases
 from calotype.runtime.bundle.spec import ModelSpec, TensorSpec
 
 PREFIX = "model."  # of a parameter's name in a traced graph
 SIZE_IDS = 6  # SDXL: original size, crop and target size, two numbers each
 SUFFIXES = {"float32": "fp32", "float16": "fp16"}
-
-
-class TextEncoderGraph(nn.Module):
-    """SD 1 and 2: the hidden states of a layer, counted from the last, through the final norm."""
-
-    def __init__(self, model: TextEncoder) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, clip_skip: Tensor, extra_embeddings: Tensor) -> Tensor:
-        # (B, T), (1,), (E, D) -> (B, T, D)
-        text = self.model.text_model
-        out: Tensor = text.final_layer_norm(_chosen(text(input_ids, extra_embeddings), clip_skip))
-        return out
-
-
-class SdxlTextEncoderGraph(nn.Module):
-    """SDXL: the hidden states of a layer, counted from the last but one, bare; and the pooled prompt, projected."""
-
-    def __init__(self, model: TextEncoder) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, clip_skip: Tensor, extra_embeddings: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        # (B, T), (1,), (E, D) -> (B, T, D), (B, P)
-        _, pooled, states = self.model(input_ids, extra_embeddings)
-        hidden = _chosen(states[:-1], clip_skip)
-        return hidden if self.model.text_projection is None else (hidden, pooled)
 
 
 class UNetGraph(nn.Module):
@@ -134,21 +105,6 @@ class GraphPlan:
         )
 
 
-def plans(checkpoint: Checkpoint) -> list[GraphPlan]:
-    """The graphs of all components that ``checkpoint`` has."""
-    found = [
-        _text_encoder(name, checkpoint.family, tower, tokenizer)
-        for name, tower, tokenizer in (
-            ("text_encoder", checkpoint.text_encoder, checkpoint.tokenizer),
-            ("text_encoder_2", checkpoint.text_encoder_2, checkpoint.tokenizer_2),
-        )
-        if tower is not None and tokenizer is not None
-    ]
-    if checkpoint.unet is not None:
-        found += unet_plans(checkpoint.unet)
-    return found + vae_plans(checkpoint.vae)
-
-
 def by_component(plans: Iterable[GraphPlan]) -> dict[str, list[GraphPlan]]:
     """The graphs that read the weights of each component."""
     components: dict[str, list[GraphPlan]] = {}
@@ -157,42 +113,42 @@ def by_component(plans: Iterable[GraphPlan]) -> dict[str, list[GraphPlan]]:
     return components
 
 
-def tokenizer_spec(name: str, tokenizer: Tokenizer, max_length: int) -> TokenizerSpec:
+def tokenizer_spec(name: str, tokenizer: Tokenizer) -> TokenizerSpec:
     """The manifest's record of ``tokenizer``, whose files lie in the folder ``name``."""
     return TokenizerSpec(
         vocab=f"{name}/vocab.json",
         merges=f"{name}/merges.txt",
-        max_length=max_length,
+        max_length=tokenizer.max_length,
         bos_token=tokenizer.bos_token,
         eos_token=tokenizer.eos_token,
         pad_token=tokenizer.pad_token,
     )
 
 
-def max_clip_skip(family: str, encoder: TextEncoder) -> int:
-    """How many layers can be left out of a text encoder: all but the embeddings."""
-    return encoder.config.num_hidden_layers - (1 if family == "sdxl" else 0)
+def text_encoder_plan(
+    name: str, graph: Callable[[TextEncoder], nn.Module], encoder: TextEncoder, tokenizer: Tokenizer, max_clip_skip: int
+) -> GraphPlan:
+    """Of the text encoder ``name``: the prompt in tokens of ``tokenizer``, as ``graph`` computes from them.
 
-
-def _text_encoder(name: str, family: str, encoder: TextEncoder, tokenizer: Tokenizer) -> GraphPlan:
-    config = encoder.config
-    length, width = config.max_position_embeddings, config.hidden_size
-    outputs = [_float("hidden_states", "batch", length, width)]
+    ``graph`` gives the hidden states, and the pooled prompt behind them where the encoder has a projection.
+    """
+    config, length = encoder.config, tokenizer.max_length
+    outputs = [float_spec("hidden_states", "batch", length, config.hidden_size)]
     if encoder.text_projection is not None:
-        outputs.append(_float("text_embeds", "batch", config.projection_dim))
-    tokens = Tokens.read(tokenizer.vocab, tokenizer_spec(name, tokenizer, length))
+        outputs.append(float_spec("text_embeds", "batch", config.projection_dim))
+    tokens = Tokens.read(tokenizer.vocab, tokenizer_spec(name, tokenizer))
     return GraphPlan(
         network=name,
         component=name,
-        module=SdxlTextEncoderGraph(encoder) if family == "sdxl" else TextEncoderGraph(encoder),
+        module=graph(encoder),
         inputs=(
             TensorSpec(name="input_ids", dtype="int64", shape=("batch", length)),
             TensorSpec(name="clip_skip", dtype="int64", shape=(1,)),
-            _float("extra_embeddings", "extra", width),
+            float_spec("extra_embeddings", "extra", config.hidden_size),
         ),
         outputs=tuple(outputs),
         tokens=dataclasses.replace(tokens, count=config.vocab_size),
-        max_clip_skip=max_clip_skip(family, encoder),
+        max_clip_skip=max_clip_skip,
     )
 
 
@@ -200,18 +156,18 @@ def unet_plans(unet: UNet) -> list[GraphPlan]:
     """Of one trace, which takes longest: with the deep feature as one more output, without, and as an input."""
     config = unet.config
     inputs = [
-        _float("sample", "rows", config.in_channels, "height", "width"),
-        _float("timestep", "rows"),
-        _float("encoder_hidden_states", "rows", "tokens", config.cross_attention_dim),
+        float_spec("sample", "rows", config.in_channels, "height", "width"),
+        float_spec("timestep", "rows"),
+        float_spec("encoder_hidden_states", "rows", "tokens", config.cross_attention_dim),
     ]
     if config.projection_class_embeddings_input_dim is not None and config.addition_time_embed_dim is not None:
         pooled = config.projection_class_embeddings_input_dim - SIZE_IDS * config.addition_time_embed_dim
-        inputs += [_float("text_embeds", "rows", pooled), _float("time_ids", "rows", SIZE_IDS)]
+        inputs += [float_spec("text_embeds", "rows", pooled), float_spec("time_ids", "rows", SIZE_IDS)]
     if config.time_cond_proj_dim is not None:
-        inputs.append(_float("timestep_cond", "rows", config.time_cond_proj_dim))
+        inputs.append(float_spec("timestep_cond", "rows", config.time_cond_proj_dim))
     given = tuple(inputs)
-    noise_pred = _float("noise_pred", "rows", config.out_channels, "height", "width")
-    feature = _float("deep_feature", "rows", config.block_out_channels[0], "height", "width")
+    noise_pred = float_spec("noise_pred", "rows", config.out_channels, "height", "width")
+    feature = float_spec("deep_feature", "rows", config.block_out_channels[0], "height", "width")
     kinds = {
         "unet_deep": (UNetGraph(unet), given, (noise_pred, feature)),
         "unet": (UNetPart(unet, "forward"), given, (noise_pred,)),
@@ -233,14 +189,14 @@ def unet_plans(unet: UNet) -> list[GraphPlan]:
 def vae_plans(vae: Autoencoder | TinyAutoencoder) -> list[GraphPlan]:
     """Of decoder and encoder."""
     config = vae.config
-    image = _float("image", "batch", config.out_channels, f"{config.downscale}*height", f"{config.downscale}*width")
+    image = float_spec("image", "batch", config.out_channels, f"{config.downscale}*height", f"{config.downscale}*width")
     latents = ("batch", config.latent_channels, "height", "width")
     return [
         GraphPlan(
             network="vae_decoder",
             component="vae",
             module=VaeDecoderGraph(vae),
-            inputs=(_float("latents", *latents),),
+            inputs=(float_spec("latents", *latents),),
             outputs=(image,),
         ),
         GraphPlan(
@@ -248,15 +204,27 @@ def vae_plans(vae: Autoencoder | TinyAutoencoder) -> list[GraphPlan]:
             component="vae",
             module=VaeEncoderGraph(vae),
             inputs=(image,),
-            outputs=(_float("mean", *latents), _float("logvar", *latents)),
+            outputs=(float_spec("mean", *latents), float_spec("logvar", *latents)),
         ),
     ]
 
 
-def _chosen(states: list[Tensor], clip_skip: Tensor) -> Tensor:
+def vae_spec(vae: Autoencoder | TinyAutoencoder) -> VaeSpec:
+    """The manifest's record of how latents relate to pixels."""
+    config = vae.config
+    return VaeSpec(
+        scaling_factor=config.scaling_factor,
+        shift_factor=config.shift_factor or 0.0,
+        latent_channels=config.latent_channels,
+        downscale=config.downscale,
+    )
+
+
+def chosen_layer(states: list[Tensor], clip_skip: Tensor) -> Tensor:
     """The last of ``states`` but ``clip_skip``, (B, T, D)."""
     return torch.stack(states).index_select(0, len(states) - 1 - clip_skip)[0]
 
 
-def _float(name: str, *shape: int | str) -> TensorSpec:
+def float_spec(name: str, *shape: int | str) -> TensorSpec:
+    """An input or output in float32."""
     return TensorSpec(name=name, dtype="float32", shape=shape)

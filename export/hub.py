@@ -8,27 +8,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from calotype.export.components import MODEL_WEIGHTS
+from calotype.export.families import families
 from calotype.export.json_files import read_json
 from calotype.export.weight_files import shards, weight_names
 from calotype.runtime.errors import CheckpointError, MissingPackageError
 
 REPOSITORY = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@]+))?")
-# What an export reads of each folder, beside its weights.
-SETTINGS = {
-    "text_encoder": ("config.json",),
-    "text_encoder_2": ("config.json",),
-    "unet": ("config.json",),
-    "vae": ("config.json",),
-    "scheduler": ("scheduler_config.json",),
-    "tokenizer": ("tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.json"),
-    "tokenizer_2": ("tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.json"),
-}
-WEIGHTS = {
-    "text_encoder": "model",
-    "text_encoder_2": "model",
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-}
+TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.json")
 
 
 def is_repository(source: str) -> bool:
@@ -36,8 +23,12 @@ def is_repository(source: str) -> bool:
     return REPOSITORY.fullmatch(source) is not None
 
 
-def download(source: str) -> Path:
+def download(source: str, variant: str | None = None) -> Path:
     """Fetch what an export reads of ``owner/name[@revision]``, one variant of the weights, and no pickle.
+
+    Args:
+        source: the repository.
+        variant: of the weights, where a component has it; the plain ones, or else float16's, where it has not.
 
     Returns:
         The folder in the cache, named after the commit.
@@ -54,7 +45,7 @@ def download(source: str) -> Path:
     assert match is not None
     name = match["name"]
     try:
-        return _Repository(name, match["revision"]).fetch_all()
+        return _Repository(name, match["revision"], variant).fetch_all()
     except errors.GatedRepoError as error:
         raise CheckpointError(
             f"{name} is gated; accept its terms at https://huggingface.co/{name} and log in with: hf auth login"
@@ -74,29 +65,38 @@ def download(source: str) -> Path:
 class _Repository:
     """One repository at one commit."""
 
-    def __init__(self, name: str, revision: str | None) -> None:
-        self.name, self.revision = name, revision
+    def __init__(self, name: str, revision: str | None, variant: str | None) -> None:
+        self.name, self.revision, self.variant = name, revision, variant
         self.folder: Path | None = None
 
     def fetch_all(self) -> Path:
         if not self._fetch("model_index.json") and self._fetch("config.json"):
-            self._fetch_weights("", WEIGHTS["vae"])
+            self._fetch_weights("", MODEL_WEIGHTS)
         if self.folder is None:
             raise self._missing("model_index.json")
-        for component in self._components(self.folder):
-            for file in SETTINGS[component]:
-                self._fetch(f"{component}/{file}")
-            if component in WEIGHTS:
-                self._fetch_weights(f"{component}/", WEIGHTS[component])
+        for component, library, kind in self._components(self.folder):
+            if kind.endswith(("Tokenizer", "TokenizerFast")):
+                for file in TOKENIZER:
+                    self._fetch(f"{component}/{file}")
+            elif component == "scheduler":
+                self._fetch(f"{component}/scheduler_config.json")
+            else:
+                self._fetch(f"{component}/config.json")
+                self._fetch_weights(f"{component}/", "model" if library == "transformers" else MODEL_WEIGHTS)
         return self.folder
 
-    def _components(self, folder: Path) -> list[str]:
-        """Those that the index has, each ``[library, class]`` there, or two nulls."""
+    def _components(self, folder: Path) -> list[tuple[str, str, str]]:
+        """Those that a family reads of what the index has: the name, its library and its class, or two nulls."""
         index = read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else {}
-        return [component for component in SETTINGS if (index.get(component) or [None])[0] is not None]
+        read = {
+            name for family in families() if index.get("_class_name") in family.pipelines for name in family.folders
+        }
+        entries = [(name, *index[name]) for name in index if name in read]
+        return [(name, str(library), str(kind)) for name, library, kind in entries if library is not None]
 
     def _fetch_weights(self, prefix: str, stem: str) -> None:
-        found = next((name for name in weight_names(stem) if self._fetch(prefix + name)), None)
+        names = (*(weight_names(stem, self.variant) if self.variant is not None else ()), *weight_names(stem))
+        found = next((name for name in names if self._fetch(prefix + name)), None)
         if found is None or self.folder is None:
             raise self._missing(f"{prefix}{stem}.safetensors")
         for shard in shards(self.folder / prefix / found) if found.endswith(".json") else []:
@@ -134,6 +134,6 @@ class _Repository:
                 "unset it once, or give a folder or a file"
             )
         return CheckpointError(
-            f"{self.name} has no {file}; repositories in diffusers' layout with safetensors weights are read, "
-            "and single files once you have fetched them"
+            f"{self.name} has no {file}; repositories in diffusers' layout with safetensors weights are read, their "
+            "variants with --variant, and single files once you have fetched them"
         )

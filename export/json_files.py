@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from calotype.export.contents import check_whole
 from calotype.runtime.errors import CheckpointError
 
 
@@ -19,7 +20,10 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; a checkpoint folder in diffusers' layout has it") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        check_whole(path, path.read_bytes()[:64])
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object")

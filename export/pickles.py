@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.serialization import safe_globals
 
+from calotype.export.weights import listed
 from calotype.runtime.errors import CheckpointError
 
 # What the trainers of the originals left beside the weights; none of it is imported or called.
@@ -20,6 +21,8 @@ PASSENGERS = (
     "numpy._core.multiarray.scalar",
     "numpy.dtype",
 )
+# What trainers call the weights among all that they save.
+WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "params_ema", "params")
 
 
 class Passenger:
@@ -34,14 +37,14 @@ class Passenger:
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.ckpt``, mapped into memory where its format allows it.
+    """The tensors of a file that ``torch.save`` wrote, mapped into memory where its format allows it.
 
     Raises:
         CheckpointError: it is broken, or asks for more than tensors, plain values and known passengers.
     """
     try:
         with safe_globals([(Passenger, name) for name in PASSENGERS]):
-            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            saved = _load(path)
     except Exception as error:  # what is no pickle, or half of one, can raise anything
         needed = re.search(r"GLOBAL (\S+)", str(error))
         if needed is None:
@@ -50,6 +53,25 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors, {needed[1]}, which could run code; "
             "fetch this model as .safetensors, or convert it where you can trust it"
         ) from error
-    state = saved.get("state_dict", saved) if isinstance(saved, dict) else {}
-    state = state if isinstance(state, dict) else {}
-    return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    state = _unwrapped(saved)
+    if not state:
+        has = f"it has {listed(map(str, saved))}" if isinstance(saved, dict) and saved else "it is something else"
+        raise CheckpointError(f"{path} holds no tensors by their names; {has}: give the checkpoint itself")
+    return state
+
+
+def _load(path: Path) -> object:
+    # PyTorch believes a name that ends in .safetensors; a file without a name it reads for what it is.
+    if path.suffix.lower() == ".safetensors":
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def _unwrapped(saved: object) -> dict[str, Tensor]:
+    """The tensors at the top, or in the first of the places that trainers put them in."""
+    if not isinstance(saved, dict):
+        return {}
+    state = {name: value for name, value in saved.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    inner = next((saved[name] for name in WRAPPERS if isinstance(saved.get(name), dict)), None)
+    return _unwrapped(inner) if inner is not None else state

@@ -1,224 +1,149 @@
-"""Checkpoints in the original layout, one ``.safetensors`` or ``.ckpt`` file for all components."""
+"""Checkpoints in the original layout, one file for all components: their tensors, sorted by component."""
 
 from __future__ import annotations
 
-import logging
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Self
 
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from calotype.export.checkpoint import Checkpoint
+from calotype.export.contents import read_tensors
 from calotype.export.models.autoencoder import Autoencoder
-from calotype.export.models.clip import TextEncoder
-from calotype.export.models.unet import UNet
-from calotype.export.pickles import read_pickle
-from calotype.export.prediction_type import PREDICTS_NOISE, likeness_to_noise
-from calotype.export.single_file_configs import Part, clip_config, openclip_config, unet_config, vae_config
-from calotype.export.single_file_families import FAMILIES, OTHERS, STRAYS, UNET, VAE, Family
-from calotype.export.single_file_keys import openclip_table, unet_table, vae_table
-from calotype.export.tokenizer import Tokenizer
-from calotype.export.weights import listed, load_module, read_safetensors, to_float32
-from calotype.runtime.errors import CheckpointError, InputError, UnsupportedArchitectureError
+from calotype.export.single_file_configs import Part, UNetMarks, unet_marks, vae_config
+from calotype.export.single_file_keys import vae_table
+from calotype.export.towers import Tower, find_towers
+from calotype.export.weights import listed, load_module
+from calotype.runtime.errors import CheckpointError
 
-logger = logging.getLogger(__name__)
+# One tensor of each component that every model has, by which what its names begin with is found.
+_UNET = "input_blocks.0.0.weight"
+_AUTOENCODER = "decoder.mid.block_1.conv1.weight"
+# Tensors that real files carry and no forward pass reads.
+_STRAYS = re.compile(
+    # The noise schedule, which follows from the family's settings.
+    r"(model\.)?(alphas_cumprod(_prev)?|betas|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights|logvar)"
+    r"|denoiser\.sigmas"
+    # Marks of velocity prediction and of a schedule that ends in pure noise, read before the tensors are.
+    r"|v_pred|ztsnr"
+    # Averaged weights, taken on request, and the discriminator that the autoencoder was trained against.
+    r"|(first_stage_model\.)?(model_ema|loss)\..*"
+    # Textual inversion, in files that were trained with it.
+    r"|embedding_manager\..*"
+)
 
-SUFFIXES = (".safetensors", ".ckpt")
-CLIP_VOCABULARY = 49408
-MODELSPEC_PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SingleFile:
+    """One file, and what was asked for with it.
 
-def load_from_standard_weights(path: Path, *, ema: bool = False, prediction_type: str | None = None) -> Checkpoint:
-    """Load an original Stable Diffusion 1.x, 2.x or XL file, or an autoencoder of theirs alone.
-
-    Args:
+    Attributes:
         path: the file.
-        ema: take the averaged UNet that some files carry beside the last one.
-        prediction_type: what the UNet predicts; None takes it from the file (a ``v_pred`` tensor, or the metadata
-            ``modelspec.prediction_type``). Where that says nothing it is the noise, but Stable Diffusion 2.x has models
-            of both kinds: there the UNet is tried on noise, and a warning says what was found.
-
-    Raises:
-        CheckpointError: it cannot be read, holds more than tensors, or its tensors are not exactly the family's.
-        UnsupportedArchitectureError: it is of another family.
-        InputError: averaged weights of an autoencoder alone.
+        state: its tensors.
+        metadata: its header's.
+        ema: whether the averaged UNet is to be taken, which some files carry beside the last one.
+        prediction_type: what its UNet predicts; None leaves it to the file.
     """
-    everything, metadata = _read(path)
-    card = {"license": metadata["modelspec.license"]} if "modelspec.license" in metadata else {}
-    source = {"layout": "single-file", "name": path.stem}
-    alone = _autoencoder_alone(everything)
-    if alone is not None:
-        if ema:
-            raise InputError(
-                f"{path} is an autoencoder alone, whose averaged weights are not read; export without --ema"
+
+    path: Path
+    state: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    ema: bool = False
+    prediction_type: str | None = None
+
+    @classmethod
+    def open(cls, path: Path, *, ema: bool = False, prediction_type: str | None = None) -> Self:
+        """Read the file.
+
+        Raises:
+            CheckpointError: it cannot be read, or holds more than tensors.
+        """
+        state, metadata = read_tensors(path)
+        return cls(path=path, state=state, metadata=metadata, ema=ema, prediction_type=prediction_type)
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """What the metadata says for the manifest."""
+        return {"license": self.metadata["modelspec.license"]} if "modelspec.license" in self.metadata else {}
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """Where the checkpoint comes from, for the manifest."""
+        return {"layout": "single-file", "name": self.path.stem}
+
+    @cached_property
+    def settings_beside(self) -> str:
+        """The text of a ``.yaml`` of the same name beside the file, as the originals' code reads; empty without one."""
+        beside = [self.path.with_suffix(suffix) for suffix in (".yaml", ".yml")]
+        found = next((path for path in beside if path.is_file()), None)
+        return "" if found is None else found.read_text(encoding="utf-8", errors="replace")
+
+    @cached_property
+    def unet(self) -> Part:
+        """The UNet's tensors; none where there is no UNet."""
+        return self._part(_UNET)
+
+    @cached_property
+    def marks(self) -> UNetMarks | None:
+        """What the UNet's tensors tell of its family; None where it reads no context, or there is none."""
+        return unet_marks(self.unet)
+
+    @cached_property
+    def autoencoder(self) -> Part:
+        """The autoencoder's tensors; none where there is none."""
+        return self._part(_AUTOENCODER)
+
+    @cached_property
+    def towers(self) -> list[Tower]:
+        """The text encoders, that with a pooled prompt last."""
+        return find_towers(self.state)
+
+    def averaged_unet(self) -> Part:
+        """The UNet's tensors from ``model_ema``, where names are spelt without their dots.
+
+        Raises:
+            CheckpointError: some are missing.
+        """
+        names = {name: f"{self.unet.prefix}{name}".removeprefix("model.").replace(".", "") for name in self.unet}
+        averaged = {name: self.state.get(f"model_ema.{spelt}") for name, spelt in names.items()}
+        found = Part("", {name: tensor for name, tensor in averaged.items() if tensor is not None})
+        found.prefix = "model_ema."
+        if len(found) < len(averaged):
+            raise CheckpointError(
+                f"{self.path} has averaged weights for {len(found)} of the UNet's {len(averaged)} tensors; "
+                "export without --ema"
             )
-        return Checkpoint(family="vae", vae=_vae_alone(everything, alone, path), card=card, source=source)
-    family = _recognised(everything, path)
-    state = _without_strays(everything, (UNET, VAE, *family.text_encoders))
-    towers = [_text_encoder(Part(prefix, state), family) for prefix in family.text_encoders]
-    tokenizers = [Tokenizer.clip(pad_token) for pad_token in family.pad_tokens]
-    unet = _unet(Part(UNET, _averaged(everything, path) if ema else state), family, towers[-1])
-    vae_part = Part(VAE, state)
-    if not vae_part:
-        raise CheckpointError(f"{path} has no autoencoder; fetch this model with its autoencoder (VAE) baked in")
-    prediction = prediction_type or _prediction_type(everything, metadata)
-    if prediction is None:
-        prediction = _measured_prediction_type(towers[0], unet, path) if family.name == "sd2" else "epsilon"
-    return Checkpoint(
-        family=family.name,
-        text_encoder=towers[0],
-        text_encoder_2=towers[1] if len(towers) > 1 else None,
-        unet=unet,
-        vae=_vae(vae_part, family.scaling_factor),
-        tokenizer=tokenizers[0],
-        tokenizer_2=tokenizers[1] if len(tokenizers) > 1 else None,
-        scheduler={
-            **family.scheduler,
-            "prediction_type": prediction,
-            "rescale_betas_zero_snr": "ztsnr" in everything,
-        },
-        card=card,
-        sample_size=96 if family.name == "sd2" and prediction == "v_prediction" else family.sample_size,
-        force_zeros_for_empty_prompt=family.name == "sdxl",
-        source=source,
-    )
+        return found
 
+    def load_autoencoder(self, scaling_factor: float | None) -> Autoencoder:
+        """The autoencoder, whose latents' scale no tensor tells."""
+        if not self.autoencoder:
+            raise CheckpointError(
+                f"{self.path} has no autoencoder; fetch this model with its autoencoder (VAE) baked in"
+            )
+        config = vae_config(self.autoencoder, scaling_factor=scaling_factor)
+        return load_module(Autoencoder, config, self.autoencoder, "autoencoder", vae_table(config))
 
-def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    """The tensors and the metadata of a file."""
-    if path.suffix == ".ckpt":
-        return read_pickle(path), {}
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path} is of an unknown kind; valid: a folder, {', '.join(SUFFIXES)}")
-    state = read_safetensors(path)
-    with safe_open(path, framework="pt") as file:
-        return state, file.metadata() or {}
-
-
-def _recognised(state: Mapping[str, Tensor], path: Path) -> Family:
-    """The family whose text encoders the file has."""
-    for family in FAMILIES:
-        if all(any(name.startswith(prefix) for name in state) for prefix in (UNET, *family.text_encoders)):
-            return family
-    known = "Stable Diffusion 1.x, 2.x and XL checkpoints with their text encoders"
-    for beginning, what in OTHERS.items():
-        if any(name.startswith(beginning) for name in state):
-            raise UnsupportedArchitectureError(f"{path} holds {what}; supported: {known}")
-    raise UnsupportedArchitectureError(
-        f"{path} is not a checkpoint of a known family; supported: {known}; it has {listed(sorted(state), 3)}"
-    )
-
-
-def _autoencoder_alone(state: Mapping[str, Tensor]) -> str | None:
-    """What the names of an autoencoder begin with in a file that has no UNet; None for any other file."""
-    if any(name.startswith(UNET) for name in state):
-        return None
-    return next((prefix for prefix in ("", VAE) if f"{prefix}decoder.mid.block_1.conv1.weight" in state), None)
-
-
-def _without_strays(state: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
-    """The tensors of components under ``prefixes``; one of none, that is no known stray, is an error."""
-    strays = re.compile("|".join(STRAYS))
-    kept = {name: tensor for name, tensor in state.items() if not strays.fullmatch(name)}
-    strangers = sorted(name for name in kept if not name.startswith(prefixes))
-    if strangers:
-        raise CheckpointError(f"the file has {len(strangers)} unexpected tensors: {listed(strangers)}")
-    return kept
-
-
-def _averaged(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The UNet's tensors from ``model_ema``, where names are spelt without their dots."""
-    averaged = {
-        name: state.get("model_ema." + name.removeprefix("model.").replace(".", ""))
-        for name in state
-        if name.startswith(UNET)
-    }
-    found = {name: tensor for name, tensor in averaged.items() if tensor is not None}
-    if len(found) < len(averaged):
-        raise CheckpointError(
-            f"{path} has averaged weights for {len(found)} of the UNet's {len(averaged)} tensors; export without --ema"
+    def check_strangers(self, parts: Iterable[Part], towers: Iterable[Tower] = ()) -> None:
+        """Raise CheckpointError where a tensor is of none of the components that are read, and is no known stray."""
+        prefixes, towers = tuple(part.prefix for part in parts), list(towers)
+        strangers = sorted(
+            name
+            for name in self.state
+            if not name.startswith(prefixes)
+            and not _STRAYS.fullmatch(name)
+            and not any(tower.claims(name) for tower in towers)
         )
-    return found
+        if strangers:
+            raise CheckpointError(f"the file has {len(strangers)} unexpected tensors: {listed(strangers)}")
 
-
-def _unet(part: Part, family: Family, last_tower: TextEncoder) -> UNet:
-    pooled_width = last_tower.config.projection_dim if last_tower.config.with_projection else None
-    config = unet_config(part, heads=family.heads, pooled_width=pooled_width)
-    return load_module(UNet, config, part, "UNet", unet_table(config))
-
-
-def _vae(part: Part, scaling_factor: float | None) -> Autoencoder:
-    config = vae_config(part, scaling_factor=scaling_factor)
-    return load_module(Autoencoder, config, part, "autoencoder", vae_table(config))
-
-
-def _vae_alone(state: Mapping[str, Tensor], prefix: str, path: Path) -> Autoencoder:
-    """Autoencoders of SD 1.x, 2.x and XL are of one shape, and their latents of two scales."""
-    logger.warning(
-        "%s does not say the scale of its latents (0.18215 in Stable Diffusion 1.x and 2.x, 0.13025 in SDXL); "
-        "with generate --vae it is that of the model",
-        path.name,
-    )
-    return _vae(Part(prefix, _without_strays(state, (prefix,))), None)
-
-
-def _text_encoder(part: Part, family: Family) -> TextEncoder:
-    if part.prefix.endswith(".model."):
-        config = openclip_config(part, unread_layers=family.unread_layers)
-        state = _unfused(part, config.num_hidden_layers)
-        tower = load_module(TextEncoder, config, state, "text encoder", openclip_table(config))
-    else:
-        tower = load_module(TextEncoder, clip_config(part), part, "text encoder")
-    if tower.config.vocab_size < CLIP_VOCABULARY:
-        raise UnsupportedArchitectureError(
-            f"the text encoder knows {tower.config.vocab_size} tokens; a single file carries no tokenizer, "
-            f"and CLIP's has {CLIP_VOCABULARY}: export this model from a folder in diffusers' layout"
-        )
-    return tower
-
-
-def _unfused(part: Part, layers: int) -> dict[str, Tensor]:
-    """OpenCLIP's tensors of the first ``layers``, with queries, keys and values apart."""
-    state: dict[str, Tensor] = {}
-    for name, tensor in part.items():
-        stem, fused, kind = name.rpartition(".in_proj_")
-        if name.startswith("transformer.resblocks.") and int(name.split(".")[2]) >= layers:
-            continue
-        if fused:
-            thirds = zip("qkv", tensor.tensor_split(3), strict=True)
-            state |= {f"{stem}.{letter}_proj.{kind}": third for letter, third in thirds}
-        elif name == "text_projection":
-            state["text_projection.weight"] = tensor.T.contiguous()
-        else:
-            state[name] = tensor
-    return state
-
-
-def _prediction_type(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str | None:
-    """What the file says that its UNet predicts."""
-    if "v_pred" in state:
-        return "v_prediction"
-    return MODELSPEC_PREDICTIONS.get(metadata.get("modelspec.prediction_type", ""))
-
-
-def _measured_prediction_type(tower: TextEncoder, unet: UNet, path: Path) -> str:
-    """SD 2.x models of 768 pixels predict velocity, the others noise, and their tensors are alike."""
-    ids = torch.zeros(1, tower.config.max_position_embeddings, dtype=torch.int64)  # padded with "!", which is 0
-    ids[:, :2] = torch.tensor([CLIP_VOCABULARY - 2, CLIP_VOCABULARY - 1])
-    to_float32(tower)
-    to_float32(unet)
-    with torch.no_grad():
-        context, _, _ = tower(ids)
-    likeness = likeness_to_noise(unet, context)
-    prediction = "epsilon" if likeness > PREDICTS_NOISE else "v_prediction"
-    logger.warning(
-        "%s does not say what it predicts; its UNet gives back %.0f%% of pure noise, so it is taken for %s; "
-        "if pictures are noise, export with the other --prediction-type",
-        path.name,
-        100 * likeness,
-        prediction,
-    )
-    return prediction
+    def _part(self, mark: str) -> Part:
+        # An own component before one that goes beside a model, as a ControlNet's.
+        found = sorted((name.removesuffix(mark) for name in self.state if name.endswith(mark)), key=len, reverse=True)
+        prefixes = [prefix for prefix in found if not prefix or prefix.endswith(".")]
+        if not prefixes:
+            return Part(mark, {})
+        return Part(prefixes[0], {name: tensor for name, tensor in self.state.items() if not _STRAYS.fullmatch(name)})

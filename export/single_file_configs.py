@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -22,7 +24,9 @@ class Part(dict[str, Tensor]):
         self.prefix = prefix
 
     def __missing__(self, name: str) -> Tensor:
-        raise CheckpointError(f"the file has no {self.prefix}{name}; it is incomplete, download it again")
+        raise CheckpointError(
+            f"the file has no {self.prefix}{name}; it was lost when the file was converted: take the publisher's own"
+        )
 
     def size(self, name: str, axis: int) -> int:
         """The length of one axis of a tensor."""
@@ -34,6 +38,24 @@ class Part(dict[str, Tensor]):
         return max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetMarks:
+    """What tells the families apart: the width of the context, how attention projects pixels, what else is embedded."""
+
+    context: int
+    linear: bool
+    pooled: bool
+
+
+def unet_marks(part: Part) -> UNetMarks | None:
+    """The marks of a UNet; None for one that reads no context."""
+    context = next((tensor for name, tensor in part.items() if name.endswith(".attn2.to_k.weight")), None)
+    projection = next((tensor for name, tensor in part.items() if name.endswith(".proj_in.weight")), None)
+    if context is None or projection is None:
+        return None
+    return UNetMarks(context=int(context.shape[1]), linear=projection.ndim == 2, pooled="label_emb.0.0.weight" in part)
+
+
 def unet_config(part: Part, *, heads: int | None, pooled_width: int | None) -> UNetConfig:
     """The UNet's settings.
 
@@ -41,24 +63,34 @@ def unet_config(part: Part, *, heads: int | None, pooled_width: int | None) -> U
         part: its tensors.
         heads: of every attention; None where a head has 64 channels.
         pooled_width: of SDXL's pooled prompt embedding, beside which six numbers are embedded.
+
+    Raises:
+        CheckpointError: it reads no context.
     """
-    channels, layers, depths = _unet_levels(part)
+    marks = unet_marks(part)
+    if marks is None:
+        raise CheckpointError(f"the UNet under {part.prefix} has no attention to a prompt; it is of no known model")
+    channels, depths = _unet_levels(part)
+    up_depths = _up_depths(part, [len(level) for level in depths])
     time_ids = None if pooled_width is None else (part.size("label_emb.0.0.weight", 1) - pooled_width) // 6
+    # The deepest level shares its depth with the middle, which has attention even where that level has none.
+    middle = part.count("middle_block.1.transformer_blocks.")
+    blocks = [_collapsed(level) or 1 for level in depths]
+    blocks[-1] = middle or blocks[-1]
+    mirrored = [_collapsed(level) or 1 for level in up_depths] if _is_uneven(depths, up_depths) else None
     return UNetConfig(
         in_channels=part.size("input_blocks.0.0.weight", 1),
         out_channels=part.size("out.2.weight", 0),
         block_out_channels=tuple(channels),
-        down_block_types=tuple("CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths),
-        up_block_types=tuple("CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)),
-        layers_per_block=tuple(layers),
-        # The deepest level shares its depth with the middle, which has attention even where that level has none.
-        transformer_layers_per_block=(
-            *(depth or 1 for depth in depths[:-1]),
-            part.count("middle_block.1.transformer_blocks."),
-        ),
+        down_block_types=tuple("CrossAttnDownBlock2D" if any(level) else "DownBlock2D" for level in depths),
+        up_block_types=tuple("CrossAttnUpBlock2D" if any(level) else "UpBlock2D" for level in up_depths),
+        mid_block_type=_mid_block_type(part),
+        layers_per_block=tuple(len(level) for level in depths),
+        transformer_layers_per_block=tuple(blocks),
+        reverse_transformer_layers_per_block=None if mirrored is None else tuple(mirrored),
         attention_head_dim=tuple(heads or max(count // HEAD_CHANNELS, 1) for count in channels),
-        cross_attention_dim=part.size("middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1),
-        use_linear_projection=part["middle_block.1.proj_in.weight"].ndim == 2,
+        cross_attention_dim=marks.context,
+        use_linear_projection=marks.linear,
         addition_embed_type=None if time_ids is None else "text_time",
         projection_class_embeddings_input_dim=None if time_ids is None else part.size("label_emb.0.0.weight", 1),
         addition_time_embed_dim=time_ids,
@@ -68,18 +100,44 @@ def unet_config(part: Part, *, heads: int | None, pooled_width: int | None) -> U
     )
 
 
-def _unet_levels(part: Part) -> tuple[list[int], list[int], list[int]]:
-    """Channels, resnets and transformer depth of each level."""
-    channels, layers, depths = [0], [0], [0]
+def _mid_block_type(part: Part) -> str | None:
+    """Pruned models have lost the middle's attention, or all of the middle."""
+    if part.count("middle_block.1.transformer_blocks."):
+        return "UNetMidBlock2DCrossAttn"
+    return "UNetMidBlock2D" if part.count("middle_block.") else None
+
+
+def _unet_levels(part: Part) -> tuple[list[int], list[list[int]]]:
+    """Channels of each level, and the transformer depth behind each of its resnets."""
+    channels, depths = [0], [list[int]()]
     for number in range(1, part.count("input_blocks.")):
         block = f"input_blocks.{number}"
         if f"{block}.0.op.weight" in part:
-            channels, layers, depths = [*channels, 0], [*layers, 0], [*depths, 0]
+            channels, depths = [*channels, 0], [*depths, []]
         else:
             channels[-1] = part.size(f"{block}.0.out_layers.3.weight", 0)
-            layers[-1] += 1
-            depths[-1] = part.count(f"{block}.1.transformer_blocks.")
-    return channels, layers, depths
+            depths[-1].append(part.count(f"{block}.1.transformer_blocks."))
+    return channels, depths
+
+
+def _up_depths(part: Part, layers: list[int]) -> list[list[int]]:
+    """The transformer depth behind each resnet on the way up, the deepest level first; it has one resnet more."""
+    numbers = iter(range(part.count("output_blocks.") + sum(layers) + len(layers)))
+    return [
+        [part.count(f"output_blocks.{next(numbers)}.1.transformer_blocks.") for _ in range(count + 1)]
+        for count in reversed(layers)
+    ]
+
+
+def _collapsed(depths: list[int]) -> int | tuple[int, ...]:
+    return depths[0] if len(set(depths)) == 1 else tuple(depths)
+
+
+def _is_uneven(depths: list[list[int]], up_depths: list[list[int]]) -> bool:
+    """Whether one level has several depths, or another on its way up than down, so that both are to be said."""
+    return [[*set(level)] for level in reversed(depths)] != [[*set(level)] for level in up_depths] or any(
+        len(set(level)) > 1 for level in depths
+    )
 
 
 def vae_config(part: Part, *, scaling_factor: float | None) -> AutoencoderConfig:
@@ -95,8 +153,8 @@ def vae_config(part: Part, *, scaling_factor: float | None) -> AutoencoderConfig
     )
 
 
-def clip_config(part: Part) -> TextEncoderConfig:
-    """The settings of a text encoder in transformers' layout, OpenAI's."""
+def clip_config(part: Part, *, hidden_act: str) -> TextEncoderConfig:
+    """The settings of a text encoder in transformers' layout."""
     stem = "text_model." if any(name.startswith("text_model.") for name in part) else ""
     vocabulary = f"{stem}embeddings.token_embedding.weight"
     return TextEncoderConfig(
@@ -106,21 +164,28 @@ def clip_config(part: Part) -> TextEncoderConfig:
         num_hidden_layers=part.count(f"{stem}encoder.layers."),
         num_attention_heads=max(part.size(vocabulary, 1) // HEAD_CHANNELS, 1),
         max_position_embeddings=part.size(f"{stem}embeddings.position_embedding.weight", 0),
-        hidden_act="quick_gelu",
+        hidden_act=hidden_act,
+        **_projection(part, part.size(vocabulary, 1)),
     )
 
 
-def openclip_config(part: Part, *, unread_layers: int) -> TextEncoderConfig:
-    """The settings of a text encoder in OpenCLIP's layout without its last ``unread_layers``."""
-    width, with_projection = part.size("token_embedding.weight", 1), "text_projection" in part
+def openclip_config(part: Part, *, hidden_act: str) -> TextEncoderConfig:
+    """The settings of a text encoder in OpenCLIP's layout."""
+    width = part.size("token_embedding.weight", 1)
     return TextEncoderConfig(
         vocab_size=part.size("token_embedding.weight", 0),
         hidden_size=width,
         intermediate_size=part.size("transformer.resblocks.0.mlp.c_fc.weight", 0),
-        num_hidden_layers=part.count("transformer.resblocks.") - unread_layers,
+        num_hidden_layers=part.count("transformer.resblocks."),
         num_attention_heads=max(width // HEAD_CHANNELS, 1),
         max_position_embeddings=part.size("positional_embedding", 0),
-        hidden_act="gelu",
-        projection_dim=part.size("text_projection", 1) if with_projection else width,
-        with_projection=with_projection,
+        hidden_act=hidden_act,
+        **_projection(part, width),
     )
+
+
+def _projection(part: Part, width: int) -> dict[str, Any]:
+    """The settings that say whether there is a projection, and how wide it is."""
+    if "text_projection.weight" not in part:
+        return {"projection_dim": width, "with_projection": False}
+    return {"projection_dim": part.size("text_projection.weight", 0), "with_projection": True}

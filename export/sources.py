@@ -1,4 +1,4 @@
-"""Where checkpoints come from."""
+"""Where checkpoints come from, and which family each is of."""
 
 from __future__ import annotations
 
@@ -6,47 +6,78 @@ import dataclasses
 from pathlib import Path
 
 from calotype.export.checkpoint import Checkpoint
-from calotype.export.diffusers_folder import load_folder
+from calotype.export.contents import SUFFIXES
+from calotype.export.families import families
+from calotype.export.folder import INDEX, Folder
 from calotype.export.hub import download, is_repository
-from calotype.export.single_file import SUFFIXES, load_from_standard_weights
-from calotype.runtime.errors import CheckpointError, InputError
+from calotype.export.single_file import SingleFile
+from calotype.export.strangers import refuse, refuse_alike, refuse_folder
+from calotype.runtime.errors import CheckpointError, InputError, UnsupportedArchitectureError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
-def load_checkpoint(source: str | Path, *, ema: bool = False, prediction_type: str | None = None) -> Checkpoint:
+def load_checkpoint(
+    source: str | Path, *, ema: bool = False, prediction_type: str | None = None, variant: str | None = None
+) -> Checkpoint:
     """Load a folder in diffusers' layout, an original single file, or a repository of the Hugging Face Hub.
 
     Args:
         source: a path, or ``owner/name`` with ``@revision`` or without.
         ema: the averaged weights of a single file that carries both.
         prediction_type: overrides what the checkpoint says that its UNet predicts.
+        variant: which of a folder's weights to take where there are several, as ``bf16``.
 
     Raises:
         CheckpointError: there is none, or it cannot be read, or does not match its configuration.
         UnsupportedArchitectureError: it is of an architecture that is not supported.
-        InputError: an unknown prediction type, or averaged weights of a folder.
+        InputError: an unknown prediction type or variant, averaged weights of a folder, or a variant of a file.
         MissingPackageError: a repository, and ``huggingface_hub`` is not installed.
     """
     if prediction_type is not None and prediction_type not in PREDICTION_TYPES:
         raise InputError(f"prediction type {prediction_type!r} is not known; valid: {', '.join(PREDICTION_TYPES)}")
     path = Path(source)
     if path.is_file():
-        return load_from_standard_weights(path, ema=ema, prediction_type=prediction_type)
+        if variant is not None:
+            raise InputError(f"{source} is one file, which has no variants; export without --variant")
+        return load_file(SingleFile.open(path, ema=ema, prediction_type=prediction_type))
     if ema:
         raise InputError(f"{source} holds one set of weights; averaged ones are taken from original single files only")
     if path.is_dir():
-        checkpoint = load_folder(path)
-    elif path.suffix not in SUFFIXES and is_repository(str(source)):
-        folder = download(str(source))
-        checkpoint = dataclasses.replace(
-            load_folder(folder), source={"layout": "diffusers", "name": str(source), "revision": folder.name}
-        )
+        if not (path / INDEX).exists():
+            refuse_folder(path)
+        checkpoint = _from_folder(Folder.open(path, variant))
+    elif path.suffix.lower() not in SUFFIXES and is_repository(str(source)):
+        folder = Folder.open(download(str(source), variant), variant)
+        checkpoint = _from_folder(folder)
+        place = {"name": str(source), "revision": folder.path.name}
+        checkpoint = dataclasses.replace(checkpoint, source={**checkpoint.source, **place})
     else:
         raise CheckpointError(
             f"{source} does not exist; give a folder in diffusers' layout, a single file ({', '.join(SUFFIXES)}), or a "
             "repository of the Hugging Face Hub (owner/name)"
         )
-    if prediction_type is None or checkpoint.unet is None:
+    if prediction_type is None or not checkpoint.scheduler:
         return checkpoint
     return dataclasses.replace(checkpoint, scheduler={**checkpoint.scheduler, "prediction_type": prediction_type})
+
+
+def _from_folder(folder: Folder) -> Checkpoint:
+    """Load a folder by the family that knows its pipeline."""
+    for family in families():
+        if folder.kind in family.pipelines and family.has_folder(folder):
+            return family.load_folder(folder)
+    supported = dict.fromkeys(name for family in families() for name in family.pipelines)
+    raise UnsupportedArchitectureError(
+        f"{folder.path} holds a {folder.kind}, which is not supported; supported: {', '.join(supported)}"
+    )
+
+
+def load_file(file: SingleFile) -> Checkpoint:
+    """Load a single file by the family whose tensors it has; raises as :func:`load_checkpoint`."""
+    known = ", ".join(family.known_as for family in families())
+    refuse_alike(file, known)
+    for family in families():
+        if family.has_file(file):
+            return family.load_file(file)
+    refuse(file, known)

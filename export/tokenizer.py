@@ -5,13 +5,20 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from calotype.export.json_files import read_json
+from calotype.export.models.clip import TextEncoder
 from calotype.runtime.errors import CheckpointError
 
+logger = logging.getLogger(__name__)
+
+# What transformers writes for the length of a prompt that no one said.
+UNSAID = int(1e30)
+SHORTEST = 3
 CLIP_MERGES = Path(__file__).parent / "data" / "clip" / "merges.txt.gz"
 # CLIP counts bytes from those that can be printed to those that cannot, and writes the latter as U+0100 and up.
 _PRINTED = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
@@ -19,10 +26,11 @@ _PRINTED = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *r
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """The contents of ``vocab.json`` and ``merges.txt``, and the special tokens."""
+    """The contents of ``vocab.json`` and ``merges.txt``, the special tokens, and the length of a prompt in tokens."""
 
     vocab: bytes
     merges: bytes
+    max_length: int = UNSAID
     bos_token: str = "<|startoftext|>"
     eos_token: str = "<|endoftext|>"
     pad_token: str = "<|endoftext|>"
@@ -46,7 +54,21 @@ class Tokenizer:
             bos_token=_token(config, "bos_token", cls.bos_token),
             eos_token=end,
             pad_token=_token(config, "pad_token", end),
+            max_length=_max_length(config, folder),
         )
+
+    def fitted(self, encoder: TextEncoder) -> Self:
+        """The same, with prompts as long as both it and ``encoder`` take them."""
+        longest = encoder.config.max_position_embeddings
+        length = min(self.max_length, longest)
+        if self.max_length not in (longest, UNSAID):
+            logger.warning(
+                "the tokenizer's model_max_length is %d, the text encoder reads up to %d tokens; prompts are of %d",
+                self.max_length,
+                longest,
+                length,
+            )
+        return dataclasses.replace(self, max_length=length)
 
     @classmethod
     def clip(cls, pad_token: str) -> Self:
@@ -74,6 +96,15 @@ def _files(folder: Path) -> tuple[bytes, bytes]:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}; a CLIP tokenizer is vocab.json and merges.txt")
     return (folder / "vocab.json").read_bytes(), (folder / "merges.txt").read_bytes()
+
+
+def _max_length(config: Mapping[str, Any], folder: Path) -> int:
+    value = config.get("model_max_length") or UNSAID
+    if not isinstance(value, int | float) or value < SHORTEST:
+        raise CheckpointError(
+            f"{folder} says model_max_length={value!r}; valid: {SHORTEST} or more, for a start, an end and a word"
+        )
+    return int(value)
 
 
 def _token(config: Mapping[str, Any], name: str, default: str) -> str:

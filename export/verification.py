@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from calotype.export.bundle import PRECISIONS
-from calotype.export.graphs import by_component, plans
+from calotype.export.graphs import by_component
 from calotype.export.parity import check, run_graph, run_module
 from calotype.export.precision import run_float16
 from calotype.export.sources import load_checkpoint
@@ -26,15 +26,15 @@ def verify_against(bundle: Bundle, source: str) -> Iterator[tuple[str, Figures]]
         CheckpointError: ``source`` cannot be read.
     """
     manifest = bundle.manifest
-    checkpoint = load_checkpoint(source)
+    checkpoint = load_checkpoint(source, variant=manifest.source.get("variant"))
     networks = manifest.networks
     # An old bundle has not got the networks of today's exports that a pipeline can do without.
-    made = {plan.network: plan for plan in plans(checkpoint) if plan.network in networks or plan.network not in CACHING}
+    made = {plan.network: plan for plan in checkpoint.graphs if plan.network in networks or plan.network not in CACHING}
     specs = {name: plan.spec(tuple(networks[name].graphs)) for name, plan in made.items() if name in networks}
     if made.keys() != networks.keys() or specs != networks:
         raise ExportError(f"{source} has not the networks of {bundle.path}; give the checkpoint it was exported from")
     for component, own in by_component(made.values()).items():
-        module = getattr(checkpoint, component)
+        module = checkpoint.components[component]
         module.to(PRECISIONS[manifest.precision]).float()  # as the bundle stores the weights
         references = {plan.network: run_module(plan, plan.cases()) for plan in own}
         module.to("meta")  # its memory is ONNX Runtime's now

@@ -1,21 +1,65 @@
-"""Which files of a component's folder hold its weights."""
+"""Which files of a component's folder hold its weights, and which variant of them."""
 
 from __future__ import annotations
 
 import json
+import logging
+import re
 from pathlib import Path
 
+from torch import Tensor
+
+from calotype.export.contents import read_tensors
+from calotype.export.weights import listed
 from calotype.runtime.errors import CheckpointError
 
+logger = logging.getLogger(__name__)
 
-def weight_names(stem: str) -> tuple[str, ...]:
+# The variant that is taken where there is no plain one, without a word: the same numbers, rounded.
+HALF = "fp16"
+# What the weights' files are called, transformers' and diffusers'.
+STEMS = ("model", "diffusion_pytorch_model")
+
+
+def weight_names(stem: str, variant: str | None = None) -> tuple[str, ...]:
     """The files that can hold a component's weights, or name the shards that do, the best first."""
+    if variant is None:
+        return (f"{stem}.safetensors.index.json", f"{stem}.safetensors", *weight_names(stem, HALF))
     return (
-        f"{stem}.safetensors.index.json",
-        f"{stem}.safetensors",
-        f"{stem}.safetensors.index.fp16.json",
-        f"{stem}.fp16.safetensors",
+        # Two places where versions of diffusers have put it, and that of transformers.
+        f"{stem}.safetensors.index.{variant}.json",
+        f"{stem}.safetensors.{variant}.index.json",
+        f"{stem}.{variant}.safetensors.index.json",
+        f"{stem}.{variant}.safetensors",
     )
+
+
+def read_component(folder: Path, stem: str, variant: str | None = None) -> dict[str, Tensor]:
+    """The state dict of a component, in one file or in shards.
+
+    Args:
+        folder: where it lies.
+        stem: what its files' names begin with.
+        variant: which of several; one that this component has not got is passed over for the plain one.
+
+    Raises:
+        CheckpointError: there is none, or several and none was chosen, or it is truncated or something else.
+    """
+    first = _first(folder, stem, variant)
+    state: dict[str, Tensor] = {}
+    for path in shards(first) if first.suffix == ".json" else [first]:
+        state |= read_tensors(path)[0]
+    return state
+
+
+def variants(folder: Path, stem: str) -> list[str]:
+    """The variants of a component that a folder has."""
+    pattern = re.compile(
+        rf"{re.escape(stem)}(?:\.safetensors\.index\.([\w-]+)\.json|\.safetensors\.([\w-]+)\.index\.json"
+        rf"|\.([\w-]+)\.safetensors(?:\.index\.json)?)"
+    )
+    found = {match[match.lastindex or 0] for path in folder.glob("*") if (match := pattern.fullmatch(path.name))}
+    return sorted(name for name in found if not re.fullmatch(r"(.+-)?\d{5}-of-\d{5}", name))
 
 
 def shards(index: Path) -> list[Path]:
@@ -32,3 +76,25 @@ def shards(index: Path) -> list[Path]:
     if strangers:
         raise CheckpointError(f"{index} names files outside its folder: {', '.join(strangers[:8])}; do not use it")
     return sorted(index.parent / name for name in names)
+
+
+def _first(folder: Path, stem: str, variant: str | None) -> Path:
+    names = (*(weight_names(stem, variant) if variant is not None else ()), *weight_names(stem))
+    found = next((folder / name for name in names if (folder / name).exists()), None)
+    if found is not None:
+        return found
+    there = variants(folder, stem)
+    if len(there) > 1:
+        raise CheckpointError(
+            f"{folder} has no {stem}.safetensors, but the variants {', '.join(there)}; choose one with --variant"
+        )
+    if there:
+        logger.warning("%s has no %s.safetensors; its only variant, %s, is taken", folder, stem, there[0])
+        return _first(folder, stem, there[0])
+    # Read as safetensors are, without running what a pickle could hold.
+    pickles = [folder / f"{name}.bin{end}" for name in (stem, "pytorch_model") for end in (".index.json", "")]
+    pickles = [path for path in pickles if path.exists()]
+    if pickles:
+        return pickles[0]
+    has = listed(sorted(path.name for path in folder.glob("*"))) or "nothing"
+    raise CheckpointError(f"{folder} has no {stem}.safetensors; it has {has}: fetch this model's weights")

@@ -11,10 +11,9 @@ from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from calotype.export.weight_files import shards, weight_names
 from calotype.runtime.errors import CheckpointError, ExportError
 
 # Tensors that real checkpoints carry and no forward pass reads.
@@ -32,39 +31,6 @@ class Location:
 
     offset: int
     length: int
-
-
-def read_component(folder: Path, stem: str) -> dict[str, Tensor]:
-    """The state dict ``<stem>.safetensors`` of a component, in one file or in shards.
-
-    Raises:
-        CheckpointError: when there is none, or it is truncated.
-    """
-    first = next((folder / name for name in weight_names(stem) if (folder / name).exists()), None)
-    if first is None:
-        pickles = [name for name in (f"{stem}.bin", "pytorch_model.bin") if (folder / name).exists()]
-        why = (
-            f"{pickles[0]} is a pickle, which can hold code; fetch the safetensors weights of this model, or convert it"
-            if pickles
-            else "only safetensors weights are read from folders"
-        )
-        raise CheckpointError(f"{folder} has no {stem}.safetensors; {why}")
-    state: dict[str, Tensor] = {}
-    for path in shards(first) if first.suffix == ".json" else [first]:
-        state |= read_safetensors(path)
-    return state
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file, mapped into memory.
-
-    Raises:
-        CheckpointError: when it is truncated or something else.
-    """
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; download it again") from error
 
 
 def load_module(
@@ -90,7 +56,8 @@ def load_module(
     differences = _differences(expected, given)
     if differences:
         raise CheckpointError(
-            f"the {what}'s weights do not match its configuration: {differences}; fetch the checkpoint again"
+            f"the {what}'s weights do not match its configuration: {differences}; it is of another kind, or lost "
+            "tensors when it was converted: take the publisher's own"
         )
     module.load_state_dict({name: given[key] for name, key in keys.items()}, assign=True)
     return module.eval()

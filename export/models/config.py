@@ -15,11 +15,12 @@ class ModelConfig:
 
     A subclass has one field per supported setting, under the checkpoint's own name. ``neutral`` holds the
     settings this project does not implement, with the values that mean "off"; ``ignored`` those that never
-    reach the forward pass.
+    reach the forward pass; ``nullable`` the fields where null is a value and not the default.
     """
 
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     ignored: ClassVar[frozenset[str]] = frozenset()
+    nullable: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -32,7 +33,7 @@ class ModelConfig:
         known: dict[str, Any] = {}
         for key, value in values.items():
             if key in fields:
-                if value is not None:
+                if value is not None or key in cls.nullable:
                     known[key] = _frozen(value)
             elif key in cls.neutral:
                 if _frozen(value) not in cls.neutral[key]:

@@ -27,6 +27,9 @@ from calotype.runtime.errors import UnsupportedArchitectureError
 
 DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
+MID_BLOCKS = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
+# Transformer blocks of the attentions in one block: one number for all, or one for each.
+Depths = int | tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,8 +46,10 @@ class UNetConfig(ModelConfig):
         "DownBlock2D",
     )
     up_block_types: tuple[str, ...] = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
+    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
     layers_per_block: int | tuple[int, ...] = 2
-    transformer_layers_per_block: int | tuple[int, ...] = 1
+    transformer_layers_per_block: int | tuple[Depths, ...] = 1
+    reverse_transformer_layers_per_block: tuple[Depths, ...] | None = None
     attention_head_dim: int | tuple[int, ...] = 8
     num_attention_heads: int | tuple[int, ...] | None = None
     cross_attention_dim: int = 1280
@@ -75,19 +80,18 @@ class UNetConfig(ModelConfig):
         "encoder_hid_dim_type": (None,),
         "mid_block_only_cross_attention": (None, False),
         "mid_block_scale_factor": (1,),
-        "mid_block_type": ("UNetMidBlock2DCrossAttn",),
         "num_class_embeds": (None,),
         "only_cross_attention": (False,),
         "resnet_out_scale_factor": (1.0, None),
         "resnet_skip_time_act": (False,),
         "resnet_time_scale_shift": ("default",),
-        "reverse_transformer_layers_per_block": (None,),
         "time_embedding_act_fn": (None,),
         "time_embedding_dim": (None,),
         "time_embedding_type": ("positional",),
         "timestep_post_act": (None,),
     }
     ignored: ClassVar[frozenset[str]] = frozenset({"sample_size", "dropout"})
+    nullable: ClassVar[frozenset[str]] = frozenset({"mid_block_type"})
 
     def __post_init__(self) -> None:
         for names, valid in ((self.down_block_types, DOWN_BLOCKS), (self.up_block_types, UP_BLOCKS)):
@@ -100,6 +104,10 @@ class UNetConfig(ModelConfig):
             raise UnsupportedArchitectureError(
                 f"the UNet has {len(self.down_block_types)} down blocks, {len(self.up_block_types)} up blocks and "
                 f"{len(self.block_out_channels)} channel counts; they must be equal in number"
+            )
+        if self.mid_block_type not in MID_BLOCKS:
+            raise UnsupportedArchitectureError(
+                f"mid_block_type={self.mid_block_type!r} is not supported; supported: {', '.join(map(str, MID_BLOCKS))}"
             )
         if self.addition_embed_type not in (None, "text_time"):
             raise UnsupportedArchitectureError(
@@ -114,7 +122,7 @@ class UNetConfig(ModelConfig):
                 "addition_time_embed_dim in the UNet's config.json"
             )
         check_divides("the UNet's norm_num_groups", self.norm_num_groups, self.block_out_channels)
-        for heads, channels, _, _ in zip(self.heads, self.block_out_channels, self.depths, self.layers, strict=True):
+        for heads, channels, _, _ in zip(self.heads, self.block_out_channels, self.depths, self.up_depths, strict=True):
             check_divides("the UNet's attention_head_dim", heads, (channels,))
 
     @property
@@ -124,11 +132,26 @@ class UNetConfig(ModelConfig):
         return per_block("attention_head_dim", heads, len(self.block_out_channels))
 
     @property
-    def depths(self) -> tuple[int, ...]:
+    def depths(self) -> tuple[tuple[int, ...], ...]:
         """Transformer blocks in each attention of each down block."""
-        return per_block(
-            "transformer_layers_per_block", self.transformer_layers_per_block, len(self.block_out_channels)
-        )
+        given = self.transformer_layers_per_block
+        blocks = given if isinstance(given, tuple) else (given,) * len(self.layers)
+        return _each_layer("transformer_layers_per_block", blocks, self.layers)
+
+    @property
+    def up_depths(self) -> tuple[tuple[int, ...], ...]:
+        """Transformer blocks in each attention of each up block, the deepest first."""
+        given, layers = self.transformer_layers_per_block, tuple(count + 1 for count in reversed(self.layers))
+        if self.reverse_transformer_layers_per_block is not None:
+            blocks = self.reverse_transformer_layers_per_block
+            return _each_layer("reverse_transformer_layers_per_block", blocks, layers)
+        blocks = tuple(reversed(given)) if isinstance(given, tuple) else (given,) * len(layers)
+        return _each_layer("transformer_layers_per_block", blocks, layers)
+
+    @property
+    def mid_depth(self) -> int:
+        """Transformer blocks in the attention of the middle."""
+        return self.depths[-1][0]
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -223,8 +246,8 @@ class DownBlock(nn.Module):
         )
         if config.down_block_types[index] == "CrossAttnDownBlock2D":
             self.attentions = nn.ModuleList(
-                SpatialTransformer(out_channels, heads=config.heads[index], depth=config.depths[index], config=config)
-                for _ in range(layers)
+                SpatialTransformer(out_channels, heads=config.heads[index], depth=depth, config=config)
+                for depth in config.depths[index]
             )
         else:
             self.attentions = nn.ModuleList()
@@ -244,18 +267,22 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
+    """One resnet, and behind it attention and another; pruned models have the first alone, or no such block."""
+
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(_resnet(channels, channels, config) for _ in range(2))
+        attends = config.mid_block_type == "UNetMidBlock2DCrossAttn"
+        self.resnets = nn.ModuleList(_resnet(channels, channels, config) for _ in range(1 + attends))
         self.attentions = nn.ModuleList(
-            [SpatialTransformer(channels, heads=config.heads[-1], depth=config.depths[-1], config=config)]
+            SpatialTransformer(channels, heads=config.heads[-1], depth=config.mid_depth, config=config)
+            for _ in range(attends)
         )
 
     def forward(self, x: Tensor, time_embedding: Tensor, context: Tensor) -> Tensor:
         x = self.resnets[0](x, time_embedding)
-        x = self.attentions[0](x, context)
-        out: Tensor = self.resnets[1](x, time_embedding)
-        return out
+        for attention, resnet in zip(self.attentions, self.resnets[1:], strict=True):
+            x = resnet(attention(x, context), time_embedding)
+        return x
 
 
 class UpBlock(nn.Module):
@@ -277,10 +304,8 @@ class UpBlock(nn.Module):
         if config.up_block_types[index] == "CrossAttnUpBlock2D":
             mirrored = len(config.block_out_channels) - 1 - index
             self.attentions = nn.ModuleList(
-                SpatialTransformer(
-                    out_channels, heads=config.heads[mirrored], depth=config.depths[mirrored], config=config
-                )
-                for _ in skip_channels
+                SpatialTransformer(out_channels, heads=config.heads[mirrored], depth=depth, config=config)
+                for depth in config.up_depths[index]
             )
         else:
             self.attentions = nn.ModuleList()
@@ -334,7 +359,7 @@ class UNet(nn.Module):
             )
             skips += [out_channels] * (layers[index] + (index < last))
         self.down_blocks = nn.ModuleList(down_blocks)
-        self.mid_block = MidBlock(channels[-1], config)
+        self.mid_block = None if config.mid_block_type is None else MidBlock(channels[-1], config)
         up_blocks = []
         for index, out_channels in enumerate(reversed(channels)):
             up_blocks.append(
@@ -395,7 +420,8 @@ class UNet(nn.Module):
         for block in self.down_blocks:
             x, block_skips = block(x, time_embedding, encoder_hidden_states)
             skips += block_skips
-        x = self.mid_block(x, time_embedding, encoder_hidden_states)
+        if self.mid_block is not None:
+            x = self.mid_block(x, time_embedding, encoder_hidden_states)
         *inner, outermost = self.up_blocks
         for block in inner:
             x = block(x, skips, time_embedding, encoder_hidden_states)
@@ -446,6 +472,15 @@ class UNet(nn.Module):
         return sinusoidal_embedding(
             values, dim, flip_sin_to_cos=self.config.flip_sin_to_cos, freq_shift=self.config.freq_shift
         )
+
+
+def _each_layer(name: str, blocks: tuple[Depths, ...], layers: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """One number for each of the ``layers`` of each of the ``blocks``."""
+    if len(blocks) != len(layers):
+        raise UnsupportedArchitectureError(
+            f"{name}={blocks!r} is not supported; supported: one for each of {len(layers)} blocks, or one number"
+        )
+    return tuple(per_block(name, depths, count) for depths, count in zip(blocks, layers, strict=True))
 
 
 def _resnet(in_channels: int, out_channels: int, config: UNetConfig) -> ResnetBlock:

@@ -25,7 +25,16 @@ import click
     type=click.Choice(["epsilon", "v_prediction", "sample"]),
     help="What the UNet predicts, where the checkpoint does not say it or is wrong.",
 )
-def command(source: str, bundle: Path, precision: str, force: bool, ema: bool, prediction_type: str | None) -> None:
+@click.option("--variant", metavar="NAME", help="Which of a folder's weights, where it has several: bf16, non_ema, …")
+def command(
+    source: str,
+    bundle: Path,
+    precision: str,
+    force: bool,
+    ema: bool,
+    prediction_type: str | None,
+    variant: str | None,
+) -> None:
     """Turn the checkpoint SOURCE into BUNDLE.
 
     SOURCE is a folder in diffusers' layout, an original .safetensors or .ckpt file, or a repository of the Hugging Face
@@ -45,6 +54,7 @@ def command(source: str, bundle: Path, precision: str, force: bool, ema: bool, p
         force=force,
         ema=ema,
         prediction_type=prediction_type,
+        variant=variant,
         progress=_show,
     )
     click.echo(f"{bundle}: {manifest.name}, {len(manifest.networks)} networks")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -181,5 +182,16 @@ def single_file(folder: Callable[[str], Path], tmp_path_factory: pytest.TempPath
             made[family] = tmp_path_factory.mktemp("files") / f"small-{family}.safetensors"
             save_file(original_state(folder(family), family), made[family])
         return made[family]
+
+    return make
+
+
+@pytest.fixture
+def copied(folder: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A family's checkpoint, to be changed."""
+
+    def make(family: str) -> Path:
+        shutil.copytree(folder(family), tmp_path / family)
+        return tmp_path / family
 
     return make

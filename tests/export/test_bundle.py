@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from calotype.export.bundle import export_checkpoint
@@ -20,6 +21,7 @@ from calotype.export.partial import PartialBundle
 from calotype.export.sources import load_checkpoint
 from calotype.export.verification import verify_against
 from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.cli.export import command
 from calotype.runtime.errors import BundleError, CheckpointError, ExportError, InputError, UnsupportedArchitectureError
 
 
@@ -229,6 +231,12 @@ def test_verify_against_the_source(tiny_vae: Path, taesd: Path, tiny_checkpoint:
         list(verify_against(bundle, str(other)))
 
 
+def test_the_command_hands_the_variant_on(tiny_vae: Path, tmp_path: Path) -> None:
+    ran = CliRunner().invoke(command, [str(tiny_vae), str(tmp_path / "taesd"), "--variant", "bf16"])
+    assert isinstance(ran.exception, InputError)
+    assert "has no weights of the variant 'bf16'; it has none" in str(ran.exception)
+
+
 def test_a_bundle_in_the_way_is_refused(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
     before = (tiny_bundle / "calotype.json").read_bytes()
     with pytest.raises(ExportError, match="--force"):
@@ -275,8 +283,7 @@ def test_the_padding_token_of_the_special_tokens_map_wins(tiny_checkpoint: Path,
     source = tmp_path / "source"
     shutil.copytree(tiny_checkpoint, source)
     (source / "tokenizer" / "special_tokens_map.json").write_text('{"pad_token": {"content": "!"}}')
-    tokenizer = load_checkpoint(source).tokenizer
-    assert tokenizer is not None and tokenizer.pad_token == "!"
+    assert load_checkpoint(source).tokenizers["tokenizer"].pad_token == "!"
 
 
 def test_another_pipeline_is_refused_by_name(tiny_checkpoint: Path, tmp_path: Path) -> None:

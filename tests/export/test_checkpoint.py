@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import shutil
 import warnings
 from collections.abc import Callable
@@ -18,25 +19,15 @@ from calotype.export.models.autoencoder import Autoencoder
 from calotype.export.models.tiny_autoencoder import TinyAutoencoder
 from calotype.export.sources import load_checkpoint
 from calotype.export.tokenizer import Tokenizer
+from calotype.export.weight_files import read_component, variants
 from calotype.runtime.bundle.manifest import TokenizerSpec
-from calotype.runtime.errors import CheckpointError, UnsupportedArchitectureError
+from calotype.runtime.errors import CheckpointError, InputError, UnsupportedArchitectureError
 from calotype.runtime.text.tokenizer import ClipTokenizer
 from tests.export.conftest import SCHEDULER, write_folder, write_json
 
 Maker = Callable[[str], Path]
 WEIGHTS = "diffusion_pytorch_model"
 RECORDED = Path(__file__).parent.parent / "data" / "clip" / "openai.jsonl.gz"
-
-
-@pytest.fixture
-def copied(folder: Maker, tmp_path: Path) -> Maker:
-    """A family's checkpoint, to be changed."""
-
-    def make(family: str) -> Path:
-        shutil.copytree(folder(family), tmp_path / family)
-        return tmp_path / family
-
-    return make
 
 
 def edit(path: Path, **values: Any) -> None:
@@ -48,11 +39,14 @@ def test_the_family_and_what_comes_with_it(family: str, folder: Maker) -> None:
     checkpoint = load_checkpoint(folder(family))
     assert (checkpoint.family, checkpoint.sample_size) == (family, 8)
     assert checkpoint.source == {"layout": "diffusers", "name": f"small-{family}"}
-    assert (checkpoint.text_encoder_2 is not None) == (checkpoint.tokenizer_2 is not None) == (family == "sdxl")
+    second = {"text_encoder_2": "tokenizer_2"} if family == "sdxl" else {}
+    assert list(checkpoint.components) == ["text_encoder", *second, "unet", "vae"]
+    assert list(checkpoint.tokenizers) == ["tokenizer", *second.values()]
     assert checkpoint.force_zeros_for_empty_prompt == (family == "sdxl")
     assert checkpoint.scheduler == SCHEDULER
-    for tower in (checkpoint.text_encoder, checkpoint.text_encoder_2):
-        assert tower is None or (not tower.training and tower.text_model.embeddings.token_embedding.weight.is_leaf)
+    for name in ("text_encoder", *second):
+        tower: Any = checkpoint.components[name]
+        assert not tower.training and tower.text_model.embeddings.token_embedding.weight.is_leaf
 
 
 def test_the_prediction_type_can_be_overridden(folder: Maker) -> None:
@@ -70,8 +64,7 @@ def test_the_prediction_type_can_be_overridden(folder: Maker) -> None:
 def test_inpainting_and_consistency_models(tmp_path: Path, changes: dict[str, int], pipeline: str) -> None:
     write_folder(tmp_path, "sd1", **changes)
     edit(tmp_path / "model_index.json", _class_name=pipeline)
-    unet = load_checkpoint(tmp_path).unet
-    assert unet is not None
+    unet: Any = load_checkpoint(tmp_path).components["unet"]
     ((name, value),) = changes.items()
     assert getattr(unet.config, name) == value
 
@@ -86,9 +79,9 @@ def test_an_autoencoder_alone(folder: Maker, tmp_path: Path, tiny: bool) -> None
         if tiny:
             diffusers.AutoencoderTiny(num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4).save_pretrained(source)
     checkpoint = load_checkpoint(source)
-    assert isinstance(checkpoint.vae, TinyAutoencoder if tiny else Autoencoder)
+    assert isinstance(checkpoint.components["vae"], TinyAutoencoder if tiny else Autoencoder)
     assert (checkpoint.family, checkpoint.source["name"]) == ("vae", source.name)
-    assert checkpoint.unet is checkpoint.text_encoder is checkpoint.tokenizer is None
+    assert (list(checkpoint.components), checkpoint.tokenizers, checkpoint.scheduler) == (["vae"], {}, {})
 
 
 def test_a_checkpoint_with_a_tiny_autoencoder(copied: Maker) -> None:
@@ -101,7 +94,7 @@ def test_a_checkpoint_with_a_tiny_autoencoder(copied: Maker) -> None:
         diffusers.AutoencoderTiny(num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4).save_pretrained(
             source / "vae"
         )
-    assert isinstance(load_checkpoint(source).vae, TinyAutoencoder)
+    assert isinstance(load_checkpoint(source).components["vae"], TinyAutoencoder)
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
@@ -124,9 +117,8 @@ def test_variants_and_shards_as_diffusers_writes_them(
     sharded = len(list((source / "unet").glob("*.safetensors"))) > 1
     assert sharded == (shard_size == "200KB")
     one, other = load_checkpoint(folder("sd1")), load_checkpoint(source)
-    for mine, theirs in ((one.unet, other.unet), (one.text_encoder, other.text_encoder)):
-        assert mine is not None and theirs is not None
-        state = theirs.state_dict()
+    for component, mine in one.components.items():
+        state = other.components[component].state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in mine.state_dict().items())
 
 
@@ -134,12 +126,10 @@ def test_whole_precision_is_taken_where_both_variants_are(copied: Maker) -> None
     source = copied("sd1") / "unet"
     state = load_file(source / f"{WEIGHTS}.safetensors")
     save_file({name: tensor.half() for name, tensor in state.items()}, source / f"{WEIGHTS}.fp16.safetensors")
-    unet = load_checkpoint(source.parent).unet
-    assert unet is not None
+    unet: Any = load_checkpoint(source.parent).components["unet"]
     assert torch.equal(unet.conv_in.weight, state["conv_in.weight"])
     (source / f"{WEIGHTS}.safetensors").unlink()
-    unet = load_checkpoint(source.parent).unet
-    assert unet is not None
+    unet = load_checkpoint(source.parent).components["unet"]
     assert torch.equal(unet.conv_in.weight, state["conv_in.weight"].half())
 
 
@@ -149,18 +139,68 @@ def test_what_transformers_4_wrote_into_every_configuration_is_passed_over(copie
     assert load_checkpoint(source).family == "sd1"
 
 
-@pytest.mark.parametrize("component", ["unet", "text_encoder"])
-def test_pickled_weights_are_refused_with_advice(copied: Maker, component: str) -> None:
-    source = copied("sd1") / component
-    for path in source.glob("*.safetensors"):
-        path.unlink()
-    name = f"{WEIGHTS}.bin" if component == "unet" else "pytorch_model.bin"
-    (source / name).write_bytes(b"")
-    with pytest.raises(CheckpointError, match=rf"{name} is a pickle, which can hold code; fetch the safetensors"):
-        load_checkpoint(source.parent)
-    (source / name).unlink()
-    with pytest.raises(CheckpointError, match="only safetensors weights are read"):
-        load_checkpoint(source.parent)
+def test_a_component_without_weights_says_what_is_there(copied: Maker) -> None:
+    source = copied("sd1")
+    (source / "unet" / f"{WEIGHTS}.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=rf"unet has no {WEIGHTS}\.safetensors; it has config\.json: fetch"):
+        load_checkpoint(source)
+
+
+@pytest.mark.parametrize("variant", ["bf16", "non_ema"])
+@pytest.mark.parametrize("shard_size", ["10GB", "200KB"])
+def test_the_only_variant_of_a_component_is_taken(
+    folder: Maker, copied: Maker, caplog: pytest.LogCaptureFixture, variant: str, shard_size: str
+) -> None:
+    source = copied("sd1")
+    (source / "unet" / f"{WEIGHTS}.safetensors").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import diffusers
+
+        unet = diffusers.UNet2DConditionModel.from_pretrained(folder("sd1") / "unet")
+        unet.save_pretrained(source / "unet", variant=variant, max_shard_size=shard_size)
+    with caplog.at_level(logging.WARNING, "calotype"):
+        state = load_checkpoint(source).components["unet"].state_dict()
+    assert f"unet has no {WEIGHTS}.safetensors; its only variant, {variant}, is taken" in caplog.text
+    expected = load_checkpoint(folder("sd1")).components["unet"].state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(
+    "index", ["safetensors.index.{}.json", "safetensors.{}.index.json", "{}.safetensors.index.json"]
+)
+def test_every_place_of_a_variant_in_an_index_s_name(tmp_path: Path, index: str) -> None:
+    shard = f"{WEIGHTS}.bf16-00001-of-00001.safetensors"
+    save_file({"a": torch.ones(1)}, tmp_path / shard)
+    write_json(tmp_path / f"{WEIGHTS}.{index.format('bf16')}", {"weight_map": {"a": shard}})
+    assert variants(tmp_path, WEIGHTS) == ["bf16"]
+    assert list(read_component(tmp_path, WEIGHTS)) == list(read_component(tmp_path, WEIGHTS, "bf16")) == ["a"]
+
+
+def test_one_of_several_variants_is_chosen(copied: Maker) -> None:
+    source = copied("sd1")
+    path = source / "unet" / f"{WEIGHTS}.safetensors"
+    state = load_file(path)
+    for number, variant in enumerate(("bf16", "non_ema")):
+        save_file(
+            {name: tensor + number for name, tensor in state.items()}, path.with_suffix(f".{variant}.safetensors")
+        )
+    checkpoint = load_checkpoint(source, variant="non_ema")
+    unet: Any = checkpoint.components["unet"]
+    assert torch.equal(unet.conv_in.weight, state["conv_in.weight"] + 1)
+    assert checkpoint.source["variant"] == "non_ema"
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"but the variants bf16, non_ema; choose one with --variant"):
+        load_checkpoint(source)
+    unet = load_checkpoint(source, variant="bf16").components["unet"]
+    assert torch.equal(unet.conv_in.weight, state["conv_in.weight"])
+    with pytest.raises(InputError, match="no weights of the variant 'fp8'; it has bf16, non_ema"):
+        load_checkpoint(source, variant="fp8")
+
+
+def test_a_file_has_no_variants(single_file: Maker) -> None:
+    with pytest.raises(InputError, match="is one file, which has no variants; export without --variant"):
+        load_checkpoint(single_file("sd1"), variant="fp16")
 
 
 def test_a_missing_shard_is_named(copied: Maker) -> None:
@@ -181,10 +221,9 @@ def test_the_attention_of_old_autoencoders(folder: Maker, copied: Maker) -> None
             name = name.replace(new, old)
         state[name] = tensor[..., None, None] if ".query.weight" in name else tensor
     save_file(state, path)
-    theirs = load_checkpoint(source).vae.state_dict()
-    assert all(
-        torch.equal(tensor, theirs[name]) for name, tensor in load_checkpoint(folder("sd1")).vae.state_dict().items()
-    )
+    theirs = load_checkpoint(source).components["vae"].state_dict()
+    ours = load_checkpoint(folder("sd1")).components["vae"].state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 def test_a_tokenizer_in_one_file(folder: Maker, tmp_path: Path) -> None:
@@ -280,4 +319,30 @@ def test_files_that_are_not_there_or_not_json(copied: Maker) -> None:
         load_checkpoint(source)
     (source / "model_index.json").unlink()
     with pytest.raises(CheckpointError, match=r"model_index\.json does not exist; a checkpoint folder"):
+        load_checkpoint(source)
+
+
+@pytest.mark.parametrize(("said", "length"), [(64, 64), (200, 77), (int(1e30), 77), (None, 77)])
+def test_prompts_are_as_long_as_tokenizer_and_encoder_take_them(
+    copied: Maker, caplog: pytest.LogCaptureFixture, said: int | None, length: int
+) -> None:
+    """Diffusers cuts and pads to ``model_max_length``, and the encoder has no more positions than its own."""
+    source = copied("sd1")
+    edit(source / "tokenizer" / "tokenizer_config.json", model_max_length=said)
+    with caplog.at_level(logging.WARNING, "calotype"):
+        checkpoint = load_checkpoint(source)
+    assert checkpoint.tokenizers["tokenizer"].max_length == length
+    assert checkpoint.graphs[0].inputs[0].shape == ("batch", length)
+    assert checkpoint.graphs[0].outputs[0].shape == ("batch", length, 64)
+    line = f"model_max_length is {said}, the text encoder reads up to 77 tokens; prompts are of {length}"
+    assert (line in caplog.text) == (said in (64, 200))
+
+
+def test_lengths_that_no_unet_reads_are_refused(copied: Maker) -> None:
+    source = copied("sdxl")
+    edit(source / "tokenizer_2" / "tokenizer_config.json", model_max_length=64)
+    with pytest.raises(CheckpointError, match="read prompts of 64 and 77 tokens, and the UNet reads them side by side"):
+        load_checkpoint(source)
+    edit(source / "tokenizer" / "tokenizer_config.json", model_max_length=2)
+    with pytest.raises(CheckpointError, match="tokenizer says model_max_length=2; valid: 3 or more"):
         load_checkpoint(source)

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from calotype.export.checkpoint import Checkpoint
-from calotype.export.graphs import GraphPlan, plans
+from calotype.export.families.sd import SD2
+from calotype.export.families.sdxl import SDXL
+from calotype.export.graphs import GraphPlan, vae_plans, vae_spec
 from calotype.export.models.clip import TextEncoder, TextEncoderConfig
 from calotype.export.models.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
 from calotype.export.models.unet import UNet, UNetConfig
@@ -66,17 +68,21 @@ def tiny_vae() -> TinyAutoencoder:
 def checkpoint(family: str) -> Checkpoint:
     """Random weights: SDXL whole; SD 2's encoder with an inpainting UNet distilled for LCM; an autoencoder alone."""
     torch.manual_seed(0)
-    base: dict[str, Any] = {"family": family, "vae": tiny_vae(), "source": {"layout": "diffusers", "name": family}}
+    source = {"layout": "diffusers", "name": family}
     if family == "vae":
-        return Checkpoint(**base)
-    if family == "sd2":
+        vae = tiny_vae()
         return Checkpoint(
-            **base,
-            text_encoder=TextEncoder(dataclasses.replace(TEXT, hidden_act="gelu")).eval(),
-            tokenizer=tokenizer("a"),
+            family="vae", components={"vae": vae}, graphs=tuple(vae_plans(vae)), vae=vae_spec(vae), source=source
+        )
+    if family == "sd2":
+        return SD2.checkpoint(
+            vae=tiny_vae(),
+            towers=[TextEncoder(dataclasses.replace(TEXT, hidden_act="gelu")).eval()],
+            tokenizers=[tokenizer("a")],
             unet=UNet(
                 dataclasses.replace(UNET, in_channels=9, use_linear_projection=True, time_cond_proj_dim=10)
             ).eval(),
+            source=source,
         )
     sdxl = dataclasses.replace(
         UNET,
@@ -87,13 +93,13 @@ def checkpoint(family: str) -> Checkpoint:
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=20 + 6 * 8,
     )
-    return Checkpoint(
-        **base,
-        text_encoder=TextEncoder(TEXT).eval(),
-        text_encoder_2=TextEncoder(dataclasses.replace(TEXT, hidden_act="gelu", with_projection=True)).eval(),
-        tokenizer=tokenizer("<|endoftext|>"),
-        tokenizer_2=tokenizer("a"),
+    second = dataclasses.replace(TEXT, hidden_act="gelu", with_projection=True)
+    return SDXL.checkpoint(
+        vae=tiny_vae(),
+        towers=[TextEncoder(TEXT).eval(), TextEncoder(second).eval()],
+        tokenizers=[tokenizer("<|endoftext|>"), tokenizer("a")],
         unet=UNet(sdxl).eval(),
+        source=source,
     )
 
 
@@ -101,7 +107,7 @@ def checkpoint(family: str) -> Checkpoint:
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[GraphPlan], Path]:
     """All graphs of a checkpoint in a folder, float32 in computation, over weights in float16."""
     folder = tmp_path_factory.mktemp(request.param)
-    made = plans(checkpoint(request.param))
+    made = list(checkpoint(request.param).graphs)
     for plan in made:
         weights = folder / f"{plan.component}.safetensors"
         if not weights.exists():
@@ -259,7 +265,7 @@ def both_layouts(
     """The graphs to be made from either layout, and their weights in the folders "ours" and "theirs"."""
     found = []
     for source, layout in ((folder(family), "ours"), (single_file(family), "theirs")):
-        made = plans(load_checkpoint(source))
+        made = list(load_checkpoint(source).graphs)
         (target / layout).mkdir()
         for plan in made:
             weights = target / layout / f"{plan.component}.safetensors"

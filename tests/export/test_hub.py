@@ -100,7 +100,7 @@ def test_a_checkpoint_of_a_repository_names_it_and_its_commit(
     folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(folder("sd1"), tmp_path / COMMIT)
-    monkeypatch.setattr("calotype.export.sources.download", lambda _: tmp_path / COMMIT)
+    monkeypatch.setattr("calotype.export.sources.download", lambda *_: tmp_path / COMMIT)
     checkpoint = load_checkpoint("owner/small@main")
     assert checkpoint.source == {"layout": "diffusers", "name": "owner/small@main", "revision": COMMIT}
 
@@ -217,6 +217,28 @@ def test_no_more_is_fetched_than_an_export_reads(hub: tuple[str, type[Hub]], tmp
         strict=True,
     ):
         assert message.startswith(expected)
+
+
+def test_a_variant_is_fetched_where_a_component_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = tmp_path / COMMIT
+    files = [f"unet/{WEIGHTS}.bf16.safetensors", f"unet/{WEIGHTS}.safetensors", f"vae/{WEIGHTS}.safetensors"]
+    files += ["text_encoder/model.safetensors", "text_encoder/config.json", "unet/config.json", "vae/config.json"]
+    serve(served, ["model_index.json", *files], **{"model_index.json": INDEX})
+    there = {path.relative_to(served).as_posix() for path in served.rglob("*") if path.is_file()}
+    cache, fetched = tmp_path / "cache" / COMMIT, []
+
+    def fetch(_: str, file: str, **__: object) -> str:
+        if file not in there:
+            raise LocalEntryNotFoundError(file)
+        fetched.append(file)
+        (cache / file).parent.mkdir(parents=True, exist_ok=True)
+        return str(shutil.copy(served / file, cache / file))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert download("owner/name", "bf16") == cache
+    weights = [file for file in fetched if file.endswith(".safetensors")]
+    assert weights == ["text_encoder/model.safetensors", files[0], files[2]]
 
 
 def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calotype.export.checkpoint import Checkpoint
-from calotype.export.graphs import GraphPlan, plans
+from calotype.export.families.sd import TextEncoderGraph
+from calotype.export.families.sdxl import SdxlTextEncoderGraph
+from calotype.export.graphs import GraphPlan, text_encoder_plan, vae_plans
 from calotype.export.models.autoencoder import Autoencoder, AutoencoderConfig
 from calotype.export.models.clip import TextEncoder, TextEncoderConfig
 from calotype.export.models.layers import sinusoidal_embedding
@@ -132,15 +133,15 @@ def test_what_overflows_is_an_island(tmp_path: Path) -> None:
         check(plan, "float16", graph, run_float16(graph, [], cases), expected)
 
 
-def loud_autoencoder() -> Checkpoint:
+def loud_autoencoder() -> list[GraphPlan]:
     """Of odd widths, its stream beyond float16's end from the first resnet on, in both halves, as in SDXL's."""
     vae = Autoencoder(AutoencoderConfig(block_out_channels=(12, 24), layers_per_block=1, norm_num_groups=3)).eval()
     for resnet in (vae.encoder.down_blocks[0].resnets[0], vae.decoder.up_blocks[0].resnets[0]):
         nn.init.uniform_(resnet.conv2.weight, -5e4, 5e4)
-    return Checkpoint(family="vae", vae=vae, source={})
+    return vae_plans(vae)
 
 
-def loud_tower(family: str) -> Checkpoint:
+def loud_tower(family: str) -> list[GraphPlan]:
     """OpenCLIP's of odd widths, whose feed-forward throws its stream beyond float16's end.
 
     In the second of Stable Diffusion 2's layers, and in SDXL's last, of which the UNet is only given the pooled end.
@@ -160,10 +161,9 @@ def loud_tower(family: str) -> Checkpoint:
     tower = TextEncoder(config).eval()
     nn.init.uniform_(tower.text_model.encoder.layers[1 if family == "sd2" else 2].mlp.fc2.weight, -5e4, 5e4)
     vocab = json.dumps({token: index for index, token in enumerate(VOCABULARY)}).encode()
-    tokenizer = Tokenizer(vocab=vocab, merges=b"", pad_token="a")
-    return Checkpoint(
-        family=family, text_encoder=tower, tokenizer=tokenizer, vae=Autoencoder(AutoencoderConfig()), source={}
-    )
+    tokenizer = Tokenizer(vocab=vocab, merges=b"", pad_token="a").fitted(tower)
+    graph, skips = (SdxlTextEncoderGraph, 2) if family == "sdxl" else (TextEncoderGraph, 3)
+    return [text_encoder_plan("text_encoder", graph, tower, tokenizer, skips)]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def loud_tower(family: str) -> Checkpoint:
 def test_loud_networks_have_islands_and_their_numbers_stay(network: str, kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     made = loud_autoencoder() if kind == "vae" else loud_tower(kind)
-    plan = next(plan for plan in plans(made) if plan.network == network)
+    plan = next(plan for plan in made if plan.network == network)
     write_weights(plan.module.get_submodule("model"), tmp_path / f"{plan.component}.safetensors", torch.float16)
     graph = tmp_path / "graph.onnx"
     with warnings.catch_warnings():

@@ -1,0 +1,24 @@
+"""The families of models that are exported: one file each, found through a table that imports it when it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+
+from calotype.export.families.base import Family
+
+# A family's name in the manifest to the module and the object that know it; a new family is one file and one line here.
+FAMILIES = {
+    "sd1": "calotype.export.families.sd:SD1",
+    "sd2": "calotype.export.families.sd:SD2",
+    "sdxl": "calotype.export.families.sdxl:SDXL",
+    "vae": "calotype.export.families.vae:VAE",
+}
+
+
+def families() -> Iterator[Family]:
+    """Every family of the table, in its order."""
+    for place in FAMILIES.values():
+        module, _, name = place.partition(":")
+        family: Family = getattr(import_module(module), name)
+        yield family
