@@ -26,6 +26,7 @@ from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import CheckpointError, ExportError, InputError
 from calotype.runtime.version import __version__
 
+WORDS = "words.txt"
 PRECISIONS = {"fp16": torch.float16, "fp32": torch.float32}
 # Is told the component, what is done for it now, and how much of it is done, 0 to 1.
 Progress = Callable[[str, str, float], None]
@@ -83,6 +84,7 @@ def export_checkpoint(
                 scheduler=checkpoint.scheduler,
                 vae=checkpoint.vae,
                 defaults=defaults,
+                words=_write_words(checkpoint, partial),
                 files=partial.files(),
                 max_clip_skip=checkpoint.max_clip_skip,
                 force_zeros_for_empty_prompt=checkpoint.force_zeros_for_empty_prompt,
@@ -196,6 +198,18 @@ def _write_tokenizers(checkpoint: Checkpoint, partial: PartialBundle) -> dict[st
         (partial.folder / spec.merges).write_bytes(tokenizer.merges)
         partial.finish(name, "", (spec.vocab, spec.merges), {})
     return specs
+
+
+def _write_words(checkpoint: Checkpoint, partial: PartialBundle) -> str | None:
+    """The words that a small model was taught, where its card lists them; returns their file."""
+    words = checkpoint.card.get("words")
+    if words is None:
+        return None
+    if not isinstance(words, list) or not all(isinstance(word, str) and word.isalpha() for word in words):
+        raise CheckpointError("the words in model_card.json are no list of words")
+    (partial.folder / WORDS).write_text("\n".join(sorted(words)) + "\n", encoding="utf-8")
+    partial.finish("words", "", (WORDS,), {})
+    return WORDS
 
 
 def _defaults(checkpoint: Checkpoint) -> Defaults:

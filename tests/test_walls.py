@@ -131,9 +131,9 @@ def path_of(name: str) -> str | None:
 
 
 def place(relative: str) -> str:
-    """The package of a file; at the top of ``runtime`` the file itself."""
+    """The package of a file; at the top of a room the file itself."""
     parts = relative.split("/")
-    return relative if len(parts) == 2 and parts[0] == "runtime" else "/".join(parts[:-1])
+    return relative if len(parts) == 2 else "/".join(parts[:-1])
 
 
 def test_every_package_is_listed_for_the_wheel() -> None:

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training import finetune, unet
+from training import data, finetune, unet
 from training.config import TrainingConfig
+from training.words import words
 
 ATTRIBUTION = (
     "Noto Emoji, Google, Apache-2.0 (through @iconify-json/noto)",
@@ -97,6 +98,7 @@ def make(config: TrainingConfig) -> None:
         temporary / "model_card.json",
         {
             "name": "talbot",
+            "words": words(data.load(config).concepts),
             "license": "Apache-2.0 AND CC-BY-4.0 AND MIT",
             "attribution": list(ATTRIBUTION),
             "defaults": {"height": size, "width": size, "num_inference_steps": 20, "guidance_scale": 5.0},

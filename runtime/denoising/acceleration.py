@@ -46,7 +46,7 @@ class Acceleration:
 
 EXACT = Acceleration()
 # Measured on talbot (benchmarks/fast.md): at equal cost, fewer steps of a solver of second order stay nearer to the
-# exact picture than caching or guidance intervals do, alone or together. int8 strays less than that (benchmarks.int8).
+# exact picture than caching or guidance intervals do, alone or together. int8 strays less (benchmarks.quality.modes).
 # Of talbot's seen pairs half the steps find 2.9 points fewer (training/README.md), so it is more than half.
 FAST = Acceleration(steps=0.6, precision="auto")
 
