@@ -27,6 +27,7 @@ from benchmarks.micro.harness import Figures, Options, Result, times
 from benchmarks.subject import MODELS, Subject
 from benchmarks.timing import in_turns
 from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.form import default_form
 from calotype.runtime.diagnostics.verification import image_sizes
 from calotype.runtime.sessions import cuda_fusions, onnxruntime_cuda
 from calotype.runtime.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession
@@ -134,9 +135,9 @@ def _variants(names: Sequence[str], subject: Subject, tell: Callable[..., None])
 
 def _opened(bundle: Bundle, variant: Variant) -> OnnxRuntimeCudaSession:
     fusions = tuple(getattr(cuda_fusions, name) for name in variant.fusions)
-    settings = {**onnxruntime_cuda.SETTINGS, **NONE, **variant.options}
+    settings, spec = {**onnxruntime_cuda.SETTINGS, **NONE, **variant.options}, bundle.manifest.networks["unet"]
     with mock.patch.multiple(onnxruntime_cuda, FUSIONS=fusions, SUMS=variant.sums, SETTINGS=settings):
-        return OnnxRuntimeCudaSession(bundle.path, bundle.manifest.networks["unet"])
+        return OnnxRuntimeCudaSession(bundle.path, spec, form=default_form(spec, "cuda"))
 
 
 def _made(session: OnnxRuntimeCudaSession, sizes: Mapping[str, int], seconds: list[float]) -> NDArray[np.float64]:

@@ -7,7 +7,6 @@ UNet's in int8, and ``fast`` is that at the share of the steps that ``--fast`` t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -43,11 +42,10 @@ class Calotype:
             latents=latents,
             seed=task.seed,
         )
-        stages: dict[str, Any] = {**output.timings}
         return Made(
             pictures=np.stack([np.asarray(image) for image in output.images]),
-            steps=stages.pop("steps"),
-            stages={name: stages[name] for name in ("text_encoder", "denoising", "vae_decoder")},
+            steps=list(output.timings.runs),
+            stages={name: getattr(output.timings, name) for name in ("text_encoder", "denoising", "vae_decoder")},
         )
 
 

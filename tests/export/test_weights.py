@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from calotype.export.weight_files import shards, weight_names
-from calotype.export.weights import load_module, locate, read_component, renamed, to_float32, write_weights
+from calotype.export.weight_files import read_component, shards, weight_names
+from calotype.export.weights import load_module, locate, renamed, to_float32, write_weights
 from calotype.runtime.errors import CheckpointError, ExportError
 
 
