@@ -33,6 +33,15 @@ SCHEDULE = 200  # steps; a job begins anywhere in the first half and is followed
 WARM_UP = 5
 TRACED = 20  # steps whose memory is looked at, in a run of their own: looking costs time
 SOLVERS = ("euler", "dpmpp-2m", "ddim", "unipc")  # none of them draws numbers, which takes longer than all the rest
+# Those of Stable Diffusion 1.5's scheduler.
+SETTINGS = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
 AIMS_US = {"one guided job": 50, "eight mixed jobs": 150}
 AIM_BYTES = 4096
 
@@ -72,7 +81,7 @@ CASES: dict[str, Callable[[int], list[Job]]] = {"one guided job": one_guided, "e
 
 def new_job(side: int, scheduler: str, *, guided: bool, index: int) -> Job:
     """A job whose latents are ``side`` x ``side`` x 4, at the position ``index`` of its schedule."""
-    solver, shape = create_solver(scheduler, {}, SCHEDULE), (CHANNELS, side, side)
+    solver, shape = create_solver(scheduler, SETTINGS, SCHEDULE), (CHANNELS, side, side)
     rng = np.random.Generator(np.random.Philox(index))
     row = {"encoder_hidden_states": np.zeros((TOKENS, WIDTH), np.float32)}
     return Job(

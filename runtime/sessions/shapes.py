@@ -50,6 +50,7 @@ class ShapedSession(BaseSession, Generic[S]):
         self._shapes: OrderedDict[Key, S] = OrderedDict()
         # A step asks a dozen times: sizes are checked once, not each time.
         self._known: dict[Key, S] = {}
+        self._asked: tuple[Sizes, S] | None = None
 
     def reserve(self, sizes: Sizes) -> None:
         """See :meth:`Session.reserve`."""
@@ -78,10 +79,15 @@ class ShapedSession(BaseSession, Generic[S]):
         self._forget_all()
 
     def _at(self, sizes: Sizes) -> S:
+        asked = self._asked  # a step asks for several buffers and a run, with one mapping that does not change
+        if asked is not None and asked[0] is sizes:
+            return asked[1]
         shape = self._known.get(tuple(sizes.items()))
         if shape is None or (shape.links and any(other.generation != then for other, then in shape.links)):
             return self._find(sizes)
         self._shapes.move_to_end(shape.key)
+        if not shape.links:
+            self._asked = sizes, shape
         return shape
 
     def _find(self, sizes: Sizes) -> S:
@@ -116,6 +122,7 @@ class ShapedSession(BaseSession, Generic[S]):
     def _drop(self, key: Key) -> None:
         shape = self._shapes.pop(key)
         self._known = {asked: other for asked, other in self._known.items() if other is not shape}
+        self._asked = None
         self._generation += 1
         self._forget(shape)
 
@@ -138,6 +145,7 @@ class ShapedSession(BaseSession, Generic[S]):
 
     def _disown(self) -> None:
         super()._disown()
+        self._asked = None
         self._known = {}  # so that the next call looks whether it may
 
 
