@@ -74,11 +74,18 @@ def test_not_json(bundle: Path) -> None:
     refused(bundle, "cannot be read")
 
 
-@pytest.mark.parametrize("changes", [{"extra": 1}, {"networks": {}, "vae": {}}, {"family": "../x"}, {"files": []}])
-def test_a_manifest_of_another_shape(bundle: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"extra": 1}, r"calotype\.json has unknown fields: extra; "),
+        ({"networks": {}, "vae": {}}, r"calotype\.json\.networks is \{\}; valid: one or more; "),
+        ({"family": "../x"}, r"calotype\.json\.family is '\.\./x'; valid: a word such as float16, sd1 or ip-adapter; "),
+        ({"files": []}, r"calotype\.json\.files is \[\]; valid: a table; "),
+    ],
+)
+def test_a_manifest_of_another_shape(bundle: Path, changes: dict[str, Any], message: str) -> None:
     edit(bundle, **changes)
-    with pytest.raises(BundleError):
-        Bundle.open(bundle)
+    refused(bundle, f"^{message}it is not a valid manifest: export the bundle again, or install the Calotype that")
 
 
 @pytest.mark.parametrize("path", ["../weights.safetensors", "/etc/passwd", "a/../../b"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import struct
 import subprocess
 import sys
 import time
+import warnings
 import zlib
 from pathlib import Path
 
@@ -157,22 +159,37 @@ def test_what_is_no_file(tmp_path: Path, read: object, monkeypatch: pytest.Monke
         read(tmp_path / "large.png")
 
 
+def pillow_reads(data: bytes) -> bool:
+    file = io.BytesIO(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(file) as image:
+                image.load()
+        except Exception:  # the library's decoders have no common class but this
+            return False
+    return True
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_pictures_are_input_errors(tmp_path: Path, kind: str) -> None:
-    whole, rng, refused = encoded(kind), random.Random(0), 0
+def test_damaged_pictures_are_input_errors_where_pillow_alone_cannot_read_them(tmp_path: Path, kind: str) -> None:
+    whole, rng = encoded(kind), random.Random(0)
     path = tmp_path / "a"
     for _ in range(150):
         damaged = bytearray(whole[: rng.choice((len(whole), rng.randrange(len(whole))))])
         for _ in range(min(len(damaged), 4)):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         path.write_bytes(damaged)
-        for read in (load_image, read_parameters):
-            try:
-                read(path)
-            except InputError as error:
-                refused += 1
-                assert "\n" not in str(error)
-    assert refused > 150  # none of them has settings
+        said = ""
+        try:
+            load_image(path)
+        except InputError as error:
+            said = str(error)
+        assert "\n" not in said
+        assert (said == "") == pillow_reads(damaged) or (kind == "TIFF" and "has tags that share their data" in said)
+        with pytest.raises(InputError) as caught:
+            read_parameters(path)  # none of them has settings
+        assert "\n" not in str(caught.value)
 
 
 def test_the_memory_of_a_large_picture(tmp_path: Path) -> None:
