@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from calotype.runtime.pipeline import Pipeline
     from calotype.runtime.preparation import Drawing
 
+MOST_JOBS = 64  # of a call that are on their way at once
+
 # Return False to stop the run; what is finished by then is returned.
 Callback = Callable[[StepEnd], bool | None]
 
@@ -27,7 +29,7 @@ class Call:
 
     Args:
         pipeline: what draws.
-        requests: the pictures that are asked for; all are prepared before the first step.
+        requests: the pictures that are asked for; all are checked, and their prompts encoded, before the first step.
         latents: (N, C, height/f, width/f) of unit variance to start from instead of the seeds' noise.
         kind: what pictures are made of; see :class:`Picture`.
         callback: called after every step of every picture; returning False ends the iteration after what is finished.
@@ -49,43 +51,54 @@ class Call:
             raise InputError(f"output_type={kind!r} is not known; valid: {', '.join(KINDS)}")
         self._pipeline, self._kind, self._callback = pipeline, kind, callback
         self._begin = time.perf_counter()
-        self._jobs = pipeline.prepare_all(requests, latents)
-        self._prepared = self._end = time.perf_counter()
+        self._prepared = pipeline.encode_all(requests)
+        self._latents = pipeline.checked_latents(latents, self._prepared)
+        self._encoded = self._end = time.perf_counter()
+        self._numbers: dict[Job, int] = {}
         self._runs: list[float] = []
-        self._decoding = 0.0
+        self._starting = self._decoding = 0.0
 
     def __iter__(self) -> Iterator[tuple[int, Picture]]:
-        numbers = {job: number for number, job in enumerate(self._jobs)}
-        waiting, finished = [job for job in self._jobs if not job.done], [job for job in self._jobs if job.done]
+        waiting, finished = self._started([]), list[Drawing]()
         self._pipeline.reserve(waiting)
         while True:
+            finished += [job for job in waiting if job.done]
+            waiting = self._started([job for job in waiting if not job.done])
             if finished and (not waiting or not self._pipeline.low_memory):
-                yield from zip([numbers[job] for job in finished], self._decoded(finished), strict=True)
+                yield from zip([self._numbers.pop(job) for job in finished], self._decoded(finished), strict=True)
                 finished = []
-            if not waiting:
+            if not waiting and not finished:
                 self._pipeline.trim()
                 return
+            if not waiting or any(job.done for job in waiting):  # a picture may have no step to take
+                continue
             begin = time.perf_counter()
             moved = self._pipeline.advance(waiting)
             self._runs.append(time.perf_counter() - begin)
-            stepped = [job for job in waiting if job in moved]
-            finished += [job for job in stepped if job.done]
-            waiting = [job for job in waiting if not job.done]
-            if not all(self._told(numbers[job], job) for job in stepped):
-                waiting = []
+            if not all(self._told(self._numbers[job], job) for job in waiting if job in moved):
+                self._prepared, waiting = [], [job for job in waiting if job.done]
 
     @property
     def timings(self) -> Timings:
         """Where the time went until the last picture that was yielded."""
-        picture = sum(job.picture_seconds for job in self._jobs)
         return Timings(
-            text_encoder=self._prepared - self._begin - picture,
-            vae_encoder=picture,
+            text_encoder=self._encoded - self._begin,
+            vae_encoder=self._starting,
             denoising=sum(self._runs),
             vae_decoder=self._decoding,
             total=self._end - self._begin,
             runs=tuple(self._runs),
         )
+
+    def _started(self, waiting: list[Drawing]) -> list[Drawing]:
+        """``waiting`` and the jobs that come next: so many are on their way at once, and so many fit into memory."""
+        while self._prepared and len(waiting) < MOST_JOBS:
+            number = len(self._latents) - len(self._prepared)
+            job = self._pipeline.start(self._prepared.pop(0), self._latents[number])
+            self._numbers[job] = number
+            self._starting += job.picture_seconds
+            waiting.append(job)
+        return waiting
 
     def _decoded(self, jobs: Sequence[Drawing]) -> list[Picture]:
         begin = time.perf_counter()

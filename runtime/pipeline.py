@@ -28,7 +28,7 @@ from calotype.runtime.parallel import run_parallel
 from calotype.runtime.picture import Kind, Model, Output, Picture, Settings
 from calotype.runtime.pictures.autoencoder import Tiles, Vae
 from calotype.runtime.pictures.reading import Source
-from calotype.runtime.preparation import Drawing, Preparation
+from calotype.runtime.preparation import Drawing, Encoded, Preparation
 from calotype.runtime.request import Request, expand
 from calotype.runtime.sessions import check_backend
 from calotype.runtime.sessions.traced import Trace
@@ -194,18 +194,23 @@ class Pipeline:
         """
         return self.finish_all([job], output_type)[0]
 
-    def prepare_all(self, requests: Sequence[Request], latents: Any = None) -> list[Drawing]:
-        """Prepare many requests: each network in one go, and what pictures have in common once.
-
-        Args:
-            requests: the pictures that are asked for.
-            latents: (N, C, height/f, width/f) of unit variance to start from instead of the seeds' noise.
+    def encode_all(self, requests: Sequence[Request]) -> list[Encoded]:
+        """Check many requests and encode their prompts, each network in one go; :meth:`start` makes jobs of them.
 
         Raises:
             InputError: one asks for what this model cannot do.
         """
         with self._usable():
-            return self._preparation.jobs(requests, self._fast, latents)
+            return self._preparation.encode_all(requests, self._fast)
+
+    def checked_latents(self, latents: Any, encoded: Sequence[Encoded]) -> Sequence[Array | None]:
+        """The latents (N, C, height/f, width/f) of so many requests, checked; None for each where there are none."""
+        return self._preparation.checked_latents(latents, encoded)
+
+    def start(self, encoded: Encoded, latents: Array | None = None) -> Drawing:
+        """Make the job of a request whose prompts are encoded; see :meth:`prepare`."""
+        with self._usable():
+            return self._preparation.job(encoded, latents)
 
     def reserve(self, jobs: Sequence[Job]) -> None:
         """Allocate for the runs of ``jobs`` to come, so that none of them has to."""

@@ -40,6 +40,7 @@ from calotype.runtime.text.vocabulary import read_words, unknown_words
 
 MOST_POSTERIORS = 8  # of pictures to start from, kept encoded
 MOST_SOLVERS = 32
+MOST_ROWS = 8  # prompts' rows, which pictures of one prompt share
 MOST_SAID = 256
 FAR = 3.0  # times as many pixels as the model's own size has, or as few
 logger = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Preparation:
         self._conditioner: tuple[list[Session], Conditioner] | None = None
         self._posteriors: OrderedDict[bytes, Posterior] = OrderedDict()
         self._solvers: OrderedDict[str, Solver] = OrderedDict()
+        self._rows: OrderedDict[tuple[Any, ...], tuple[Inputs, Inputs | None]] = OrderedDict()
         self._conditioned()  # with the model, so that no picture waits for it
         self._said: OrderedDict[str, None] = OrderedDict()
         path = manifest.words
@@ -113,7 +115,7 @@ class Preparation:
         self._networks.use(request.loras)
         form = self._form(request)
         self._warn(request)
-        rows = self._family.rows(self._manifest, self._conditioned(), request, canvas)
+        rows = _kept(self._rows, _text_of(request), lambda: self._encoded(request, canvas), MOST_ROWS)
         return Encoded(request=request, canvas=canvas, solver=solver, index=index, form=form, rows=rows)
 
     def _warn(self, request: Request) -> None:
@@ -137,28 +139,23 @@ class Preparation:
         while len(self._said) > MOST_SAID:
             self._said.popitem(last=False)
 
-    def jobs(self, requests: Sequence[Request], fast: Acceleration, latents: Any = None) -> list[Drawing]:
-        """The jobs of many requests; all prompts are encoded before the first picture, each network in one go.
-
-        Args:
-            requests: what is asked for.
-            fast: what a request that says nothing of it gets.
-            latents: (N, C, h, w) of unit variance to start from instead of the seeds' noise.
-
-        Raises:
-            InputError: one asks for what this model cannot do.
-        """
+    def encode_all(self, requests: Sequence[Request], fast: Acceleration) -> list[Encoded]:
+        """Encode many requests, see :meth:`encode`; those with the same pictures share a canvas."""
         encoded: list[Encoded] = []
         for number, request in enumerate(requests):
             shared = number > 0 and _same_pictures(request, requests[number - 1])
             encoded.append(self.encode(request, fast, encoded[-1].canvas if shared else None))
-        if latents is None:
-            return [self.job(own) for own in encoded]
+        return encoded
+
+    def checked_latents(self, latents: Any, encoded: Sequence[Encoded]) -> Sequence[Array | None]:
+        """The latents that each of the requests starts from, None where they are drawn; raises InputError."""
+        if latents is None or not encoded:
+            return [None] * len(encoded)
         given = np.asarray(latents) if _is_numeric(latents) else np.empty(0)
         needed = (len(encoded), *self._family.latent_shape(self._manifest, encoded[0].canvas))
         if given.shape != needed:
             raise InputError(f"latents have the shape {given.shape}; {needed} is needed")
-        return [self.job(own, start) for own, start in zip(encoded, given, strict=True)]
+        return list(given)
 
     def job(self, encoded: Encoded, latents: Array | None = None) -> Drawing:
         """The job of a request whose prompts are encoded; ``latents`` (C, h, w) of unit variance replace its noise."""
@@ -196,6 +193,9 @@ class Preparation:
             drawn_in=encoded.form,
             picture_seconds=picture_seconds,
         )
+
+    def _encoded(self, request: Request, canvas: Canvas) -> tuple[Inputs, Inputs | None]:
+        return self._family.rows(self._manifest, self._conditioned(), request, canvas)
 
     def _form(self, request: Request) -> Form:
         """What the denoising network is computed in; its sessions are opened."""
@@ -267,6 +267,13 @@ class Preparation:
         spec = self._manifest.networks[SHALLOW].input("deep_feature")
         assert spec is not None
         return FeatureCache(interval, spec.resolve({"rows": rows, "height": shape[1], "width": shape[2]}))
+
+
+def _text_of(request: Request) -> tuple[Any, ...]:
+    """All of a resolved request that its rows depend on."""
+    names = ("prompt", "negative_prompt", "clip_skip", "guidance_scale", "height", "width", "loras")
+    sizes = ("original_size", "crops_coords_top_left", "target_size")
+    return tuple(getattr(request, name) for name in (*names, *sizes))
 
 
 def _same_pictures(request: Request, other: Request) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from calotype.runtime.bundle.manifest import FileRecord, Manifest
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BundleError, InputError, quoted
 from calotype.runtime.graphs.files import GraphFile, read_graph
+from calotype.runtime.parallel import run_parallel
 from calotype.runtime.untrusted import why
 
 BUNDLED = Path(__file__).parent.parent / "models"
@@ -70,9 +70,9 @@ class Bundle:
     def check(self, *, weights: bool = True) -> None:
         """Compare every file with the manifest; all are read once, on as many cores as there are."""
         later = {path for network in self.manifest.networks.values() for path in network.weights if not weights}
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(self._check_size, self.manifest.files))
-            list(pool.map(self._check_content, self.manifest.files.keys() - later))
+        for name in self.manifest.files:
+            self._check_size(name)
+        run_parallel(self._check_content, self.manifest.files.keys() - later)
         for name, network in self.manifest.networks.items():
             for path in network.graphs.values():
                 graph = read_graph(self.path / path)
