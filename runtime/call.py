@@ -59,7 +59,8 @@ class Call:
         self._starting = self._decoding = 0.0
 
     def __iter__(self) -> Iterator[tuple[int, Picture]]:
-        waiting, finished = self._started([]), list[Drawing]()
+        waiting = self._started([])
+        finished: list[Drawing] = []
         self._pipeline.reserve(waiting)
         while True:
             finished += [job for job in waiting if job.done]
