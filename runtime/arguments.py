@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
 from collections.abc import Sequence
@@ -13,20 +14,27 @@ from calotype.runtime.errors import InputError, quoted
 
 SEEDS = 2**64
 MOST_PICTURES = 10_000  # of one call
+MOST_NUMBERS = 10_000  # of one list
 
 
 def whole(name: str, value: Any) -> int:
     """A whole number."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise InputError(f"{name}={quoted(value)} is not a whole number")
+    if abs(int(value)) > SEEDS:  # no float and no message holds some of those
+        raise InputError(f"{name}={quoted(value)} is more than 64 bits hold")
     return int(value)
 
 
 def finite(name: str, value: Any) -> float:
     """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+    number = math.nan
+    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # of a whole number that no float holds
+            number = float(value)
+    if not math.isfinite(number):
         raise InputError(f"{name}={quoted(value)} is not a finite number")
-    return float(value)
+    return number
 
 
 def within(name: str, value: Any, low: float, high: float) -> float:
@@ -40,7 +48,14 @@ def within(name: str, value: Any, low: float, high: float) -> float:
 def at_least(name: str, value: Any, low: int) -> int:
     """A whole number, ``low`` or more."""
     if whole(name, value) < low:
-        raise InputError(f"{name}={value} is less than {low}; use {low} or more")
+        raise InputError(f"{name}={quoted(value)} is less than {low}; use {low} or more")
+    return int(value)
+
+
+def between(name: str, value: Any, low: int, high: int) -> int:
+    """A whole number from ``low`` to ``high``, both included."""
+    if not low <= whole(name, value) <= high:
+        raise InputError(f"{name}={quoted(value)} is outside {low}..{high}; use {min(max(int(value), low), high)}")
     return int(value)
 
 
@@ -54,7 +69,7 @@ def pair(name: str, value: Any, low: int) -> tuple[int, int]:
 def seed(name: str, value: Any) -> int:
     """A seed, 0..2⁶⁴-1."""
     if not 0 <= whole(name, value) < SEEDS:
-        raise InputError(f"{name}={value} is outside 0..2**64-1")
+        raise InputError(f"{name}={quoted(value)} is outside 0..2**64-1")
     return int(value)
 
 
@@ -65,25 +80,34 @@ def text(name: str, value: Any) -> str:
     return str(value)
 
 
+def listed(value: Any) -> bool:
+    """Whether a value is several, in an order: a list, a tuple, an array, but no text."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
+
+
 def numbers(name: str, value: Any) -> tuple[float, ...]:
     """A list of finite numbers."""
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence | np.ndarray) or not len(value):
+    if not listed(value) or not len(value):
         raise InputError(f"{name}={quoted(value)} is not a list of finite numbers")
     if isinstance(value, np.ndarray) and value.ndim != 1:
         raise InputError(f"{name} has the shape {value.shape}; give a list of finite numbers")
+    if len(value) > MOST_NUMBERS:
+        raise InputError(f"{name} has {len(value)} numbers; valid: up to {MOST_NUMBERS}")
     return tuple(finite(name, item) for item in value)
 
 
 def levels(name: str, value: Any) -> tuple[float, float]:
     """Two noise levels, a lower and a higher one."""
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence | np.ndarray) or len(value) != 2:
+    if not listed(value) or len(value) != 2:
         raise InputError(f"{name}={quoted(value)} is not a pair of noise levels; use 0 <= low < high")
     return finite(name, value[0]), finite(name, value[1])
 
 
 def each(name: str, value: Any, count: int) -> list[Any]:
     """One value for each of ``count`` pictures, from one for all or a list of as many; ``name`` is their plural."""
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence | np.ndarray):
+    if not listed(value):
         return [value] * count
     if len(value) != count:
         raise InputError(f"{len(value)} {name} for {count} image(s); give one, or one for each image")
@@ -95,17 +119,17 @@ def prompts(prompt: Any, negative: Any, images: int | None) -> tuple[list[Any], 
     images = 1 if images is None else at_least("num_images_per_prompt", images, 1)
     if prompt is None:
         raise InputError("prompt is None; give a text, an empty string is one")
-    texts = list(prompt) if isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes) else [prompt]
-    if not texts:
+    given = prompt if listed(prompt) else [prompt]
+    if not len(given):
         raise InputError("there is no prompt; an empty string is one")
-    if len(texts) * images > MOST_PICTURES:
+    if len(given) * images > MOST_PICTURES:
         raise InputError(
-            f"{len(texts) * images} pictures in one call are more than {MOST_PICTURES}; make several calls"
+            f"{quoted(len(given) * images)} pictures in one call are more than {MOST_PICTURES}; make several calls"
         )
-    listed = isinstance(negative, Sequence) and not isinstance(negative, str | bytes)
-    negatives = list(negative) if listed else [negative] * len(texts)
-    if len(negatives) != len(texts):
-        raise InputError(f"{len(negatives)} negative prompts for {len(texts)} prompts; give one, or one for each")
+    others = negative if listed(negative) else [negative] * len(given)
+    if len(others) != len(given):
+        raise InputError(f"{len(others)} negative prompts for {len(given)} prompts; give one, or one for each")
+    texts, negatives = list(given), list(others)
     return [own for own in texts for _ in range(images)], [own for own in negatives for _ in range(images)]
 
 
@@ -113,5 +137,5 @@ def seeds(first: Any, count: int) -> list[int]:
     """Consecutive seeds from ``first`` on; None picks a random one."""
     start = secrets.randbelow(2**32) if first is None else whole("seed", first)
     if not 0 <= start <= SEEDS - count:
-        raise InputError(f"seed={start} is outside 0..2**64-1 for {count} image(s)")
+        raise InputError(f"seed={quoted(start)} is outside 0..2**64-1 for {count} image(s)")
     return [start + index for index in range(count)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from calotype.runtime.denoising.job import Job
-from calotype.runtime.errors import InputError
+from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.picture import KINDS, Kind, Picture, StepEnd, Timings
 from calotype.runtime.request import Request
 
@@ -47,8 +47,10 @@ class Call:
         kind: Kind = "pil",
         callback: Callback | None = None,
     ) -> None:
-        if kind not in KINDS:
-            raise InputError(f"output_type={kind!r} is not known; valid: {', '.join(KINDS)}")
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise InputError(f"output_type={quoted(kind)} is not known; valid: {', '.join(KINDS)}")
+        if callback is not None and not callable(callback):
+            raise InputError(f"callback_on_step_end={quoted(callback)} cannot be called; give a function of a StepEnd")
         self._pipeline, self._kind, self._callback = pipeline, kind, callback
         self._begin = time.perf_counter()
         self._prepared = pipeline.encode_all(requests)

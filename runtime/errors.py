@@ -30,7 +30,8 @@ def quoted(value: object) -> str:
     short = reprlib.Repr()
     short.maxother = short.maxlong = LONGEST_VALUE
     try:
-        return shortened(short.repr(value), LONGEST_VALUE)
+        text = short.repr(value)
+        return shortened(" ".join("".join(own if own.isprintable() else " " for own in text).split()), LONGEST_VALUE)
     except Exception:  # a value may fail to write itself
         return f"<{type(value).__name__}>"
 

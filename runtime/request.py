@@ -19,7 +19,7 @@ from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.denoising.acceleration import EXACT, Acceleration, chosen
 from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.errors import InputError, quoted
-from calotype.runtime.pictures.canvas import default_strength
+from calotype.runtime.pictures.canvas import MAX_SIZE, default_strength
 from calotype.runtime.pictures.reading import Source, picture_of, read_picture
 from calotype.runtime.schedulers import scheduler_name
 
@@ -279,7 +279,20 @@ def _scheduler(name: str, value: Any) -> str:
 def _settings(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise InputError(f"{name}={quoted(value)} is no mapping of settings, such as {{'eta': 0.5}}")
-    return {key: tuple(own) if isinstance(own, list) else own for key, own in value.items()}
+    return {key: _setting(f"the scheduler setting {quoted(key)}", own) for key, own in value.items()}
+
+
+def _setting(name: str, value: Any) -> Any:
+    """A plain value, or a tuple of such; what it may be is known to its scheduler."""
+    if arguments.listed(value):
+        if len(value) > arguments.MOST_NUMBERS or any(map(arguments.listed, value)):
+            raise InputError(f"{name} is no list of at most {arguments.MOST_NUMBERS} values")
+        return tuple(_setting(name, item) for item in value)
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int | np.integer):
+        return arguments.whole(name, value)
+    return arguments.finite(name, value)
 
 
 def _source(name: str, value: Any) -> Source:
@@ -322,7 +335,7 @@ _CHECKS: Mapping[str, Any] = {
     "image": _source,
     "mask_image": _source,
     "strength": lambda name, value: arguments.within(name, value, 0, 1),
-    "feather": lambda name, value: arguments.at_least(name, value, 0),
+    "feather": lambda name, value: arguments.between(name, value, 0, MAX_SIZE),
     "original_size": lambda name, value: arguments.pair(name, value, 1),
     "crops_coords_top_left": lambda name, value: arguments.pair(name, value, 0),
     "target_size": lambda name, value: arguments.pair(name, value, 1),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +21,8 @@ from calotype.runtime.adapters.changes import Change, Module
 from calotype.runtime.adapters.files import AdapterFile, read_adapter
 from calotype.runtime.adapters.kinds import changes
 from calotype.runtime.adapters.names import Place, Weights, names_of
-from calotype.runtime.errors import InputError
+from calotype.runtime.arguments import finite
+from calotype.runtime.errors import InputError, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,15 @@ class Lora:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise InputError(f"the LoRA {self.path} has the scale {self.scale}; give a finite number, such as 0.8")
+        if not isinstance(self.path, str | Path):
+            raise InputError(f"a LoRA's path={quoted(self.path)} is not a path; give a file's or a folder's")
+        object.__setattr__(self, "path", Path(self.path))
+        try:
+            object.__setattr__(self, "scale", finite("scale", self.scale))
+        except InputError:
+            raise InputError(
+                f"the LoRA {self.path} has the scale {quoted(self.scale)}; give a finite number, such as 0.8"
+            ) from None
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, Self
 
 from calotype.runtime.bundle.spec import ModelSpec
-from calotype.runtime.errors import InputError
+from calotype.runtime.errors import InputError, quoted
 
 ALIASES = {"fp16": "float16", "fp32": "float32"}
 
@@ -32,8 +32,8 @@ class Form:
     def parse(cls, text: Any) -> Self:
         """The form of a name that people use; raises InputError for others."""
         name = ALIASES.get(text, text) if isinstance(text, str) else text
-        if name not in NAMES:
-            raise InputError(f"the form {text!r} is not known; valid: {', '.join((*NAMES, *ALIASES))}")
+        if not isinstance(name, str) or name not in NAMES:
+            raise InputError(f"the form {quoted(text)} is not known; valid: {', '.join((*NAMES, *ALIASES))}")
         return cls(compute=name, storage=name)
 
     def __str__(self) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from calotype.runtime.arguments import at_least
+from calotype.runtime.arguments import at_least, finite, levels, text
 from calotype.runtime.bundle.form import Form
-from calotype.runtime.errors import InputError
+from calotype.runtime.errors import InputError, quoted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,12 @@ class Acceleration:
     precision: str | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.steps <= 1:
-            raise InputError(f"steps={self.steps!r} is no share of a model's steps; use more than 0, up to 1")
+        if not 0 < finite("steps", self.steps) <= 1:
+            raise InputError(f"steps={quoted(self.steps)} is no share of a model's steps; use more than 0, up to 1")
         at_least("cache_interval", self.cache_interval, 1)
-        if self.precision not in (None, "auto"):
+        if self.guidance_interval is not None:
+            object.__setattr__(self, "guidance_interval", levels("guidance_interval", self.guidance_interval))
+        if self.precision is not None and text("precision", self.precision) != "auto":
             object.__setattr__(self, "precision", str(Form.parse(self.precision)))
         if self.precision == "int8" and self.caches:
             raise InputError("cache_interval takes networks that have no engines in int8; use one of the two")
@@ -56,5 +58,5 @@ def chosen(fast: Any) -> Acceleration:
     if isinstance(fast, bool):
         return FAST if fast else EXACT
     if not isinstance(fast, Acceleration):
-        raise InputError(f"fast={fast!r} is not known; use True, False or an Acceleration")
+        raise InputError(f"fast={quoted(fast)} is not known; use True, False or an Acceleration")
     return fast

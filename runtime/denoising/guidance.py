@@ -8,8 +8,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.runtime.arguments import finite, within
-from calotype.runtime.errors import InputError
+from calotype.runtime.arguments import finite, levels, within
+from calotype.runtime.errors import InputError, quoted
 
 Array = NDArray[np.float32]
 
@@ -34,9 +34,11 @@ class Guidance:
         finite("guidance_scale", self.scale)
         within("guidance_rescale", self.rescale, 0, 1)
         if self.interval is not None:
-            low, high = self.interval
+            low, high = levels("guidance_interval", self.interval)
             if not 0 <= low < high:  # NaN too
-                raise InputError(f"guidance_interval={self.interval} is no range of noise levels; use 0 <= low < high")
+                raise InputError(
+                    f"guidance_interval={quoted(self.interval)} is no range of noise levels; use 0 <= low < high"
+                )
 
     def active(self, noise_level: float) -> bool:
         """Whether it changes anything at this σ."""

@@ -14,9 +14,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.runtime.arguments import whole
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import VaeSpec
-from calotype.runtime.errors import BundleError, InputError
+from calotype.runtime.errors import BundleError, InputError, quoted
 from calotype.runtime.sessions import Session, check_backend, choose_backend, open_session
 
 Array = NDArray[np.float32]
@@ -36,12 +37,11 @@ class Tiles:
     overlap: int = 16
 
     def __post_init__(self) -> None:
-        if not 0 <= self.overlap <= self.size // 2:
-            raise InputError(
-                f"tiles of size={self.size} cannot have overlap={self.overlap}; use 0..{max(self.size // 2, 0)}"
-            )
-        if self.size < 1:
-            raise InputError(f"tiles of size={self.size} are none; use 1 or more")
+        if whole("size", self.size) < 1:
+            raise InputError(f"tiles of size={quoted(self.size)} are none; use 1 or more")
+        if not 0 <= whole("overlap", self.overlap) <= self.size // 2:
+            size, overlap, most = quoted(self.size), quoted(self.overlap), quoted(self.size // 2)
+            raise InputError(f"tiles of size={size} cannot have overlap={overlap}; use 0..{most}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

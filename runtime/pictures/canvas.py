@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from calotype.runtime.arguments import whole
 from calotype.runtime.bundle.manifest import Manifest
-from calotype.runtime.errors import InputError
+from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.pictures.masks import Mask, fit_mask, paste
 from calotype.runtime.pictures.reading import Source, fit_image, open_mask, open_picture
 
@@ -131,7 +131,7 @@ def _size(name: str, value: int, factor: int) -> int:
     whole(name, value)
     if value < factor or value % factor:
         nearest = max(factor, round(value / factor) * factor)
-        raise InputError(f"{name}={value} is not a positive multiple of {factor}; use {nearest}")
+        raise InputError(f"{name}={quoted(value)} is not a positive multiple of {factor}; use {quoted(nearest)}")
     if value > MAX_SIZE:
-        raise InputError(f"{name}={value} is more than {MAX_SIZE} pixels; use a smaller one")
+        raise InputError(f"{name}={quoted(value)} is more than {MAX_SIZE} pixels; use a smaller one")
     return int(value)

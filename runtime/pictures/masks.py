@@ -16,6 +16,7 @@ from calotype.runtime.pictures.reading import HALF
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+FARTHEST = 2**30  # of a pixel in a mask without an outside
 
 
 def fit_mask(mask: Image.Image, size: tuple[int, int], width: int, height: int) -> Mask:
@@ -49,18 +50,24 @@ def paste(drawn: Array, picture: NDArray[np.uint8], mask: Mask, feather: int) ->
 
     ``feather`` is the number of pixels, inside the mask, over which one fades into the other.
     """
-    alpha = mask.astype(np.float32)
-    inner = mask
-    for _ in range(feather - 1):
-        inner = _eroded(inner)
-        alpha += inner
-    alpha = alpha[:, :, None] / np.float32(max(feather, 1))
+    most = max(feather, 1)
+    alpha = np.minimum(_depth(mask), most).astype(np.float32)[:, :, None] / np.float32(most)
     known: Array = np.divide(picture, 255, dtype=np.float32)
     return drawn * alpha + known * (1 - alpha)
 
 
-def _eroded(mask: Mask) -> Mask:
-    """Without the pixels that touch, also diagonally, one outside; the picture's border is no outside."""
-    padded = np.pad(mask, 1, constant_values=True)
-    rows = padded[:-2] & padded[1:-1] & padded[2:]
-    return rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:]
+def _depth(mask: Mask) -> NDArray[np.int32]:
+    """How many pixels each is from the next outside, diagonals as one; the picture's border is no outside.
+
+    One sweep down and one up tell it of every pixel, however deep the mask is.
+    """
+    depth = np.where(mask, np.int32(FARTHEST), np.int32(0))
+    columns = np.arange(mask.shape[1], dtype=np.int32)
+    for rows in (depth, depth[::-1]):
+        above = np.full(mask.shape[1] + 2, FARTHEST, np.int32)
+        for row in rows:
+            np.minimum(row, np.minimum(np.minimum(above[:-2], above[1:-1]), above[2:]) + 1, out=row)
+            for way in (row, row[::-1]):
+                np.minimum(way, np.minimum.accumulate(way - columns) + columns, out=way)
+            above[1:-1] = row
+    return depth

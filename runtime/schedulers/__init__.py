@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from calotype.runtime.errors import InputError
+from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.schedulers.config import SchedulerConfig
 from calotype.runtime.schedulers.ddim import DDIM
 from calotype.runtime.schedulers.ddpm import DDPM
@@ -73,7 +73,7 @@ def scheduler_name(name: str) -> str:
     """
     found = _CLASS_NAMES.get(name, name.lower().replace("_", "-"))
     if found not in SCHEDULERS:
-        raise InputError(f"there is no scheduler {name!r}; valid: {', '.join(sorted(SCHEDULERS))}")
+        raise InputError(f"there is no scheduler {quoted(name)}; valid: {', '.join(sorted(SCHEDULERS))}")
     return found
 
 
@@ -113,7 +113,7 @@ def create_solver(
         if kind not in solver.custom:
             raise InputError(f"{found} takes no list of {kind}; those that do: {_able(kind)}")
         if settings.sigma_spacing != "table":
-            raise InputError(f"a list of {kind} and sigma_spacing={settings.sigma_spacing!r} exclude each other")
+            raise InputError(f"a list of {kind} and sigma_spacing={quoted(settings.sigma_spacing)} exclude each other")
     return solver(settings, Steps.of(num_inference_steps, timesteps, sigmas, settings.num_train_timesteps))
 
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.runtime.errors import InputError
+from calotype.runtime.errors import InputError, quoted
 
 SPACINGS = ("table", "karras", "exponential", "beta", "lu", "ays-sd1", "ays-sdxl")
 # Diffusers says the spacing of the sigmas by one flag for each.
@@ -101,14 +101,14 @@ class SchedulerConfig:
             value = getattr(self, field.name)
             kind, fits = _KINDS[str(field.type)]
             if not fits(value):
-                raise InputError(f"the scheduler setting {field.name}={value!r} is not {kind}")
+                raise InputError(f"the scheduler setting {field.name}={quoted(value)} is not {kind}")
             valid = CHOICES.get(field.name)
             if valid is not None and value not in valid:
                 raise _invalid(field.name, value, valid)
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise InputError(f"the scheduler setting {name}={value!r} is outside {low}..{high}")
+                raise InputError(f"the scheduler setting {name}={quoted(value)} is outside {low}..{high}")
         if self.sigma_min is not None and self.sigma_max is not None and self.sigma_min >= self.sigma_max:
             raise InputError(f"the scheduler settings sigma_min={self.sigma_min} and sigma_max={self.sigma_max} cross")
         betas = self.trained_betas
@@ -234,6 +234,5 @@ _RANGES: Mapping[str, tuple[float, float]] = {
 
 
 def _invalid(name: str, value: Any, valid: tuple[Any, ...]) -> InputError:
-    return InputError(
-        f"the scheduler setting {name}={value!r} is not supported; valid: {', '.join(str(choice) for choice in valid)}"
-    )
+    choices = ", ".join(str(choice) for choice in valid)
+    return InputError(f"the scheduler setting {name}={quoted(value)} is not supported; valid: {choices}")

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.runtime.errors import InputError
+from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.schedulers.config import SchedulerConfig
 
 Levels = NDArray[np.float64]
@@ -57,12 +57,14 @@ class Steps:
         given = len(times) if times is not None else len(levels) - 1 if levels is not None else None
         count = given if num_inference_steps is None else num_inference_steps
         if not isinstance(count, int | np.integer) or isinstance(count, bool):
-            raise InputError(f"num_inference_steps={count!r} is not a whole number")
+            raise InputError(f"num_inference_steps={quoted(count)} is not a whole number")
         if given is not None and given != count:
-            raise InputError(f"num_inference_steps={count}, but the list has {given} steps; leave one of them out")
+            raise InputError(
+                f"num_inference_steps={quoted(count)}, but the list has {given} steps; leave one of them out"
+            )
         if not 1 <= count <= num_train_timesteps:
             raise InputError(
-                f"num_inference_steps={count} is outside 1..{num_train_timesteps}; "
+                f"num_inference_steps={quoted(count)} is outside 1..{num_train_timesteps}; "
                 f"{min(20, num_train_timesteps)} is a good start"
             )
         return cls(count=int(count), timesteps=times, sigmas=levels)
@@ -74,9 +76,9 @@ def _falling(name: str, values: Any, highest: float) -> Levels:
     except (TypeError, ValueError):
         array = np.empty((0, 0))
     if array.ndim != 1 or not array.size or not np.isfinite(array).all():
-        raise InputError(f"{name}={values!r} is not a list of finite numbers")
+        raise InputError(f"{name}={quoted(values)} is not a list of finite numbers")
     if (np.diff(array) >= 0).any() or array[-1] < 0 or array[0] > highest:
-        raise InputError(f"{name}={values!r} do not fall from at most {highest:g} to at least 0")
+        raise InputError(f"{name}={quoted(values)} do not fall from at most {highest:g} to at least 0")
     return array
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from calotype.runtime.bundle.form import FLOAT32, INT8, Form, default_form
 from calotype.runtime.bundle.manifest import CACHING, Manifest
 from calotype.runtime.bundle.spec import ModelSpec
-from calotype.runtime.errors import BackendError, CalotypeError
+from calotype.runtime.errors import BackendError, CalotypeError, quoted
 from calotype.runtime.sessions.session import Changes, Session, Sizes
 
 __all__ = [
@@ -34,7 +34,7 @@ BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda", "cpu")
 def check_backend(name: str) -> None:
     """Raises BackendError when ``name`` is neither ``"auto"`` nor a backend."""
     if name != "auto" and name not in BACKENDS:
-        raise BackendError(f"there is no backend {name!r}; valid: auto, {', '.join(BACKENDS)}")
+        raise BackendError(f"there is no backend {quoted(name)}; valid: auto, {', '.join(BACKENDS)}")
 
 
 def choose_backend(name: str, folder: Path) -> str:
@@ -142,7 +142,7 @@ def open_session(
         MissingPackageError: its package is not installed.
     """
     if backend not in BACKENDS:
-        raise BackendError(f"there is no backend {backend!r}; valid: {', '.join(BACKENDS)}")
+        raise BackendError(f"there is no backend {quoted(backend)}; valid: {', '.join(BACKENDS)}")
     if backend == "cpu":
         from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
 
