@@ -142,7 +142,7 @@ class BackendParts:
 
     def stages(self) -> dict[str, Any]:
         """Each network alone: copies in, run, copies out."""
-        return {name: self._timed_network(name, 2) for name in self.networks()}
+        return {name: self._timed_network(name, 2) for name in self._networks()}
 
     def rows(self) -> dict[str, Any]:
         """The UNet by the rows of one run, of which a guided picture takes two."""
