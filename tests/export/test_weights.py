@@ -158,7 +158,7 @@ def test_a_file_cut_short_at_any_byte_is_one_line(tmp_path: Path) -> None:
     whole = (tmp_path / "model.safetensors").read_bytes()
     for length in (0, 4, 8, 50, len(whole) - 1):
         (tmp_path / "model.safetensors").write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match="cannot be read|is empty; download it again") as caught:
+        with pytest.raises(CheckpointError, match=r"cannot be read|is empty; download|is of an unknown kind") as caught:
             read_component(tmp_path, "model")
         assert "\n" not in str(caught.value)
     (tmp_path / "model.safetensors").write_bytes(whole)
