@@ -7,16 +7,21 @@ from pathlib import Path
 
 import click
 
+from calotype.runtime.cli.precision import Precision
+
+# What the exporter calls it, and with it the files of a bundle.
+WEIGHTS = {"float16": "fp16", "float32": "fp32"}
+
 
 @click.command("export")
 @click.argument("source")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--precision",
-    type=click.Choice(["fp16", "fp32"]),
-    default="fp16",
+    type=Precision(["float16", "float32"]),
+    default="float16",
     show_default=True,
-    help="Of the weights. fp16 makes graphs that compute in float16 and in float32, fp32 the latter alone.",
+    help="Of the weights. float16 makes graphs that compute in float16 and in float32, float32 the latter alone.",
 )
 @click.option("--force", is_flag=True, help="Replace the bundle that is there.")
 @click.option("--ema", is_flag=True, help="Take the averaged weights of a single file that carries both.")
@@ -50,7 +55,7 @@ def command(
     manifest = export_checkpoint(
         source,
         bundle,
-        precision=precision,
+        precision=WEIGHTS[precision],
         force=force,
         ema=ema,
         prediction_type=prediction_type,
