@@ -121,7 +121,7 @@ def _check_kind(config: Mapping[str, Any]) -> None:
     """Raises InputError where the checkpoint's settings are of another kind of noise than these solvers remove."""
     own = str(config.get("_class_name", ""))
     flow = [name for name in _FLOW_SETTINGS if config.get(name) not in (None, False)]
-    flow += ["prediction_type"] if config.get("prediction_type") in ("flow_prediction", "flow") else []
+    flow += ["prediction_type"] if config.get("prediction_type") == "flow_prediction" else []
     if own.startswith(_OTHER_KINDS) or flow:
         what = own or f"one with {', '.join(flow)}"
         raise InputError(
