@@ -25,7 +25,7 @@ from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.picture import Output, StepEnd
 from calotype.runtime.pictures.embedded import read_parameters
 from calotype.runtime.pipeline import Pipeline
-from tests.runtime.cli.test_additions import run
+from tests.runtime.command_line import calotype
 from tests.runtime.conftest import Model
 from tests.runtime.references import diffusers_pipeline, psnr
 
@@ -245,7 +245,9 @@ def test_the_command_line_draws_it_and_writes_it_down(pipeline: Pipeline, tiny_b
     from PIL import Image
 
     own = pipeline.manifest.defaults.num_inference_steps
-    result = run(tmp_path, "red", "-m", str(tiny_bundle), "--seed", "3", "-o", "fast.png", "--fast")
+    result = calotype(
+        "generate", "red", "-m", str(tiny_bundle), "--seed", "3", "-o", "fast.png", "--fast", cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr
     assert f"Steps: {round(own * 0.6)}," in read_parameters(tmp_path / "fast.png")
     common = ("red", "-m", str(tiny_bundle), "--seed", "3", "--steps", "6")
@@ -253,7 +255,7 @@ def test_the_command_line_draws_it_and_writes_it_down(pipeline: Pipeline, tiny_b
         ("own", ("--cache-interval", "3"), Acceleration(cache_interval=3)),
         ("both", ("--fast", "--cache-interval", "4"), dataclasses.replace(FAST, cache_interval=4)),
     ):
-        result = run(tmp_path, *common, "-o", f"{name}.png", *options)
+        result = calotype("generate", *common, "-o", f"{name}.png", *options, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         text = read_parameters(tmp_path / f"{name}.png")
         assert f"Cache interval: {acceleration.cache_interval}" in text
@@ -261,6 +263,6 @@ def test_the_command_line_draws_it_and_writes_it_down(pipeline: Pipeline, tiny_b
         expected = pipeline("red", fast=acceleration, **SETTINGS | {"output_type": "pil"}).images[0]
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.tobytes() == expected.tobytes()
-    bad = run(tmp_path, *common, "--cache-interval", "0")
+    bad = calotype("generate", *common, "--cache-interval", "0", cwd=tmp_path)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert len(bad.stderr.splitlines()) == 1
