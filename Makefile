@@ -4,7 +4,7 @@ PROMPT ?= a red apple, noto style
 OUTPUT ?= talbot.png
 PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install -q -c constraints.txt
 
-.PHONY: demo bench docs test lint types clean
+.PHONY: demo bench docs test lint types audit clean
 
 demo: .venv/demo
 	@.venv/bin/calotype generate "$(PROMPT)" --output "$(OUTPUT)" --seed 0 --overwrite > /dev/null
@@ -25,6 +25,11 @@ bench: .venv/bench
 
 test: lint types
 	.venv/bin/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+
+# Known vulnerabilities of the packages in constraints.txt.
+audit:
+	@mkdir -p build
+	@.ci/audit
 
 lint: .venv/dev
 	.venv/bin/ruff check .
