@@ -76,7 +76,8 @@ def seed(name: str, value: Any) -> int:
 def text(name: str, value: Any) -> str:
     """A text."""
     if not isinstance(value, str):
-        raise InputError(f"{name}={quoted(value)} is a {type(value).__name__}, not a text; an empty string is one")
+        kind = type(value).__name__
+        raise InputError(f"{name}={quoted(value)} is of type {kind}, not a text; an empty string is one")
     return str(value)
 
 

@@ -162,7 +162,8 @@ class Request:
             InputError: it is no object, or has an unknown or missing field, a wrong value, or a path.
         """
         if not isinstance(value, Mapping):
-            raise InputError(f"a request is an object with fields such as prompt, not {type(value).__name__}")
+            kind = type(value).__name__
+            raise InputError(f"a request is of type {kind}; give an object with fields such as prompt")
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(str(name) for name in value.keys() - known)
         if unknown:
@@ -302,7 +303,8 @@ def _source(name: str, value: Any) -> Source:
         return value
     if isinstance(value, np.ndarray):
         return picture_of(value, name)
-    raise InputError(f"{name} is a {type(value).__name__}, not a picture; give a PIL image, an array or a file's path")
+    kind = type(value).__name__
+    raise InputError(f"{name} is of type {kind}, not a picture; give a PIL image, an array or a file's path")
 
 
 def _merged(name: str, value: Any) -> tuple[Lora, ...]:

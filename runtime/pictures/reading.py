@@ -117,7 +117,8 @@ def fit_image(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def _checked(image: Any) -> Image.Image:
     if not isinstance(image, Image.Image):
-        raise InputError(f"a {type(image).__name__} is not a picture; give a PIL image or a file's path")
+        kind = type(image).__name__
+        raise InputError(f"what is of type {kind} is not a picture; give a PIL image or a file's path")
     check_size(image, "the picture")
     return image
 

@@ -71,7 +71,7 @@ def test_arrays_are_pictures_to_start_from(pipeline: Pipeline, kind: str) -> Non
         (np.full((8, 8, 3), np.nan), r"image is an array of floats that are not all in 0\.\.1"),
         (np.zeros((8, 8, 3), np.int64), "image is an array of int64; give uint8"),
         (np.zeros((0, 8, 3), np.uint8), r"image is an array of the shape \(0, 8, 3\)"),
-        (object(), "image is a object, not a picture; give a PIL image, an array or a file's path"),
+        (object(), "image is of type object, not a picture; give a PIL image, an array or a file's path"),
     ],
 )
 def test_arrays_that_are_no_pictures_get_one_line(array: Any, message: str) -> None:

@@ -214,7 +214,7 @@ def test_floating_point_pixels_are_refused() -> None:
         ({"strength": float("nan")}, "strength=nan is not a finite number"),
         ({"strength": 0.1, "num_inference_steps": 5}, r"strength=0\.1 leaves no step of 5; use more of either"),
         ({"image": None, "strength": 0.5}, "strength is about a picture, and there is none; give image too"),
-        ({"image": 3}, "image is a int, not a picture; give a PIL image, an array or a file's path"),
+        ({"image": 3}, "image is of type int, not a picture; give a PIL image, an array or a file's path"),
         ({"feather": 3}, "feather is about a mask, and there is none; give mask_image too"),
         ({"width": 33}, "width=33 is not a positive multiple of 2; use 32"),
         (
