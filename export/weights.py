@@ -112,7 +112,7 @@ def write_weights(module: nn.Module, path: Path, dtype: torch.dtype) -> None:
     for name, tensor in module.state_dict().items():
         extremes = torch.stack(torch.aminmax(tensor))
         if not extremes.isfinite().all():
-            raise CheckpointError(f"{name} has values that are not finite; the checkpoint is broken, fetch it again")
+            raise CheckpointError(f"{name} has values that are not finite; the checkpoint is broken: use another")
         if not extremes.to(dtype).isfinite().all():
             raise CheckpointError(f"{name} has values that {dtype} cannot hold; export with --precision fp32")
     module.to(dtype)

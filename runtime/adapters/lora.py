@@ -30,6 +30,7 @@ Array = NDArray[Any]
 # A network, and a tensor's name in it.
 Target = tuple[str, str]
 Parts = dict[str, Array]
+ANOTHER = "take the publisher's own, or save it again"  # the file is whole: fetching the same one would not help
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,12 +117,12 @@ class _Reader:
             steps.announce(file.path, file.tensors.metadata)
             modules = _modules(file)
             if not file.settings and not any("alpha" in parts for parts in modules.values()):
-                logger.info("%s says no alpha; it is taken as trained with as much as its rank", file.path)
+                logger.info("%s does not state its alpha; its rank is taken for it", file.path)
             taken: set[Place] = set()
             for key, parts in modules.items():
                 place = self._take(file, key, parts)
                 if place in taken:
-                    raise InputError(f"{file.path} has half of {key}, or has it twice; download it again")
+                    raise InputError(f"{file.path} has half of {key}, or has it twice; {ANOTHER}")
                 taken |= {place} if place else set()
         self._check()
         return self._found
@@ -136,7 +137,7 @@ class _Reader:
             if own and not (misfits and place != places[-1]):
                 self._misfits += [f"{key} of {text}" for text in misfits]
                 if not misfits and not all(part.size for part in parts.values()):
-                    raise InputError(f"{file.path} has the rank 0 in {key}, so it changes nothing; download it again")
+                    raise InputError(f"{file.path} has the rank 0 in {key}, so it changes nothing; use another")
                 for target, change in own:
                     self._found.setdefault(target, []).append(change)
                 return place
@@ -149,14 +150,14 @@ class _Reader:
         if not parts.keys().isdisjoint(("", "value", "value_bias")) and not (settings and settings.replaces):
             return []
         if any(parts[name].size != 1 for name in ("alpha", "scalar") if name in parts):
-            raise InputError(f"{file.path} has half of {key}, or has it twice; download it again")
+            raise InputError(f"{file.path} has an alpha or scalar of {key} that is not one number; {ANOTHER}")
         module = Module(name=place[1], parts=parts, scale=self._lora.scale, settings=settings)
         try:
             return [((place[0], f"{place[1]}.{parameter}"), change) for parameter, change in changes(module)]
         except KeyError:
-            raise InputError(f"{file.path} has half of {key}, or has it twice; download it again") from None
+            raise InputError(f"{file.path} has half of {key}, or has it twice; {ANOTHER}") from None
         except (ValueError, OverflowError) as error:
-            raise InputError(f"{file.path} cannot be merged: {error}; download it again") from None
+            raise InputError(f"{file.path} cannot be merged: {error}; {ANOTHER}") from None
 
     def _misfit(self, target: Target, change: Change) -> Iterator[str]:
         """Why a change does not fit its tensor, if it does not."""
@@ -197,7 +198,7 @@ def _modules(file: AdapterFile) -> dict[str, Parts]:
     if len(adapters) > 1:
         raise InputError(f"{file.path} holds several adapters: {_listed(sorted(adapters))}; save each alone")
     if not modules:
-        raise InputError(f"{file.path} is empty; download it again")
+        raise InputError(f"{file.path} holds no tensors; {ANOTHER}")
     if words:
         logger.warning(
             "%s also holds the words %s, which are not used; give their files with --embedding",

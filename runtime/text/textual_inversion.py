@@ -74,7 +74,7 @@ class Embedding:
             raise InputError(f"the embedding {path} has no word; give one: {path}:WORD")
         rows = {name: np.atleast_2d(value).astype(np.float32) for name, value in vectors.items()}
         if not all(np.isfinite(value).all() for value in rows.values()):
-            raise InputError(f"{path} holds values that are not finite; download it again")
+            raise InputError(f"{path} holds values that are not finite; it is broken: use another")
         return cls(path=path, token=word, vectors=rows)
 
 

@@ -114,9 +114,7 @@ def test_a_scale_that_nothing_states_is_said(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level(logging.INFO):
         changed(saved(tmp_path / "a.safetensors", state))
         changed(saved(tmp_path / "b.safetensors", state | {"lora_unet_conv_in.alpha": np.array(1.0)}))
-    assert caplog.messages == [
-        f"{tmp_path / 'a.safetensors'} says no alpha; it is taken as trained with as much as its rank"
-    ]
+    assert caplog.messages == [f"{tmp_path / 'a.safetensors'} does not state its alpha; its rank is taken for it"]
 
 
 @pytest.mark.parametrize("alpha", [np.nan, np.inf, 1e308])
@@ -133,7 +131,7 @@ def test_rank_0(tmp_path: Path) -> None:
         "lora_unet_conv_in.alpha": np.array(1.0),
     }
     path = saved(tmp_path / "a.safetensors", state)
-    assert message(path) == f"{path} has the rank 0 in lora_unet_conv_in, so it changes nothing; download it again"
+    assert message(path) == f"{path} has the rank 0 in lora_unet_conv_in, so it changes nothing; use another"
 
 
 @pytest.mark.parametrize(

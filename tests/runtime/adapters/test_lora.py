@@ -346,7 +346,7 @@ def test_many_strange_keys_are_counted(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"lora_up.weight": None}, r"has half of lora_unet_conv_in, or has it twice"),
-        ({"alpha": np.ones(2, np.float32)}, r"has half of lora_unet_conv_in"),
+        ({"alpha": np.ones(2, np.float32)}, r"alpha or scalar of lora_unet_conv_in that is not one number"),
         ({"lora_down.weight": np.ones(6, np.float32)}, r"have other shapes: lora_unet_conv_in"),
         ({"lora_up.weight": np.ones((4, 3), np.float32)}, r"lora_unet_conv_in of \(4, 3\) by \(2, 6\) on \(4, 6\)"),
         ({"lora_down.weight": np.ones((0, 6), np.float32)}, r"have other shapes"),
@@ -373,7 +373,7 @@ def test_a_file_that_cannot_be_merged_is_one_line(tmp_path: Path, changes: dict[
 
 
 def test_other_bad_files_and_scales(tmp_path: Path) -> None:
-    refused(saved(tmp_path / "a.safetensors", {}), "is empty; download it again")
+    refused(saved(tmp_path / "a.safetensors", {}), "holds no tensors; take the publisher's own")
     refused(tmp_path / "nothing.safetensors", "does not exist")
     refused(saved(tmp_path / "b.safetensors", {"lora_unet_norm.alpha": np.ones(1)}), "has half of lora_unet_norm")
     state = {
