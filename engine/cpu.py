@@ -133,7 +133,9 @@ def weights_size(path: Path) -> int:
 def _key(bundle: Bundle, network: str, precision: str) -> dict[str, Any]:
     files, spec, processor = bundle.manifest.files, bundle.manifest.networks[network], instruction_sets()
     if processor is None:
-        raise BackendError("the system does not say what its processor can do, which an engine depends on; run without")
+        raise BackendError(
+            "the system does not say what its processor can do, so no engine can be made; run without one"
+        )
     return {
         "bundle": bundle.manifest.name,
         "network": network,
@@ -222,13 +224,15 @@ def _float32(bundle: Bundle, network: str, weights: Path, say: Say) -> tuple[onn
         if not spread:
             break
         say(f"with convolutions by tiles of {largest} x {largest} pixels it is {miss}; smaller ones round less")
-    raise BuildError(f"the engine of {network} is {miss}; run without")
+    raise BuildError(f"the engine of {network} is {miss}; run without one")
 
 
 def _int8(bundle: Bundle, spec: ModelSpec, weights: Path, say: Say) -> tuple[onnx.ModelProto, dict[str, float]]:
     """The engine in int8, its convolutions in float32 where it strays too far with them; and how far it strays."""
     if not multiplies_bytes():
-        raise BuildError("this processor has no instructions that multiply bytes exactly; build in float32")
+        raise BuildError(
+            "this processor has no instructions that multiply bytes exactly; build with --precision float32"
+        )
     say(f"drawing {PROMPTS} pictures exactly, to see what values it meets")
     *seen, unseen = evaluations(bundle, PROMPTS)
     ranges = _ranges(bundle.path, spec, [own for drawn in seen for own in drawn])
@@ -244,7 +248,7 @@ def _int8(bundle: Bundle, spec: ModelSpec, weights: Path, say: Say) -> tuple[onn
             say(how)
             return found, {"root_mean_square": error, "convolutions": float("Conv" in operators)}
         say(f"{how}: {MAX_ROOT_MEAN_SQUARE:.0%} are allowed")
-    raise BuildError(f"{spec.graphs['float32']} does not bear int8: {how}; build in float32")
+    raise BuildError(f"{spec.graphs['float32']} loses too much in int8: {how}; build with --precision float32")
 
 
 def _ranges(folder: Path, spec: ModelSpec, met: Sequence[Evaluation]) -> int8.Ranges:

@@ -32,7 +32,9 @@ def verify_against(bundle: Bundle, source: str) -> Iterator[tuple[str, Figures]]
     made = {plan.network: plan for plan in checkpoint.graphs if plan.network in networks or plan.network not in CACHING}
     specs = {name: plan.spec(tuple(networks[name].graphs)) for name, plan in made.items() if name in networks}
     if made.keys() != networks.keys() or specs != networks:
-        raise ExportError(f"{source} has not the networks of {bundle.path}; give the checkpoint it was exported from")
+        raise ExportError(
+            f"{source} does not have the networks of {bundle.path}; give the checkpoint it was exported from"
+        )
     for component, own in by_component(made.values()).items():
         module = checkpoint.components[component]
         module.to(PRECISIONS[manifest.precision]).float()  # as the bundle stores the weights

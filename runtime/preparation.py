@@ -124,7 +124,7 @@ class Preparation:
         said = [*prompt_warnings(request.prompt), *prompt_warnings(request.negative_prompt)]
         unknown = [] if self._words is None else unknown_words(request.prompt, self._words)
         if unknown:
-            known = f"{manifest.name} was not taught these words, and draws anything for them"
+            known = f"{manifest.name} was not taught these words, and what it draws for them is chance"
             said.append(f"{known}: {', '.join(unknown)}")
         own, asked = manifest.defaults, (request.height or 0) * (request.width or 0)
         if not 1 / FAR <= asked / (own.height * own.width) <= FAR:

@@ -185,9 +185,9 @@ def _file(folders: Sequence[Path], name: str, digest: str) -> Path:
                 return path
             others += 1
     where = ", ".join(map(str, folders)) or "no folder"
-    what = f"{others} of that name, none with its hash {digest}" if others else "no such file"
+    what = f"{others} of that name, none with its hash {digest}" if others else "no file of that name"
     shown = quoted(name)
-    raise InputError(f"the picture needs {shown}, and in {where} is {what}; name its folder with --folder")
+    raise InputError(f"the picture needs {shown}; in {where} there is {what}; name its folder with --folder")
 
 
 def _bundle(folders: Sequence[Path], name: str | None, digest: str | None) -> Path:

@@ -40,4 +40,4 @@ def announce(path: Path, metadata: Mapping[str, str]) -> None:
     """Say it in one line."""
     settings = advice(path, metadata)
     if settings is not None:
-        logger.warning("%s is by its name a LoRA for few steps, to be drawn with %s", path, settings)
+        logger.warning("%s is a LoRA for few steps, by its name; draw with %s", path, settings)

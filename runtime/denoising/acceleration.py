@@ -38,7 +38,7 @@ class Acceleration:
         if self.precision is not None and text("precision", self.precision) != "auto":
             object.__setattr__(self, "precision", str(Form.parse(self.precision)))
         if self.precision == "int8" and self.caches:
-            raise InputError("cache_interval takes networks that have no engines in int8; use one of the two")
+            raise InputError("cache_interval and precision='int8' exclude each other; use one of them")
 
     @property
     def caches(self) -> bool:

@@ -29,7 +29,7 @@ def family_of(name: str) -> Family:
     """
     if name not in FAMILIES:
         raise BundleError(
-            f"the family {name!r} is none that draws pictures; valid: {', '.join(sorted(FAMILIES))}; install the "
+            f"this Calotype cannot draw with the family {name!r}; valid: {', '.join(sorted(FAMILIES))}; install the "
             "Calotype that exported the bundle, or give an autoencoder's bundle as vae"
         )
     module, _, attribute = FAMILIES[name].partition(":")

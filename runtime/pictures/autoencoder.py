@@ -38,7 +38,7 @@ class Tiles:
 
     def __post_init__(self) -> None:
         if whole("size", self.size) < 1:
-            raise InputError(f"tiles of size={quoted(self.size)} are none; use 1 or more")
+            raise InputError(f"tiles of size={quoted(self.size)} are not possible; use 1 or more")
         if not 0 <= whole("overlap", self.overlap) <= self.size // 2:
             size, overlap, most = quoted(self.size), quoted(self.overlap), quoted(self.size // 2)
             raise InputError(f"tiles of size={size} cannot have overlap={overlap}; use 0..{most}")

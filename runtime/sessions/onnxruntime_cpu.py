@@ -222,7 +222,7 @@ def _explained(what: str, error: Exception) -> BackendError:
     if any(words in text for words in ("allocate memory", "bad allocation", "bad_alloc")):
         return BackendError(
             f"there is not enough memory to {what}; use a smaller size, --vae-tiling or --low-memory, or engines, "
-            "which need less: calotype build --backend cpu"
+            "which need less: calotype build BUNDLE --backend cpu"
         )
     return BackendError(f"ONNX Runtime cannot {what}: {text}")
 

@@ -53,8 +53,8 @@ class OpenedPlan:
             self._refit(graph, overrides or {})
         elif overrides:
             raise BackendError(
-                f"the weights in {path.name} cannot be changed, as a LoRA needs; build a plan whose weights can: "
-                "calotype build --strip-weights"
+                f"the weights in {path.name} cannot be changed, as a LoRA needs; build one whose weights can be "
+                f"changed: calotype build BUNDLE --backend {library.name} --strip-weights"
             )
         self._kernels = path.with_name(path.name + ".jit")
         self._configuration = self._configure()
@@ -84,7 +84,7 @@ class OpenedPlan:
             free = self._device.cuda.free_memory() / 2**20
             advice = f"{free:.0f} MiB are free; use a smaller size, --low-memory, or a plan with a smaller profile"
         else:
-            advice = "build the plan again here with: calotype build --force"
+            advice = f"build it again here with: calotype build BUNDLE --backend {self._library.name} --force"
         return f"{self._library.name} {self._library.version} cannot {what}: {reason}; {advice}"
 
     def close(self) -> None:

@@ -55,10 +55,7 @@ def parse_prompt(prompt: str) -> list[tuple[str, float]]:
         InputError: a weight is beyond ``MAX_WEIGHT`` either way, or it is longer than ``MAX_LENGTH``.
     """
     if len(prompt) > MAX_LENGTH:
-        raise InputError(
-            f"the prompt has {len(prompt)} characters; valid: up to {MAX_LENGTH}, of which {MAX_CHUNKS} times what a "
-            "text encoder takes at once are read; shorten it"
-        )
+        raise InputError(f"the prompt has {len(prompt)} characters; valid: up to {MAX_LENGTH}; shorten it")
     parts = list(_PARTS.finditer(prompt))
     factors = _matched(parts)
     open_products = {"(": [1.0], "[": [1.0]}

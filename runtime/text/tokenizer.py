@@ -65,7 +65,9 @@ class ClipTokenizer:
         except MemoryError:
             raise
         except Exception as error:  # the library raises bare Exception for a merge that is not in the vocabulary
-            raise BundleError(f"{vocab} and {merges} are not a CLIP tokenizer: {why(error)}; export again") from error
+            raise BundleError(
+                f"{vocab} and {merges} are not a CLIP tokenizer: {why(error)}; export the bundle again"
+            ) from error
         tokenizer = Tokenizer(model)
         tokenizer.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]

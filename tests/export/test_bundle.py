@@ -220,7 +220,9 @@ def test_verify_against_the_source(tiny_vae: Path, taesd: Path, tiny_checkpoint:
     }
     recorded = bundle.manifest.parity["vae_decoder"]["float16"]["max_relative"]
     assert found["vae_decoder, float16 against PyTorch"].max_relative == recorded
-    with pytest.raises(ExportError, match=r"has not the networks of .*; give the checkpoint it was exported from"):
+    with pytest.raises(
+        ExportError, match=r"does not have the networks of .*; give the checkpoint it was exported from"
+    ):
         list(verify_against(bundle, str(tiny_checkpoint)))
     other = tmp_path / "other"
     shutil.copytree(tiny_vae, other)

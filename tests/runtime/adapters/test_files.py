@@ -228,4 +228,4 @@ def test_the_scheduler_is_said_in_one_line(tmp_path: Path, caplog: pytest.LogCap
     with caplog.at_level(logging.WARNING):
         changed(path)
     settings = "--scheduler lcm --steps 4 and --guidance-scale 1 to 2"
-    assert caplog.messages == [f"{path} is by its name a LoRA for few steps, to be drawn with {settings}"]
+    assert caplog.messages == [f"{path} is a LoRA for few steps, by its name; draw with {settings}"]

@@ -151,5 +151,5 @@ def test_a_family_of_its_own_is_drawn_by_the_same_loop(toy: Path, tmp_path: Path
 
 def test_a_family_that_is_not_known_is_named(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(FAMILIES, "toy")
-    with pytest.raises(BundleError, match="the family 'toy' is none that draws pictures; valid: sd1, sd2, sdxl"):
+    with pytest.raises(BundleError, match="this Calotype cannot draw with the family 'toy'; valid: sd1, sd2, sdxl"):
         Pipeline.load(toy, "cpu")

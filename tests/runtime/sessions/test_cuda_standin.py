@@ -431,7 +431,7 @@ def test_a_corrupt_plan_is_not_deserialized(library: cuda_standin.Library) -> No
 @pytest.mark.parametrize(
     ("reason", "advice"),
     [
-        ("engine was built for sm80", "calotype build --force"),
+        ("engine was built for sm80", "calotype build BUNDLE --backend tensorrt-rtx --force"),
         ("could not allocate Memory", "1024 MiB are free; use a smaller"),
     ],
 )
@@ -467,7 +467,7 @@ def test_weights_are_put_into_a_plan_without(library: cuda_standin.Library) -> N
 @pytest.mark.usefixtures("library")
 def test_fixed_weights_cannot_be_overridden() -> None:
     keep_plan()
-    with pytest.raises(BackendError, match="calotype build --strip-weights"):
+    with pytest.raises(BackendError, match="calotype build BUNDLE --backend tensorrt-rtx --strip-weights"):
         open_unet(overrides={"conv_in.weight": np.ones(1, np.float32)})
 
 

@@ -42,7 +42,7 @@ def test_unknown_words_and_far_sizes_are_said_once(pipeline: Pipeline, caplog: p
     for _ in range(2):
         pipeline("a lighthouse", num_inference_steps=1, width=512)
     assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [
-        "talbot was not taught these words, and draws anything for them: lighthouse",
+        "talbot was not taught these words, and what it draws for them is chance: lighthouse",
         "512x128 is far from the 128x128 of talbot itself; expect repeated or broken shapes",
     ]
     caplog.clear()
