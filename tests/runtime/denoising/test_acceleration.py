@@ -222,7 +222,7 @@ def test_an_old_bundle_draws_exactly_and_says_what_it_lacks(tiny_bundle: Path, t
     [
         ({"steps": 0}, "steps=0 is no share of a model's steps; use more than 0, up to 1"),
         ({"steps": 1.5}, r"steps=1\.5 is no share"),
-        ({"steps": math.nan}, "steps=nan is no share"),
+        ({"steps": math.nan}, "steps=nan is not a finite number"),
         ({"cache_interval": 0}, "cache_interval=0 is less than 1; use 1 or more"),
         ({"cache_interval": 1.5}, r"cache_interval=1\.5 is not a whole number"),
         ({"cache_interval": True}, "cache_interval=True is not a whole number"),
