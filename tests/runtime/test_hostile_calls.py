@@ -172,7 +172,7 @@ def check_call(pipeline: Pipeline, numbers: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"seed": HUGE}, r"seed=a whole number of 16610 bits is outside 0\.\.2\*\*64-1"),
+        ({"seed": HUGE}, "seed=a whole number of 16610 bits is more than 64 bits hold"),
         ({"guidance_scale": 10**400}, "guidance_scale=a whole number of 1329 bits is not a finite number"),
         ({"guidance_scale": np.complex64(1j)}, "guidance_scale=.* is not a finite number"),
         ({"timesteps": np.array(1)}, r"timesteps=array\(1\) is not a list of finite numbers"),

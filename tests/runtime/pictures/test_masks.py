@@ -163,7 +163,7 @@ def test_masks_are_read_as_pictures_are_and_turned_with_them(
         ({"mask_image": Image.new("L", (40, 32), 255)}, "the mask has 40x32 pixels and the picture 48x32; give a mask"),
         ({"mask_image": Image.new("L", (48, 32))}, "the mask is black all over; paint what is to be drawn white"),
         ({"image": None}, "mask_image is about a picture, and there is none; give image too"),
-        ({"feather": -1}, "feather=-1 is less than 0; use 0 or more"),
+        ({"feather": -1}, r"feather=-1 is outside 0\.\.16384; use 0"),
         ({"feather": 1.5}, r"feather=1\.5 is not a whole number"),
     ],
 )
