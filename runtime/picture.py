@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from calotype.runtime.pictures.writing import save_new
 from calotype.runtime.request import Request
 from calotype.runtime.text.textual_inversion import Embedding
 
+logger = logging.getLogger(__name__)
 Kind = Literal["pil", "np", "latent"]
 KINDS = ("pil", "np", "latent")
 
@@ -262,10 +264,10 @@ def _conditions(request: Request) -> dict[str, Any]:
         "Crop": request.crops_coords_top_left,
         "Target size": request.target_size,
         "Image": image.name if isinstance(image, Path) else None,
-        "Image hash": digest_of(image),
+        "Image hash": _digest_if_there(image),
         "Denoising strength": None if image is None else request.strength,
         "Mask": mask.name if isinstance(mask, Path) else None,
-        "Mask hash": digest_of(mask),
+        "Mask hash": _digest_if_there(mask),
         "Feather": request.feather or None,
     }
 
@@ -277,6 +279,15 @@ def _exactly(number: float) -> str:
 
 def _weights_digest(manifest: Manifest, network: str) -> str:
     return manifest.files[manifest.networks[network].weights[0]].sha256[:10]
+
+
+def _digest_if_there(source: Any) -> str | None:
+    """The digest of a picture to start from; None where its file is gone, which must not cost the picture drawn."""
+    try:
+        return digest_of(source)
+    except OSError as error:
+        logger.warning("%s cannot be read any more, so the picture's settings lack its hash: %s", source, error)
+        return None
 
 
 def digest_of(source: Any) -> str | None:

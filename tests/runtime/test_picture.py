@@ -108,3 +108,13 @@ def test_what_is_not_finite_is_noticed_and_said_where_it_began(
 def test_a_guidance_scale_beyond_all_bounds_is_an_error_and_not_a_black_picture(pipeline: Pipeline) -> None:
     with pytest.raises(BackendError, match="from the denoising loop on; use a smaller guidance"):
         pipeline("red", seed=3, num_inference_steps=3, guidance_scale=1e38)
+
+
+def test_a_source_that_is_gone_by_then_costs_no_picture(pipeline: Pipeline, tmp_path: Path) -> None:
+    source = tmp_path / "source.png"
+    Image.fromarray(PIXELS).save(source)
+    picture = pipeline("red", image=source, seed=1, num_inference_steps=4).pictures[0]
+    source.unlink()
+    text = read_parameters(picture.save(tmp_path / "a.png"))
+    assert "Image: source.png" in text
+    assert "Image hash" not in text
