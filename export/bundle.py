@@ -77,7 +77,7 @@ def export_checkpoint(
             manifest = Manifest(
                 name=str(checkpoint.card.get("name", checkpoint.source["name"])),
                 family=checkpoint.family,
-                kind="vae" if checkpoint.family == "vae" else "model",
+                kind=checkpoint.kind,
                 precision=precision,
                 networks=networks,
                 tokenizers=_write_tokenizers(checkpoint, partial),

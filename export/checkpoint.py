@@ -19,6 +19,7 @@ class Checkpoint:
 
     Attributes:
         family: its name in the table of families.
+        kind: what its bundle is, one of the manifest's kinds.
         components: the modules whose weights are stored, by the names of their files.
         graphs: what is traced, and which component's weights each reads.
         tokenizers: by the names of their folders.
@@ -32,6 +33,7 @@ class Checkpoint:
     """
 
     family: str
+    kind: str = "model"
     components: Mapping[str, nn.Module]
     graphs: tuple[GraphPlan, ...]
     tokenizers: Mapping[str, Tokenizer] = dataclasses.field(default_factory=dict)

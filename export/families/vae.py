@@ -33,6 +33,7 @@ class AutoencoderAlone:
         vae = load_autoencoder(folder, "")
         return Checkpoint(
             family=self.name,
+            kind="vae",
             components={"vae": vae},
             graphs=tuple(vae_plans(vae)),
             vae=vae_spec(vae),
@@ -59,6 +60,7 @@ class AutoencoderAlone:
         vae = file.load_autoencoder(None)
         return Checkpoint(
             family=self.name,
+            kind="vae",
             components={"vae": vae},
             graphs=tuple(vae_plans(vae)),
             vae=vae_spec(vae),

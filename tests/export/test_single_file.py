@@ -255,7 +255,6 @@ V1 = "model:\n  target: ldm.models.diffusion.ddpm.LatentDiffusion\n  params:\n  
 SGM = "model: {{params: {{denoiser_config: {{params: {{scaling_config: {{target: sgm.x.denoiser_scaling.{}}}}}}}}}}}\n"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -269,13 +268,12 @@ SGM = "model: {{params: {{denoiser_config: {{params: {{scaling_config: {{target:
     ],
 )
 def test_settings_beside_the_file_say_what_it_predicts(
-    changed: Callable[..., Path], caplog: pytest.LogCaptureFixture, family: str, text: str, expected: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, expected: str
 ) -> None:
-    path = changed(family, {})
-    path.with_suffix(".yaml").write_text(text)
+    (tmp_path / "model.yaml").write_text(text)
+    file = SingleFile(path=tmp_path / "model.safetensors", state={}, metadata={})
     with caplog.at_level(logging.WARNING, "calotype"):
-        file = SingleFile.open(path)
-        assert stated_prediction_type(file, "epsilon") == expected
+        assert stated_prediction_type(file, "epsilon") == stated_prediction_type(file, None) == expected
     assert len(caplog.records) == (expected != "epsilon")
 
 
@@ -288,14 +286,15 @@ def test_settings_beside_the_file_count_in_a_checkpoint(changed: Callable[..., P
 
 
 def test_statements_that_disagree_are_said_and_the_strongest_counts(
-    changed: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = changed("sd1", {}, modelspec_prediction_type="v")
-    path.with_suffix(".yml").write_text("parameterization: eps\n")
+    (tmp_path / "model.yml").write_text("parameterization: eps\n")
+    said = {"modelspec.prediction_type": "v"}
+    file = SingleFile(path=tmp_path / "model.safetensors", state={}, metadata=said)
     with caplog.at_level(logging.WARNING, "calotype"):
-        assert stated_prediction_type(SingleFile.open(path), "epsilon") == "epsilon"
+        assert stated_prediction_type(file, "epsilon") == "epsilon"
     assert caplog.messages == [
-        "sd1.safetensors is taken to predict epsilon, by the settings beside it, though its "
+        "model.safetensors is taken to predict epsilon, by the settings beside it, though its "
         "modelspec.prediction_type says v; --prediction-type sets another"
     ]
 
