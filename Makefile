@@ -38,7 +38,7 @@ lint: .venv/dev
 types: .venv/dev
 	@mkdir -p build/types/calotype
 	@for file in __init__.py __main__.py py.typed; do ln -sfn ../../../calotype/$$file build/types/calotype/$$file; done
-	@for room in export engine runtime; do ln -sfn ../../../$$room build/types/calotype/$$room; done
+	@for room in export engine runtime serving; do ln -sfn ../../../$$room build/types/calotype/$$room; done
 	cd build/types && ../../.venv/bin/mypy --config-file ../../pyproject.toml -p calotype
 
 .venv/bin/python:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("calotype", "engine", "export", "runtime")
+ROOMS = ("calotype", "engine", "export", "runtime", "serving")
 # By files: what of ours, and what of others, they may import. The last line that fits a file counts.
 BASE = "runtime.{arguments,arrays,errors,locks,parallel,untrusted,version}"
 # ONNX Runtime is imported in one file alone, which turns its telemetry off; the others that may have it ask that.
@@ -48,6 +48,17 @@ WALLS: list[tuple[str, str, str]] = [
         "numpy tensorrt tensorrt_lean tensorrt_rtx",
     ),
     ("runtime/sessions/onnxruntime_*.py", f"runtime.{{bundle,graphs,sessions}} {ORT} {BASE}", "numpy"),
+    ("runtime/cli/serve.py", "runtime serving", "click"),
+    ("serving/*", "runtime serving", "numpy"),
+    ("serving/batcher.py", f"serving runtime.denoising {BASE}", ""),
+    ("serving/costs.py", f"serving {BASE}", ""),
+    ("serving/images.py", "runtime serving", "numpy PIL"),
+    ("serving/app.py", "runtime serving", "fastapi starlette"),
+    ("serving/*_api.py", "runtime serving", "fastapi pydantic starlette"),
+    ("serving/metrics.py", "runtime serving", "fastapi prometheus_client starlette"),
+    ("serving/security.py", "runtime serving", "starlette"),
+    ("serving/limits.py", "runtime serving", "starlette"),
+    ("serving/server.py", "runtime serving", "uvicorn"),
     ("runtime/text/*", f"runtime.{{adapters,bundle,sessions,text}} {BASE}", "numpy tokenizers"),
 ]
 

@@ -1,0 +1,84 @@
+"""Why a picture that was asked for is not drawn; each says what the client can do, and how HTTP puts it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from calotype.runtime.errors import CalotypeError
+
+
+class ServingError(CalotypeError):
+    """The root of what the server answers instead of a picture.
+
+    Attributes:
+        status: HTTP's.
+        code: a word for programs.
+        retry: whether the same request may succeed later.
+        retry_after: in how many seconds; None where that is not known.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "server_error"
+    retry: ClassVar[bool] = False
+
+    def __init__(self, message: object = "", *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RequestRefusedError(ServingError):
+    """The request cannot be drawn as it is; ``param`` names the field, None where it is not known."""
+
+    status, code = 400, "invalid_value"
+
+    def __init__(self, message: object = "", *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnknownModelError(ServingError):
+    """There is no model of that name."""
+
+    status, code = 404, "model_not_found"
+
+
+class QueueFullError(ServingError):
+    """So much is waiting that this would wait too long; ``retry_after`` says when to come back."""
+
+    status, code, retry = 429, "queue_full", True
+
+
+class NotReadyError(ServingError):
+    """The model is not open (yet), or the server is stopping."""
+
+    status, code, retry = 503, "not_ready", True
+
+
+class OutOfMemoryError(ServingError):
+    """What was asked for does not fit into memory; what others asked for is not touched."""
+
+    status, code, retry = 503, "out_of_memory", False
+
+
+class DeadlineError(ServingError):
+    """The deadline cannot be met, or has passed."""
+
+    status, code, retry = 504, "deadline_exceeded", False
+
+
+class CancelledError(ServingError):
+    """The client, or an operator, no longer wants it."""
+
+    status, code = 499, "cancelled"
+
+
+class WorkerDiedError(ServingError):
+    """The processes that drew it died, more than once; it is not tried again."""
+
+    status, code = 500, "worker_died"
+
+
+class DrawingError(ServingError):
+    """The engine failed, or what came out is no picture."""
+
+    status, code = 500, "drawing_failed"
