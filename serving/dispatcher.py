@@ -7,6 +7,7 @@ what workers say.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
@@ -31,6 +32,7 @@ from calotype.serving.messages import (
     Failed,
     Happened,
     Memory,
+    Observation,
     OpenFailed,
     Order,
     Ready,
@@ -82,7 +84,8 @@ class _Place:
         self.tickets: dict[str, QueuedTicket] = {}
         self.costs = Costs()
         self.memory = Memory(resident=0, peak=0)
-        self.opening: set[str] = set()
+        self.known: dict[str, list[Observation]] = {}  # what was measured until a model was ready first
+        self.measured: set[str] = set()
 
     def send(self, order: Order) -> None:
         """Tell the process that runs, if there is one."""
@@ -233,15 +236,17 @@ class Dispatcher:
         self._stopping = True
         self._changed.set()
 
-    async def stop(self, seconds: float = 0.0) -> None:
-        """Accept nothing more, finish what is accepted within so many seconds, and end all workers."""
+    async def finish(self, seconds: float) -> None:
+        """Accept nothing more, and wait until what is accepted is finished, or so many seconds have passed."""
         self.refuse()
-        end = self._loop.time() + seconds
-        while self._tickets and self._loop.time() < end:
-            try:
-                await asyncio.wait_for(self._change(), end - self._loop.time())
-            except TimeoutError:
-                break
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._tickets:
+                    await self._change()
+
+    async def stop(self, seconds: float = 0.0) -> None:
+        """See :meth:`finish`; then end all workers, and with them what is not finished."""
+        await self.finish(seconds)
         for ticket in list(self._tickets.values()):
             self._end(ticket, NotReadyError("the server is stopping"))
         if self._checks is not None:
@@ -255,6 +260,8 @@ class Dispatcher:
         self._models[model.name] = model
         model.why = ""
         for place in self._places:
+            place.known.pop(model.name, None)
+            place.measured.discard(model.name)
             self._open(place, model)
 
     def unload(self, name: str) -> None:
@@ -407,6 +414,8 @@ class Dispatcher:
             case Happened(events=events, observations=observations):
                 for observation in observations:
                     place.costs.observe(*observation)
+                    if observation.model not in place.measured:
+                        place.known.setdefault(observation.model, []).append(observation)
                 for name, event in events:
                     ticket = place.tickets.get(name)
                     if ticket is not None:
@@ -426,6 +435,7 @@ class Dispatcher:
             case Ready(name=name):
                 if name in self._models:
                     place.ready[name] = news
+                    place.measured.add(name)
                     self._models[name].was_open = True
                     self._hand_over_held()
             case OpenFailed(name=name, why=why):
@@ -439,7 +449,9 @@ class Dispatcher:
         self._changed.set()
 
     def _open(self, place: _Place, model: Served) -> None:
-        place.send(dataclasses.replace(model.open, device=place.device, threads=model.open.threads or place.threads))
+        threads = model.open.threads or place.threads
+        known = tuple(place.known[model.name]) if model.name in place.measured else ()
+        place.send(dataclasses.replace(model.open, device=place.device, threads=threads, known=known))
 
     def _up(self, place: _Place, link: Link) -> None:
         place.link = link

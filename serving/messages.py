@@ -16,6 +16,16 @@ from calotype.serving.tasks import Event, Task
 Size = tuple[int, int]  # width and height in pixels
 
 
+class Observation(NamedTuple):
+    """How long a part of a picture's way took; see :meth:`calotype.serving.costs.Costs.observe`."""
+
+    model: str
+    stage: str
+    area: int
+    rows: int
+    seconds: float
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Open:
     """Open a model and warm it; answered by :class:`Ready` or :class:`OpenFailed`.
@@ -33,6 +43,7 @@ class Open:
         vae: a bundle whose autoencoder takes the place of the model's own.
         tiles: whether large pictures go through the autoencoder in tiles.
         sizes: to warm; none is the model's own.
+        known: what was measured when a process of this worker opened it before; it is not measured again.
     """
 
     name: str
@@ -47,6 +58,7 @@ class Open:
     vae: str | Path | None = None
     tiles: Tiles | None = None
     sizes: tuple[Size, ...] = ()
+    known: tuple[Observation, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,16 +127,6 @@ class Running:
 
     ids: tuple[str, ...]
     what: str
-    seconds: float
-
-
-class Observation(NamedTuple):
-    """How long a part of a picture's way took; see :meth:`calotype.serving.costs.Costs.observe`."""
-
-    model: str
-    stage: str
-    area: int
-    rows: int
     seconds: float
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from calotype.runtime.arrays import Array
 from calotype.runtime.families import family_of
 from calotype.runtime.pictures.reading import Source, picture_of
 from calotype.runtime.pipeline import Pipeline
@@ -18,74 +20,85 @@ from calotype.runtime.request import Request
 from calotype.serving.batcher import area_of, network_of
 from calotype.serving.costs import DECODE, ENCODE, TEXT
 from calotype.serving.messages import Observation, Size
+from calotype.serving.tasks import Pixels
 
 STEPS = 4  # of the schedule; not all of them are taken
 QUICK = 0.25  # seconds: what takes less is measured three times, since the first is slow
-PROMPTS = ("a", "a red apple on a table", "")
 
 
-def warm(name: str, pipeline: Pipeline, size: Size) -> Iterator[tuple[Observation, Drawing | None]]:
-    """Draw at ``size`` (width, height); yields what each part took, with the job where one is done.
+def warm(
+    name: str, pipeline: Pipeline, size: Size, *, known: bool = False
+) -> Iterator[tuple[Observation, tuple[Array, Pixels] | None]]:
+    """Draw at ``size`` (width, height); yields what each part took, and of a picture its latents and pixels.
 
     Args:
         name: under which the model is served.
         pipeline: the model.
         size: in pixels.
+        known: whether it was measured before, so that one step of one picture is enough.
 
     Raises:
         CalotypeError: the model cannot draw at that size.
     """
-    width, height = size
-    makes = [_request(pipeline, width, height, text, guided=guided) for guided in (False, True) for text in PROMPTS[:1]]
-    if "vae_encoder" in pipeline.manifest.networks and makes[0].image is None:
-        grey = _even(width, height, 128)
-        makes.append(_request(pipeline, width, height, PROMPTS[1], guided=True, image=grey))
-    job: Drawing | None = None
-    for request in makes:
-        begin = time.perf_counter()
-        job = pipeline.prepare(request)
-        seconds = time.perf_counter() - begin
-        area = area_of(job.key)
-        yield Observation(name, TEXT, 0, 1, seconds - job.picture_seconds), None
-        if request.image is not None:
-            yield Observation(name, ENCODE, area, 1, job.picture_seconds), None
-        yield from _runs(name, pipeline, [job])
-    assert job is not None
-    yield from _larger(name, pipeline, makes[1])
-    job.end_early()
-    while not job.done:
+    plain, guided = (_request(pipeline, size, guided=own) for own in (False, True))
+    job = yield from _prepared(name, pipeline, guided)
+    if known:
         pipeline.advance([job])
-    for _ in range(3):
-        begin = time.perf_counter()
-        pipeline.finish(job, "np")
-        seconds = time.perf_counter() - begin
-        yield Observation(name, DECODE, job.latents[0].size, 1, seconds), job
-        if seconds > QUICK:
-            break
+    else:
+        yield from _runs(name, pipeline, [job])
+        single = yield from _prepared(name, pipeline, plain)
+        yield from _runs(name, pipeline, [single])
+        yield from _larger(name, pipeline, guided)
+        if "vae_encoder" in pipeline.manifest.networks:
+            grey = dataclasses.replace(guided, image=_even(size, 128), mask_image=None)
+            yield from _prepared(name, pipeline, grey if guided.image is None else guided)
+    job.end_early()
+    while not job.done:  # a solver of second order may be within a step
+        pipeline.advance([job])
+    yield from _finished(name, pipeline, job, times=1 if known else 3)
     pipeline.trim()
 
 
-def _request(
-    pipeline: Pipeline, width: int, height: int, prompt: str, *, guided: bool, image: Source | None = None
-) -> Request:
+def _prepared(name: str, pipeline: Pipeline, request: Request) -> Generator[tuple[Observation, None], None, Drawing]:
+    begin = time.perf_counter()
+    job = pipeline.prepare(request)
+    seconds = time.perf_counter() - begin
+    yield Observation(name, TEXT, 0, 1, seconds - job.picture_seconds), None
+    if request.image is not None:
+        yield Observation(name, ENCODE, job.latents[0].size, 1, job.picture_seconds), None
+    return job
+
+
+def _finished(
+    name: str, pipeline: Pipeline, job: Drawing, times: int
+) -> Iterator[tuple[Observation, tuple[Array, Pixels]]]:
+    for _ in range(times):
+        begin = time.perf_counter()
+        picture = pipeline.finish(job)
+        seconds = time.perf_counter() - begin
+        yield Observation(name, DECODE, job.latents[0].size, 1, seconds), (job.latents, np.asarray(picture.image))
+        if seconds > QUICK:
+            return
+
+
+def _request(pipeline: Pipeline, size: Size, *, guided: bool) -> Request:
+    """One that the model can draw; one for inpainting is given a picture and a mask."""
     shown = family_of(pipeline.manifest.family).context_channels(pipeline.manifest) > 0
-    mask = None
-    if shown:
-        image = mask = _even(width, height, 255)
+    picture = _even(size, 255) if shown else None
     return Request(
-        prompt=prompt,
+        prompt="a red apple on a table" if guided else "a",
         seed=0,
-        width=width,
-        height=height,
+        width=size[0],
+        height=size[1],
         num_inference_steps=STEPS,
         guidance_scale=4.0 if guided else 1.0,
-        image=image,
-        mask_image=mask,
+        image=picture,
+        mask_image=picture,
     )
 
 
-def _even(width: int, height: int, value: int) -> Source:
-    return picture_of(np.full((height, width, 3), value, np.uint8), "the first picture")
+def _even(size: Size, value: int) -> Source:
+    return picture_of(np.full((size[1], size[0], 3), value, np.uint8), "the first picture")
 
 
 def _larger(name: str, pipeline: Pipeline, request: Request) -> Iterator[tuple[Observation, None]]:

@@ -308,25 +308,26 @@ class Worker:
             return
         model = Model(name=order.name, pipeline=pipeline)
         try:
-            self._say_ready(model, order.sizes or (own_size(pipeline),), begin)
+            for observation in order.known:
+                self._costs.observe(*observation)
+            self._say_ready(model, order.sizes or (own_size(pipeline),), begin, known=bool(order.known))
         except Exception as error:
             pipeline.close()
             self._say(OpenFailed(name=order.name, why=said(error)))
             return
         self._models[order.name] = model
 
-    def _say_ready(self, model: Model, sizes: Sequence[Size], begin: float) -> None:
+    def _say_ready(self, model: Model, sizes: Sequence[Size], begin: float, *, known: bool = False) -> None:
         """Warm ``model`` at ``sizes``, and say that it is ready and what its parts take."""
         pixel_bytes = 0.0
         for width, height in sizes:
             self._say(Running(ids=(), what=f"warm {model.name}", seconds=OPENING))
             forget_peak()
             before, seen = resident()[0], []
-            for observation, job in warm(model.name, model.pipeline, (width, height)):
+            for observation, drawn in warm(model.name, model.pipeline, (width, height), known=known):
                 seen.append(observation)
-                if job is not None:
-                    pixels = np.asarray(model.pipeline.finish(job).image)
-                    model.previews.learn(job.latents, pixels)
+                if drawn is not None:
+                    model.previews.learn(*drawn)
             pixel_bytes = max(pixel_bytes, (resident()[1] - before) / (width * height))
             self._tell([], seen)
         self._say(
