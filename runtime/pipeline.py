@@ -56,6 +56,7 @@ class Pipeline:
         fast: bool | Acceleration = False,
         trace: Trace | None = None,
         threads: int | None = None,
+        device: int | None = None,
     ) -> None:
         check_kind(bundle, "model")
         self.manifest, self._family = bundle.manifest, family_of(bundle.manifest.family)
@@ -73,6 +74,7 @@ class Pipeline:
             low_memory=low_memory,
             trace=trace,
             threads=None if threads is None else at_least("threads", threads, 1),
+            device=None if device is None else at_least("device", device, 0),
         )
         self.backend = self.networks.backend
         other = None if vae is None else Bundle.open(vae, weights=False)
@@ -112,6 +114,7 @@ class Pipeline:
         fast: bool | Acceleration = False,
         trace: Trace | None = None,
         threads: int | None = None,
+        device: int | None = None,
     ) -> Self:
         """Open a bundled model by name, or a bundle by folder.
 
@@ -129,6 +132,8 @@ class Pipeline:
             trace: is told where the time goes; complete when the pipeline is closed.
             threads: that the CPU backend computes with; None is ``CALOTYPE_THREADS``, ``OMP_NUM_THREADS``, or as many
                 processors as this process may use.
+            device: the number of the GPU, among those that ``CUDA_VISIBLE_DEVICES`` leaves; None is the first that the
+                backend finds, or none.
 
         Raises:
             BundleError: it is missing, corrupt, or of a format or family this version does not run.
@@ -147,6 +152,7 @@ class Pipeline:
             fast=fast,
             trace=trace,
             threads=threads,
+            device=device,
         )
 
     @property
