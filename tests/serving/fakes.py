@@ -23,6 +23,7 @@ from calotype.runtime.pictures.parameters import Parameters
 from calotype.runtime.request import Request
 from calotype.serving.errors import (
     CancelledError,
+    ConflictError,
     DeadlineError,
     NotReadyError,
     QueueFullError,
@@ -178,15 +179,25 @@ class FakeService:
         submitted: every task that was accepted.
         cancelled: the ids of those that were taken back.
         running: the ids of those that have begun, and are not done.
+        asked: what an operator asked for.
     """
 
     def __init__(self, *models: str, manifest: Manifest | None = None, step_seconds: float = 0.001) -> None:
-        own = Bundle.open("talbot", weights=False).manifest if manifest is None else manifest
+        self._names = models or ("talbot",)
+        self._manifest = Bundle.open("talbot", weights=False).manifest if manifest is None else manifest
+        self._usual = step_seconds
+        self._tickets: list[FakeTicket] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Be as it was made; what is on its way is taken back."""
+        for ticket in self._tickets:
+            ticket.cancel()
         self._models = {
-            name: ModelState(name=name, manifest=own, digest="0123456789", ready=True, created=1_800_000_000)
-            for name in models or ("talbot",)
+            name: ModelState(name=name, manifest=self._manifest, digest="0123456789", ready=True, created=1_800_000_000)
+            for name in self._names
         }
-        self.step_seconds = step_seconds
+        self.step_seconds = self._usual
         self.held = self.stopping = False
         self.failure: Exception | None = None
         self.fails_after = 0
@@ -195,7 +206,7 @@ class FakeService:
         self.submitted: list[Task] = []
         self.cancelled: list[str] = []
         self.running: set[str] = set()
-        self._tickets: list[FakeTicket] = []
+        self.asked: list[tuple[str, Any]] = []
 
     @property
     def models(self) -> Mapping[str, ModelState]:
@@ -205,6 +216,22 @@ class FakeService:
     def change(self, model: str, **fields: Any) -> None:
         """Change what is known of a model, such as ``ready`` and ``why``."""
         self._models[model] = dataclasses.replace(self._models[model], **fields)
+
+    def open_named(self, name: str) -> None:
+        """See :class:`calotype.serving.service.Operated`."""
+        if name not in self._names:
+            raise UnknownModelError(f"there is no model {name!r}; valid: {', '.join(self._names)}")
+        if self.held:
+            raise ConflictError(f"{name} is being opened")
+        self.asked.append(("open", name))
+
+    def unload(self, name: str) -> None:
+        """See :class:`calotype.serving.service.Operated`."""
+        self.asked.append(("unload", name))
+
+    def warm(self, name: str, sizes: Sequence[tuple[int, int]]) -> None:
+        """See :class:`calotype.serving.service.Operated`."""
+        self.asked.append(("warm", (name, list(sizes))))
 
     @property
     def load(self) -> Load:
@@ -229,7 +256,10 @@ class FakeService:
 
     def snapshot(self) -> dict[str, Any]:
         """The state of one worker."""
-        return {"workers": [{"device": "cpu", "pid": 0, "alive": True, "restarts": 0, "memory": 2**20, "error": ""}]}
+        memory = {"resident": 2**20, "peak": 2**21, "device": None}
+        runs = {1: 3, 2: 5}
+        own = {"number": 0, "device": None, "pid": 1, "restarts": 2, "memory": memory, "runs": runs, "error": ""}
+        return {"workers": [own]}
 
     async def let_go(self, check: Any) -> None:
         """Wait while pictures are held, and look after each moment whether this one is still wanted."""
