@@ -17,7 +17,11 @@ from calotype.runtime.pictures.autoencoder import Tiles
 from calotype.runtime.sessions import check_backend
 from calotype.runtime.text.textual_inversion import Embedding
 from calotype.serving.dispatcher import Bounds
+from calotype.serving.drawing import Settings
+from calotype.serving.keys import read_keys
+from calotype.serving.limits import Limits
 from calotype.serving.messages import Open, Size
+from calotype.serving.security import Access
 from calotype.serving.served import Served
 
 T = TypeVar("T")
@@ -79,7 +83,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """All of it. Every attribute but ``models``, ``limits`` and ``access`` is an option of the command line, too.
+    """All of it. Every attribute but ``models`` and ``limits`` is an option of the command line, too.
 
     Attributes:
         models: by the name under which each is served; the first is the default.
@@ -88,6 +92,10 @@ class ServeConfig:
         uds: the path of a socket file to listen at, in place of an address.
         api_key_file: the keys that clients have; None lets this machine's programs in.
         admin_key_file: the keys that operators have; None lets nobody in there.
+        hosts: names that requests may come under; None is this machine's without keys, and any with keys.
+        origins: of pages of other sites that may ask, such as ``https://example.com``.
+        proxies: addresses or networks whose ``X-Forwarded-For`` is believed.
+        log_prompts: whether the log has prompts.
         devices: the GPUs that are used, a worker for each; none is what the backend takes.
         workers: how many share the processor where there are no devices.
         threads: that all workers together compute with on a CPU; None is as many as may be used.
@@ -98,8 +106,7 @@ class ServeConfig:
         hang_seconds: a worker that is silent for less does not hang.
         stop_seconds: that what is accepted has to be finished in once the server is told to stop.
         build: whether plans and engines are built before their model is opened, where there are none.
-        limits: the table ``[limits]``, what one request may ask for.
-        access: the table ``[access]``, who gets in.
+        limits: the table ``[limits]``, what one request may ask for; see :class:`calotype.serving.limits.Limits`.
     """
 
     models: Mapping[str, ModelConfig]
@@ -108,6 +115,10 @@ class ServeConfig:
     uds: Path | None = None
     api_key_file: Path | None = None
     admin_key_file: Path | None = None
+    hosts: tuple[str, ...] | None = None
+    origins: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ()
+    log_prompts: bool = False
     devices: tuple[int, ...] = ()
     workers: int = 1
     threads: int | None = None
@@ -118,8 +129,7 @@ class ServeConfig:
     hang_seconds: float = 30.0
     stop_seconds: float = 30.0
     build: bool = False
-    limits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    access: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    limits: Limits = dataclasses.field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         check_backend(self.backend)
@@ -160,6 +170,7 @@ class ServeConfig:
         """
         where = "the command line" if path is None else str(path)
         table = {} if path is None else read_toml(path)
+        limits = from_table(Limits, typed(table.pop("limits", {}), Mapping[str, Any], "limits"), f"[limits] of {where}")
         tables = table.pop("models", {})
         if not isinstance(tables, dict) or not all(isinstance(own, dict) for own in tables.values()):
             raise InputError(f"{where} has models that are no tables; write [models.NAME] and bundle = …")
@@ -169,7 +180,7 @@ class ServeConfig:
             name: from_table(ModelConfig, own, f"[models.{name}] of {where}", bundle=name)
             for name, own in chosen.items()
         }
-        return from_table(cls, {**table, **given}, where, models=found)
+        return from_table(cls, {**table, **given}, where, models=found, limits=limits)
 
     @property
     def bounds(self) -> Bounds:
@@ -180,6 +191,18 @@ class ServeConfig:
             max_seconds=self.max_seconds,
             hang_seconds=self.hang_seconds,
         )
+
+    def settings(self) -> Settings:
+        """What the HTTP side is told; the files of keys are read.
+
+        Raises:
+            InputError: one cannot be read, or has a line that is no key.
+        """
+        keys, admin_keys = (
+            () if path is None else read_keys(path) for path in (self.api_key_file, self.admin_key_file)
+        )
+        access = Access(keys=keys, admin_keys=admin_keys, hosts=self.hosts, origins=self.origins, proxies=self.proxies)
+        return Settings(limits=self.limits, access=access, log_prompts=self.log_prompts)
 
     def served(self) -> dict[str, Served]:
         """The models, see :meth:`ModelConfig.served`."""

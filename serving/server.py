@@ -10,9 +10,8 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 
@@ -20,16 +19,15 @@ from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.errors import BackendError, CalotypeError, InputError, OutputError
 from calotype.runtime.sessions import choose_backend
 from calotype.runtime.sessions.processor import usable_threads
+from calotype.serving.app import create_app
 from calotype.serving.config import ServeConfig
+from calotype.serving.connections import connections
 from calotype.serving.dispatcher import Dispatcher
 from calotype.serving.served import Served
 from calotype.serving.supervisor import COMMAND
 
 CONNECTION_SECONDS = 5  # for answers that are being sent when everything is finished
 BACKLOG = 2048
-Application = Callable[..., Awaitable[None]]
-# Makes the application: of the dispatcher, and of what says the configuration as it is now.
-Maker = Callable[[Dispatcher, Callable[[], ServeConfig]], Application]
 logger = logging.getLogger(__name__)
 
 
@@ -38,7 +36,6 @@ class Server:
 
     Args:
         read: reads the configuration, once at the beginning and whenever SIGHUP asks for it.
-        make: makes the application.
         announce: is told where it listens.
         command: what starts a worker.
     """
@@ -46,14 +43,14 @@ class Server:
     def __init__(
         self,
         read: Callable[[], ServeConfig],
-        make: Maker,
         announce: Callable[[str], None],
         *,
         command: Sequence[str] = COMMAND,
     ) -> None:
-        self._read, self._make, self._announce, self._command = read, make, announce, command
+        self._read, self._announce, self._command = read, announce, command
         self.config = read()
-        self._served = self.config.served()  # what is wrong with a bundle is said before anything is started
+        # What is wrong with a bundle or a key is said before anything is started.
+        self._served, self._settings = self.config.served(), self.config.settings()
         self._failure: str | None = None
         self._stops = 0
         self._finishing: asyncio.Task[None] | None = None
@@ -72,17 +69,18 @@ class Server:
 
     async def _run(self, listener: socket.socket, where: str) -> None:
         config, loop = self.config, asyncio.get_running_loop()
-        self._dispatcher = Dispatcher(
+        self.dispatcher = Dispatcher(
             self._served.values(),
             config.bounds,
             devices=config.devices or (None,) * config.workers,
             threads=_share(config),
             command=self._command,
         )
-        application = self._make(self._dispatcher, lambda: self.config)
+        self._application = create_app(self.dispatcher, self._settings)
         self._http = Http(
             uvicorn.Config(
-                application,
+                self._application,
+                http=connections(self._settings.limits),
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -101,7 +99,7 @@ class Server:
             opening.cancel()
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
-            await self._dispatcher.stop()
+            await self.dispatcher.stop()
             await asyncio.gather(opening, *filter(None, [self._finishing]), return_exceptions=True)
 
     async def _open(self) -> None:
@@ -112,9 +110,9 @@ class Server:
                     model.why = "its engines are being built"
                     await build(model)
                     model.why = ""
-            self._dispatcher.start()
-            await self._dispatcher.opened()
-            for name, state in self._dispatcher.models.items():
+            self.dispatcher.start()
+            await self.dispatcher.opened()
+            for name, state in self.dispatcher.models.items():
                 if self._served[name].why:
                     raise BackendError(f"{name} cannot be opened: {state.why}")
                 if state.ready:
@@ -127,46 +125,31 @@ class Server:
         """Not ready at once; what is accepted is finished, once. Told again, nothing is waited for."""
         self._stops += 1
         if self._stops == 1:
-            self._dispatcher.refuse()
+            self.dispatcher.refuse()
             self._finishing = asyncio.create_task(self._finish())
         else:
             self._http.should_exit = self._http.force_exit = True
 
     async def _finish(self) -> None:
-        await self._dispatcher.finish(self.config.stop_seconds)
+        await self.dispatcher.finish(self.config.stop_seconds)
         self._http.should_exit = True
 
     def _reload(self) -> None:
         """Take what the configuration says now, where it is sound: keys, limits, bounds and models."""
         try:
             config = self._read()
-            served = config.served()
+            served, settings = config.served(), config.settings()
         except (CalotypeError, OSError) as error:
             logger.error("the configuration stays as it was: %s", error)
             return
         before, self.config = self.config, config
-        self._dispatcher.bounds = config.bounds
+        self.dispatcher.bounds, self._application.state.front.settings = config.bounds, settings
         for name in before.models.keys() - config.models.keys():
-            self._dispatcher.unload(name)
+            self.dispatcher.unload(name)
         for name, model in config.models.items():
             if before.models.get(name) != model:
-                self._dispatcher.open(served[name])
+                self.dispatcher.open(served[name])
         logger.info("the configuration was read again")
-
-
-def health_alone(dispatcher: Dispatcher, _: Callable[[], ServeConfig]) -> Application:
-    """An application that says whether the server lives (``/livez``) and is ready (``/readyz``), and nothing else."""
-
-    async def application(scope: Any, _: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return
-        ready = all(state.ready for state in dispatcher.models.values())
-        status = {"/livez": 200, "/readyz": 200 if ready else 503}.get(scope["path"], 404)
-        body = "\n".join(f"{name}: {state.why or 'ready'}" for name, state in dispatcher.models.items())
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
-        await send({"type": "http.response.body", "body": body.encode()})
-
-    return application
 
 
 class Http(uvicorn.Server):

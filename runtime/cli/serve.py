@@ -35,6 +35,10 @@ class Whole(click.ParamType[Any]):
 @click.option("--uds", type=FILE, help="A socket file to listen at, in place of an address.")
 @click.option("--api-key-file", type=FILE, help="The keys that clients have, a line NAME:KEY for each.")
 @click.option("--admin-key-file", type=FILE, help="The keys that operators have; without, nobody gets in there.")
+@click.option("--allowed-host", "hosts", multiple=True, help="A name that requests may come under; may be repeated.")
+@click.option("--allowed-origin", "origins", multiple=True, help="A site whose pages may ask; may be repeated.")
+@click.option("--trusted-proxy", "proxies", multiple=True, help="An address whose X-Forwarded-For is believed.")
+@click.option("--log-prompts", is_flag=True, default=None, help="Have prompts in the log, too.")
 @click.option("--devices", type=Whole(), help="GPUs by number, 0,1 say, a worker for each.  [default: the first]")
 @click.option("--workers", type=int, help="How many share the processor where no GPU is used.  [default: 1]")
 @click.option("--threads", type=int, help="How many a CPU computes with.  [default: as many as may be used]")
@@ -60,6 +64,7 @@ def command(models: tuple[str, ...], config: Path | None, **options: Any) -> Non
             raise
         raise MissingPackageError(error.name, "serve") from error
     from calotype.serving.config import ServeConfig, model_names
+    from calotype.serving.logs import JsonLines
 
     if not models and config is None:
         raise click.UsageError("name a model to serve, such as talbot; or a file with --config")
@@ -67,12 +72,15 @@ def command(models: tuple[str, ...], config: Path | None, **options: Any) -> Non
         raise InputError("--host and --uds exclude each other; give one of them")
     root = logging.getLogger()
     root.setLevel(min(root.level, logging.INFO))
+    for handler in root.handlers:
+        handler.setFormatter(JsonLines())
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
     def read() -> ServeConfig:
-        return ServeConfig.read(config, model_names(models), options)
+        given = {name: None if value == () else value for name, value in options.items()}
+        return ServeConfig.read(config, model_names(models), given)
 
     def announce(where: str) -> None:
         click.echo(f"Calotype serves at {where}")
 
-    serving.Server(read, serving.health_alone, announce).run()
+    serving.Server(read, announce).run()

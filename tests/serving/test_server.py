@@ -20,7 +20,7 @@ from calotype.runtime.errors import BackendError, OutputError
 from calotype.serving.config import ServeConfig
 from calotype.serving.dispatcher import Dispatcher
 from calotype.serving.errors import NotReadyError
-from calotype.serving.server import Server, health_alone, listening
+from calotype.serving.server import Server, listening
 from calotype.serving.tasks import Task
 from calotype.serving.tickets import QueuedTicket
 from tests.serving.running import FAULTY, TIMEOUT, request
@@ -45,11 +45,11 @@ def serve(tmp_path: Path, scenario: Scenario, text: str = TALBOT) -> Any:
 
     acting = []
 
-    def make(dispatcher: Dispatcher, config: Callable[[], ServeConfig]) -> Any:
-        acting.append(asyncio.get_running_loop().create_task(act(dispatcher)))
-        return health_alone(dispatcher, config)
+    def announce(_: str) -> None:
+        acting.append(asyncio.get_running_loop().create_task(act(server.dispatcher)))
 
-    Server(lambda: ServeConfig.read(file, {}, {}), make, lambda _: None, command=FAULTY).run()
+    server = Server(lambda: ServeConfig.read(file, {}, {}), announce, command=FAULTY)
+    server.run()
     acting[0].result()
     return results[0]
 
