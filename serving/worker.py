@@ -22,11 +22,13 @@ from typing import TypeVar
 
 import numpy as np
 
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.denoising.job import Key
 from calotype.runtime.errors import BackendError, CalotypeError, InputError
 from calotype.runtime.picture import Picture
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.preparation import Drawing
+from calotype.runtime.sessions import choose_backend
 from calotype.serving import batcher as batching
 from calotype.serving.batcher import Batcher, Expire, Finish, Prepare, Run, area_of, network_of
 from calotype.serving.costs import DECODE, ENCODE, SWITCH, TEXT, Costs
@@ -38,6 +40,7 @@ from calotype.serving.errors import (
     RequestRefusedError,
     ServingError,
 )
+from calotype.serving.memory import Footprint, forget_peak, free_of_device, model_bytes, resident
 from calotype.serving.messages import (
     Cancel,
     Closed,
@@ -60,7 +63,7 @@ from calotype.serving.messages import (
 )
 from calotype.serving.previews import PreviewMap, denoised
 from calotype.serving.tasks import Drawn, Event, Started, Stepped
-from calotype.serving.warming import forget_peak, own_size, resident, warm
+from calotype.serving.warming import sizes_of, warm
 from calotype.serving.wording import said
 
 OPENING = 60.0  # seconds that opening a model is predicted to take: a hang is ten times that
@@ -291,7 +294,9 @@ class Worker:
     def _open(self, order: Open) -> None:
         self._say(Running(ids=(), what=f"open {order.name}", seconds=OPENING))
         begin = time.perf_counter()
+        self._close(order.name)
         try:
+            _check_fits(order)
             pipeline = Pipeline.load(
                 order.bundle,
                 order.backend,
@@ -305,13 +310,14 @@ class Worker:
                 device=order.device,
             )
         except Exception as error:
+            logger.error("%s cannot be opened: %s", order.name, error)  # with all paths, for the operator
             self._say(OpenFailed(name=order.name, why=said(error)))
             return
         model = Model(name=order.name, pipeline=pipeline)
         try:
             for observation in order.known:
                 self._costs.observe(*observation)
-            self._say_ready(model, order.sizes or (own_size(pipeline),), begin, known=bool(order.known))
+            self._say_ready(model, order.sizes or sizes_of(pipeline.manifest), begin, known=bool(order.known))
         except Exception as error:
             pipeline.close()
             self._say(OpenFailed(name=order.name, why=said(error)))
@@ -320,7 +326,7 @@ class Worker:
 
     def _say_ready(self, model: Model, sizes: Sequence[Size], begin: float, *, known: bool = False) -> None:
         """Warm ``model`` at ``sizes``, and say that it is ready and what its parts take."""
-        pixel_bytes = 0.0
+        points = []
         for width, height in sizes:
             self._say(Running(ids=(), what=f"warm {model.name}", seconds=OPENING))
             forget_peak()
@@ -329,24 +335,28 @@ class Worker:
                 seen.append(observation)
                 if drawn is not None:
                     model.previews.learn(*drawn)
-            pixel_bytes = max(pixel_bytes, (resident()[1] - before) / (width * height))
+            if model.pipeline.backend == "cpu" and not known:
+                points.append((width * height, resident()[1] - before))
             self._tell([], seen)
         self._say(
             Ready(
                 name=model.name,
                 backend=model.pipeline.backend,
                 seconds=time.perf_counter() - begin,
-                pixel_bytes=pixel_bytes,
+                footprint=Footprint(points=tuple(points)),
             )
         )
 
     def _unload(self, name: str) -> None:
+        self._close(name)
+        self._say(Closed(name=name))
+
+    def _close(self, name: str) -> None:
         model = self._models.pop(name, None)
         for work in [work for work in self._works.values() if work.model is model]:
             self._fail(work, NotReadyError(f"{name} was unloaded"))
         if model is not None:
             model.pipeline.close()
-        self._say(Closed(name=name))
 
     # What is said.
 
@@ -369,6 +379,18 @@ class Worker:
 
     def _say(self, report: Report) -> None:
         self._connection.send(report)
+
+
+def _check_fits(order: Open) -> None:
+    """Raises OutOfMemoryError where a model takes more memory than is free, before it does."""
+    bundle = Bundle.open(order.bundle, weights=False)
+    backend = choose_backend(order.backend, bundle.path, order.device)
+    needed, free = model_bytes(bundle, backend, low_memory=order.low_memory), free_of_device(backend, order.device)
+    if free is not None and needed > free:
+        raise OutOfMemoryError(
+            f"{order.name} takes {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free; unload another model, or "
+            "open it with low_memory"
+        )
 
 
 def _spread(previews: int, steps: int) -> frozenset[int]:
