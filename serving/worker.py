@@ -146,17 +146,18 @@ class Worker:
 
     def _listen(self) -> bool:
         """Take the orders that are here, and wait for one where there is nothing to do; returns whether to go on."""
-        if not self._batcher.ids:
-            self._rest()
-        try:
-            while not self._batcher.ids or self._connection.poll():
+        while True:
+            if not self._connection.poll():
+                if self._batcher.ids:
+                    return True
+                self._rest()
+            try:
                 order: Order = self._connection.recv()
-                if isinstance(order, Stop):
-                    return False
-                self._take(order)
-        except (EOFError, OSError):
-            return False
-        return True
+            except (EOFError, OSError):
+                return False
+            if isinstance(order, Stop):
+                return False
+            self._take(order)
 
     def _rest(self) -> None:
         """Give back what large pictures have taken, and say that nothing is left to do."""

@@ -166,6 +166,19 @@ def test_a_cancelled_task_ends_within_a_step_and_the_others_are_untouched(server
     assert server.dispatcher.load.running == server.dispatcher.load.waiting == 0
 
 
+def test_a_worker_whose_last_task_is_cancelled_says_that_it_is_idle(server: Running) -> None:
+    """Else its silence would be taken for a hang."""
+    (place,) = server.dispatcher._places
+
+    async def cancel() -> None:
+        (ticket,) = server.dispatcher.submit([server.task("slow", num_inference_steps=100)])
+        await server.until(lambda: ticket.step)
+        ticket.cancel()
+        await server.until(lambda: place.link is not None and place.link.running.what == "idle")
+
+    server.run(cancel())
+
+
 def test_a_skipped_task_gives_what_there_is(server: Running) -> None:
     async def draw() -> Drawn:
         (ticket,) = server.dispatcher.submit([server.task("slow", num_inference_steps=1000)])
