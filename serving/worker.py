@@ -18,17 +18,20 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.denoising.job import Key
 from calotype.runtime.errors import BackendError, CalotypeError, InputError
+from calotype.runtime.families import family_of
 from calotype.runtime.picture import Picture
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.preparation import Drawing
 from calotype.runtime.sessions import choose_backend
+from calotype.runtime.text.prompts import parse_prompt
+from calotype.runtime.text.tokenizer import ClipTokenizer
 from calotype.serving import batcher as batching
 from calotype.serving.batcher import Batcher, Expire, Finish, Prepare, Run, area_of, network_of
 from calotype.serving.costs import DECODE, ENCODE, SWITCH, TEXT, Costs
@@ -67,6 +70,8 @@ from calotype.serving.warming import sizes_of, warm
 from calotype.serving.wording import said
 
 OPENING = 60.0  # seconds that opening a model is predicted to take: a hang is ten times that
+# Their warnings quote prompts, which are in no log unless somebody asks for it.
+QUOTING = ("calotype.runtime.preparation", "calotype.runtime.text")
 LOST = "context is lost"  # of a GPU: nothing works in this process any more
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -78,8 +83,21 @@ class Model:
 
     name: str
     pipeline: Pipeline
+    tokenizer: ClipTokenizer
     previews: PreviewMap = dataclasses.field(default_factory=PreviewMap)
     used: bool = False  # since its memory was trimmed
+
+    @classmethod
+    def of(cls, name: str, pipeline: Pipeline) -> Self:
+        """The model that ``pipeline`` has open; prompts are counted with its first tokenizer."""
+        bundle = pipeline.networks.bundle
+        spec = bundle.manifest.tokenizers[family_of(bundle.manifest.family).encoders[0].tokenizer]
+        tokenizer = ClipTokenizer.from_files(bundle.path / spec.vocab, bundle.path / spec.merges, spec)
+        return cls(name=name, pipeline=pipeline, tokenizer=tokenizer)
+
+    def tokens(self, prompt: str) -> int:
+        """Of a prompt, without those that begin, end and fill it up."""
+        return sum(len(word) for text, _ in parse_prompt(prompt) for word in self.tokenizer.words(text))
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -314,8 +332,8 @@ class Worker:
             logger.error("%s cannot be opened: %s", order.name, error)  # with all paths, for the operator
             self._say(OpenFailed(name=order.name, why=said(error)))
             return
-        model = Model(name=order.name, pipeline=pipeline)
         try:
+            model = Model.of(order.name, pipeline)
             for observation in order.known:
                 self._costs.observe(*observation)
             self._say_ready(model, order.sizes or sizes_of(pipeline.manifest), begin, known=bool(order.known))
@@ -410,6 +428,7 @@ def _drawn(work: Work, picture: Picture, decoding: float) -> Drawn:
         pixels=np.asarray(picture.image),
         parameters=str(picture.settings.parameters()),
         request=plain,
+        tokens=work.model.tokens(request.prompt),
         seconds={
             "queue": work.begun - accepted,
             "encode": work.encoded - work.begun,
@@ -444,6 +463,8 @@ def main(arguments: Sequence[str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    for name in QUOTING:
+        logging.getLogger(name).setLevel(logging.ERROR)
     descriptor = int(arguments[0])
     os.set_inheritable(descriptor, False)
     with (

@@ -61,6 +61,21 @@ def test_pictures_and_their_settings_are_those_of_the_pipeline_whatever_else_run
         assert np.array_equal(drawn.pixels, np.asarray(picture.image))
         assert drawn.parameters == str(picture.settings.parameters())
         assert drawn.request["seed"] == mixed["seed"]
+    assert drawn.tokens == 1
+
+
+def test_no_prompt_is_in_the_log(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    """Also of those that a warning would quote: words that the model was not taught, and prompts that are too long."""
+
+    async def draw() -> None:
+        await server.outcome(server.dispatcher.submit([server.task("zyzzyva " * 2000)])[0])
+        os.kill(server.dispatcher.snapshot()["workers"][0]["pid"], signal.SIGKILL)  # all that it said is read then
+        await server.until(lambda: not server.dispatcher.models["talbot"].ready)
+        await server.until(lambda: server.dispatcher.models["talbot"].ready)
+
+    server.run(draw())
+    assert "signal 9" in caplog.text
+    assert "zyzzyva" not in caplog.text
 
 
 def test_events_come_in_order_with_previews(server: Running) -> None:
