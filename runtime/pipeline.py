@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +17,7 @@ from calotype.runtime.arguments import at_least
 from calotype.runtime.arrays import Array
 from calotype.runtime.bundle.folder import Bundle, check_kind
 from calotype.runtime.call import Call, Callback
+from calotype.runtime.closing import Closing
 from calotype.runtime.denoising.acceleration import Acceleration, chosen
 from calotype.runtime.denoising.denoiser import Denoiser
 from calotype.runtime.denoising.job import Job
@@ -35,7 +35,7 @@ from calotype.runtime.sessions.traced import Trace
 from calotype.runtime.text.textual_inversion import Embedding
 
 
-class Pipeline:
+class Pipeline(Closing):
     """A model, opened on a backend.
 
     A call draws; so do :meth:`prepare`, :meth:`step` and :meth:`finish`, which the call is made of, with jobs that come
@@ -392,14 +392,6 @@ class Pipeline:
             if self._closed:
                 raise BackendError("the pipeline is closed; load it again")
             yield
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _check_finite(job: Drawing, image: Array) -> None:

@@ -128,6 +128,26 @@ def write_tiny(folder: Path, vocabulary: Path) -> None:
 
 
 @pytest.fixture(scope="session")
+def taesd_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny autoencoder alone, random weights, written by diffusers: what exports quickest. Not to be changed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import diffusers
+        import torch
+
+        torch.manual_seed(3)
+        vae = diffusers.AutoencoderTiny(
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+        )
+        folder = tmp_path_factory.mktemp("checkpoint") / "taesd"
+        vae.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def format1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of format 1, as Calotype 0.1 wrote it: the tiny checkpoint's in float32, its weights in few bits."""
     folder = tmp_path_factory.mktemp("bundles") / "format1"

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("calotype", "engine", "export", "runtime", "serving")
 # By files: what of ours, and what of others, they may import. The last line that fits a file counts.
-BASE = "runtime.{arguments,arrays,errors,locks,parallel,untrusted,version}"
+BASE = "runtime.{arguments,arrays,closing,errors,locks,parallel,untrusted,version}"
 # ONNX Runtime is imported in one file alone, which turns its telemetry off; the others that may have it ask that.
 ORT = "runtime.onnx_runtime"
 WALLS: list[tuple[str, str, str]] = [

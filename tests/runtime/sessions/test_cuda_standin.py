@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.denoising.job import Job
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
 from calotype.runtime.schedulers import create_solver
-from calotype.runtime.sessions import choose_backend, device, libraries, open_session, tensorrt
+from calotype.runtime.sessions import choose_backend, libraries, open_session, tensorrt
 from calotype.runtime.sessions.cuda import load_cuda
 from calotype.runtime.sessions.session import Session
 from calotype.runtime.sessions.tensorrt import TensorRtSession
@@ -55,17 +53,6 @@ def network(inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "plans"
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
-    """A GPU on which nothing is left lying about at the end of a test."""
-    standin = Cuda()
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", standin)  # type: ignore[arg-type]
-    yield standin
-    gc.collect()
-    assert (standin.device, standin.host, standin.streams, standin.graphs) == ({}, {}, set(), {})
-    assert device._users == 0
 
 
 @pytest.fixture
