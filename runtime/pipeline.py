@@ -20,7 +20,7 @@ from calotype.runtime.call import Call, Callback
 from calotype.runtime.closing import Closing
 from calotype.runtime.denoising.acceleration import Acceleration, chosen
 from calotype.runtime.denoising.denoiser import Denoiser
-from calotype.runtime.denoising.job import Job
+from calotype.runtime.denoising.job import Job, Key
 from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.families import family_of
 from calotype.runtime.networks import Networks
@@ -216,6 +216,16 @@ class Pipeline(Closing):
         """Allocate for the runs of ``jobs`` to come, so that none of them has to."""
         with self._usable():
             self._denoiser.reserve(jobs)
+
+    def capacity(self, key: Key) -> int:
+        """The most rows of one run of jobs of that key; opens its session, and merges its weights, where needed."""
+        with self._usable():
+            return self._denoiser.capacity(key)
+
+    def padded(self, key: Key, rows: int) -> int:
+        """The rows that a run of ``rows`` of that key really has; opens what :meth:`capacity` opens."""
+        with self._usable():
+            return self._denoiser.padded(key, rows)
 
     def advance(self, jobs: Sequence[Job]) -> set[Job]:
         """Make one run: of the first of ``jobs``, none of them done, and of those that may share it.

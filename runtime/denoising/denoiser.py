@@ -37,6 +37,10 @@ class Denoiser:
             return 1
         return session.capacity(self._buffers_of(key, session).symbols(session, key.layout))
 
+    def padded(self, key: Key, rows: int) -> int:
+        """The rows that a run of ``rows`` of that key really has; see :meth:`Session.padded`."""
+        return self._sessions(key.session).padded(rows)
+
     def pick(self, jobs: Sequence[Job]) -> list[Job]:
         """The first of ``jobs``, none of them done, and those that may share its next run."""
         return pick(jobs, self.capacity)

@@ -96,7 +96,7 @@ class Job:
     @property
     def rows_to_come(self) -> frozenset[int]:
         """The numbers of rows that the job's evaluations to come take."""
-        return frozenset(map(self._rows_at, range(self.index, len(self.solver))))
+        return frozenset(map(self._rows_at, range(self.index, self.index + self.evaluations_to_come)))
 
     @property
     def key(self) -> Key:
@@ -119,9 +119,19 @@ class Job:
         return 0 if self.done else self._ends[self._step] - self.index
 
     @property
+    def evaluations_to_come(self) -> int:
+        """Evaluations until its schedule is through."""
+        return 0 if self.done else self._ends[-1] - self.index
+
+    @property
     def done(self) -> bool:
         """Whether its schedule is through."""
         return self._step >= len(self._ends)
+
+    def end_early(self) -> None:
+        """Let its schedule end with the step at hand, or here where none has begun; of a new job one step is left."""
+        begun = self.index > (self._ends[self._step - 1] if self._step else -1)
+        self._ends = self._ends[: self._step + begun]
 
     def _evaluation(self) -> tuple[int, int, Key]:
         """The next evaluation, its rows and its key; asked for a dozen times a step, and found once."""
