@@ -42,6 +42,48 @@ class UnknownModelError(ServingError):
     status, code = 404, "model_not_found"
 
 
+class AccessError(ServingError):
+    """Nobody that is let in: no key, or an unknown one."""
+
+    status, code = 401, "invalid_api_key"
+
+
+class ForbiddenError(ServingError):
+    """It comes from where it may not: a page of another site, or under a name that is not this server's."""
+
+    status, code = 403, "forbidden"
+
+
+class ConflictError(ServingError):
+    """What an operator asks for does not fit what is going on: the model is being opened, say."""
+
+    status, code = 409, "conflict"
+
+
+class TooLargeError(ServingError):
+    """The body is larger than is read."""
+
+    status, code = 413, "request_too_large"
+
+
+class MediaTypeError(ServingError):
+    """The body is of a kind that is not taken here."""
+
+    status, code = 415, "unsupported_media_type"
+
+
+class SlowError(ServingError):
+    """The body did not arrive in time."""
+
+    status, code = 408, "request_timeout"
+
+
+class RateLimitError(ServingError):
+    """The key has asked for more than it may at once, or in a minute."""
+
+    status, code, retry = 429, "rate_limit_exceeded", True
+
+
 class QueueFullError(ServingError):
     """So much is waiting that this would wait too long; ``retry_after`` says when to come back."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.serving.tasks import Drawn, Event, Task
@@ -109,4 +109,30 @@ class Service(Protocol):
 
     def snapshot(self) -> dict[str, Any]:
         """The state for health checks and metrics: workers with their restarts, memory and last error; plain values."""
+        ...
+
+
+@runtime_checkable
+class Operated(Protocol):
+    """What an operator may have done to a service's models.
+
+    Every method returns at once; how far it is and what went wrong, ``models`` and ``snapshot()`` say.
+    """
+
+    def open_named(self, name: str) -> None:
+        """Open a model that the configuration names, or open it anew.
+
+        Raises:
+            UnknownModelError: the configuration names none of that name.
+            ConflictError: it is being opened.
+            OutOfMemoryError: it does not fit beside the others.
+        """
+        ...
+
+    def unload(self, name: str) -> None:
+        """Close a model; what waits for it fails. Raises UnknownModelError."""
+        ...
+
+    def warm(self, name: str, sizes: Sequence[tuple[int, int]]) -> None:
+        """Draw each of ``sizes``, width and height in pixels, once. Raises UnknownModelError."""
         ...

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from calotype.runtime.errors import InputError, quoted
+from calotype.runtime.errors import CalotypeError, InputError, quoted
 from calotype.runtime.pictures.bounds import MAX_PIXELS, check_size, check_work
 from calotype.runtime.untrusted import open_regular, why
 
@@ -70,7 +70,7 @@ def reading(name: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damage that is survived, and of sizes that are errors here
             yield
-    except (InputError, MemoryError):
+    except (CalotypeError, MemoryError):
         raise
     except Image.DecompressionBombError:
         raise InputError(too_large) from None

@@ -110,6 +110,16 @@ def to_brightness(image: Image.Image) -> Image.Image:
     return grey
 
 
+def to_transparency(image: Image.Image) -> Image.Image | None:
+    """How transparent it is, upright, in mode L: white is nothing, black is opaque; None where it says nothing of it.
+
+    Raises:
+        InputError: as :func:`to_rgb`.
+    """
+    _, alpha = _split(image)
+    return None if alpha is None else ImageOps.invert(alpha)
+
+
 def fit_image(image: Image.Image, width: int, height: int) -> Image.Image:
     """Scaled to cover ``width`` x ``height`` and cropped evenly from both sides of what is left over."""
     return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)

@@ -1,7 +1,8 @@
 """Pictures on disk: whole or not at all, under a name that was free, with the settings that made them.
 
 PNG has a text chunk ``parameters``, JPEG and WebP an EXIF ``UserComment``, both in the form that AUTOMATIC1111's web
-interface writes; see :mod:`calotype.runtime.pictures.parameters`.
+interface writes; see :mod:`calotype.runtime.pictures.parameters`. All three say in XMP that a trained model made the
+picture, in the words of the IPTC (https://cv.iptc.org/newscodes/digitalsourcetype).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from PIL import Image, PngImagePlugin
 
 from calotype.runtime.errors import OutputError, quoted
 from calotype.runtime.pictures.new_file import NewFile
-from calotype.runtime.pictures.parameters import Parameters
+from calotype.runtime.pictures.parameters import Parameters, parse_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,13 @@ EXIF_IFD = 0x8769
 UNICODE = b"UNICODE\x00"
 # JPEG has 65,533 bytes for EXIF; this leaves some for its own tables. Two bytes a character, some have four.
 JPEG_BYTES = 65_000
+QUALITY = 95  # of JPEG and WebP
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">'
+    "<Iptc4xmpExt:DigitalSourceType>http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+    "</Iptc4xmpExt:DigitalSourceType></rdf:Description></rdf:RDF></x:xmpmeta>"
+)
 LONGEST_NAME = 255  # bytes, where the file system does not say
 
 
@@ -69,7 +77,7 @@ def save_new(
     Raises:
         OutputError: an unknown suffix, or a folder that cannot be written or is full.
     """
-    data = _encode(image, path, check_target(path), parameters)
+    data = encode(image, check_target(path), str(parameters), name=str(path))
     try:
         with NewFile(path.parent, data) as file:
             return next(name for name in _names(path, number) if file.take(name.name, overwrite=overwrite))
@@ -95,38 +103,48 @@ def _longest_name(folder: Path) -> int:
     return LONGEST_NAME
 
 
-def _encode(image: Image.Image, path: Path, kind: str, parameters: Parameters) -> bytes:
+def encode(image: Image.Image, kind: str, parameters: str, *, quality: int = QUALITY, name: str = "a picture") -> bytes:
+    """The content of a picture's file.
+
+    Args:
+        image: in RGB.
+        kind: ``PNG``, ``JPEG`` or ``WEBP``.
+        parameters: the text of :class:`Parameters`.
+        quality: 0..100, of JPEG and WebP.
+        name: what warnings call it, where JPEG has no room for all of its settings.
+    """
     options: dict[str, Any] = {"format": kind}
-    text = str(parameters)
     if kind == "PNG":
         info = PngImagePlugin.PngInfo()
-        if text.isascii():
-            info.add_text("parameters", text)
+        if parameters.isascii():
+            info.add_text("parameters", parameters)
         else:
-            info.add_itxt("parameters", text)
+            info.add_itxt("parameters", parameters)
+        info.add_itxt("XML:com.adobe.xmp", XMP)
         options["pnginfo"] = info
     else:
         exif = Image.Exif()
-        comment = _jpeg_comment(parameters, path) if kind == "JPEG" else text.encode("utf-16-be")
+        comment = _jpeg_comment(parameters, name) if kind == "JPEG" else parameters.encode("utf-16-be")
         exif.get_ifd(EXIF_IFD)[USER_COMMENT] = UNICODE + comment
-        options |= {"exif": exif, "quality": 95}
+        options |= {"exif": exif, "quality": quality, "xmp": XMP.encode()}
     encoded = io.BytesIO()  # into a file Pillow's JPEG encoder writes itself, and passes over a disk that is full
     image.save(encoded, **options)
     return encoded.getvalue()
 
 
-def _jpeg_comment(parameters: Parameters, path: Path) -> bytes:
+def _jpeg_comment(text: str, name: str) -> bytes:
     """The settings in what room JPEG has: rather a shorter prompt than a picture that is lost."""
-    whole = str(parameters).encode("utf-16-be")
+    whole = text.encode("utf-16-be")
     if len(whole) <= JPEG_BYTES:
         return whole
+    parameters = parse_parameters(text)
     bare = str(dataclasses.replace(parameters, prompt="", negative_prompt="")).encode("utf-16-be")
     room = (JPEG_BYTES - len(bare)) // 4 - 32  # for the label of the negative prompt
     if room < 0:
-        logger.warning("%s does not hold its settings: JPEG has no room for so many; PNG and WebP have", path)
+        logger.warning("%s does not hold its settings: JPEG has no room for so many; PNG and WebP have", name)
         return b""
     prompt, negative = _cut(parameters.prompt, room), _cut(parameters.negative_prompt, room)
-    logger.warning("%s holds the first %d characters of the prompt; PNG and WebP hold all", path, len(prompt))
+    logger.warning("%s holds the first %d characters of the prompt; PNG and WebP hold all", name, len(prompt))
     return dataclasses.replace(parameters, prompt=prompt, negative_prompt=negative).plain().encode("utf-16-be")
 
 
