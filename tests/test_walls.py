@@ -71,6 +71,9 @@ WALLS: list[tuple[str, str, str]] = [
     ("serving/metrics.py", f"serving {BASE}", "fastapi prometheus_client"),
     ("serving/security.py", f"serving {BASE}", "starlette"),
     ("serving/limits.py", f"serving runtime.bundle runtime.request {BASE}", ""),
+    ("serving/page.py", "runtime serving", "fastapi pydantic"),
+    ("serving/webui_fields.py", f"serving {BASE}", "pydantic"),
+    ("serving/webui_pictures.py", f"runtime.pictures serving {BASE}", "numpy PIL"),
     ("serving/server.py", "runtime serving", "uvicorn"),
     ("runtime/text/*", f"runtime.{{adapters,bundle,sessions,text}} {BASE}", "numpy tokenizers"),
 ]
