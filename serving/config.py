@@ -17,7 +17,11 @@ from calotype.runtime.pictures.autoencoder import Tiles
 from calotype.runtime.sessions import check_backend
 from calotype.runtime.text.textual_inversion import Embedding
 from calotype.serving.dispatcher import Bounds
+from calotype.serving.drawing import Settings
+from calotype.serving.keys import read_keys
+from calotype.serving.limits import Limits
 from calotype.serving.messages import Open, Size
+from calotype.serving.security import Access
 from calotype.serving.served import Served
 
 T = TypeVar("T")
@@ -98,8 +102,9 @@ class ServeConfig:
         hang_seconds: a worker that is silent for less does not hang.
         stop_seconds: that what is accepted has to be finished in once the server is told to stop.
         build: whether plans and engines are built before their model is opened, where there are none.
+        log_prompts: whether the log's line of a request has its prompts.
         limits: the table ``[limits]``, what one request may ask for.
-        access: the table ``[access]``, who gets in.
+        access: the table ``[access]``, under which names, from which pages and through which proxies one gets in.
     """
 
     models: Mapping[str, ModelConfig]
@@ -118,8 +123,9 @@ class ServeConfig:
     hang_seconds: float = 30.0
     stop_seconds: float = 30.0
     build: bool = False
-    limits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    access: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    log_prompts: bool = False
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    access: Access = dataclasses.field(default_factory=Access)
 
     def __post_init__(self) -> None:
         check_backend(self.backend)
@@ -165,11 +171,15 @@ class ServeConfig:
             raise InputError(f"{where} has models that are no tables; write [models.NAME] and bundle = …")
         chosen = {name: {**tables.get(name, {}), "bundle": bundle} for name, bundle in models.items()} or tables
         given = {name: value for name, value in options.items() if value is not None}
+        parts = {
+            name: from_table(kind, _table(table.pop(name, {}), name, where), f"[{name}] of {where}")
+            for name, kind in (("limits", Limits), ("access", Access))
+        }
         found = {
             name: from_table(ModelConfig, own, f"[models.{name}] of {where}", bundle=name)
             for name, own in chosen.items()
         }
-        return from_table(cls, {**table, **given}, where, models=found)
+        return from_table(cls, {**table, **given}, where, models=found, **parts)
 
     @property
     def bounds(self) -> Bounds:
@@ -180,6 +190,19 @@ class ServeConfig:
             max_seconds=self.max_seconds,
             hang_seconds=self.hang_seconds,
         )
+
+    def settings(self) -> Settings:
+        """What the HTTP side is told; the files of keys are read.
+
+        Raises:
+            InputError: one of them cannot be read, or is none.
+        """
+        access = dataclasses.replace(
+            self.access,
+            keys=() if self.api_key_file is None else read_keys(self.api_key_file),
+            admin_keys=() if self.admin_key_file is None else read_keys(self.admin_key_file),
+        )
+        return Settings(limits=self.limits, access=access, log_prompts=self.log_prompts)
 
     def served(self) -> dict[str, Served]:
         """The models, see :meth:`ModelConfig.served`."""
@@ -208,6 +231,12 @@ def from_table(kind: type[T], table: Mapping[str, Any], where: str, **more: Any)
     hints = typing.get_type_hints(kind)
     read = {name: typed(value, hints[name], f"{name} in {where}") for name, value in values.items()}
     return kind(**{**more, **read})
+
+
+def _table(value: Any, name: str, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where} has {name} that is no table; write [{name}]")
+    return value
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:

@@ -10,26 +10,26 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.errors import BackendError, CalotypeError, InputError, OutputError
 from calotype.runtime.sessions import choose_backend
 from calotype.runtime.sessions.processor import usable_threads
+from calotype.serving.app import create_app
 from calotype.serving.config import ServeConfig
+from calotype.serving.connections import connections
 from calotype.serving.dispatcher import Dispatcher
+from calotype.serving.drawing import Front
 from calotype.serving.served import Served
 from calotype.serving.supervisor import COMMAND
 
 CONNECTION_SECONDS = 5  # for answers that are being sent when everything is finished
 BACKLOG = 2048
-Application = Callable[..., Awaitable[None]]
-# Makes the application: of the dispatcher, and of what says the configuration as it is now.
-Maker = Callable[[Dispatcher, Callable[[], ServeConfig]], Application]
 logger = logging.getLogger(__name__)
 
 
@@ -38,21 +38,22 @@ class Server:
 
     Args:
         read: reads the configuration, once at the beginning and whenever SIGHUP asks for it.
-        make: makes the application.
         announce: is told where it listens.
+        make: makes the application.
         command: what starts a worker.
     """
 
     def __init__(
         self,
         read: Callable[[], ServeConfig],
-        make: Maker,
         announce: Callable[[str], None],
         *,
+        make: Callable[[Front], FastAPI] = create_app,
         command: Sequence[str] = COMMAND,
     ) -> None:
-        self._read, self._make, self._announce, self._command = read, make, announce, command
+        self._read, self._announce, self._make, self._command = read, announce, make, command
         self.config = read()
+        self._settings = self.config.settings()
         self._served = self.config.served()  # what is wrong with a bundle is said before anything is started
         self._failure: str | None = None
         self._stops = 0
@@ -79,10 +80,12 @@ class Server:
             threads=_share(config),
             command=self._command,
         )
-        application = self._make(self._dispatcher, lambda: self.config)
+        self._front = Front(self._dispatcher, self._settings)
         self._http = Http(
             uvicorn.Config(
-                application,
+                self._make(self._front),
+                http=connections(self._settings.limits),
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -140,33 +143,18 @@ class Server:
         """Take what the configuration says now, where it is sound: keys, limits, bounds and models."""
         try:
             config = self._read()
-            served = config.served()
+            served, settings = config.served(), config.settings()
         except (CalotypeError, OSError) as error:
             logger.error("the configuration stays as it was: %s", error)
             return
         before, self.config = self.config, config
-        self._dispatcher.bounds = config.bounds
+        self._dispatcher.bounds, self._front.settings = config.bounds, settings
         for name in before.models.keys() - config.models.keys():
             self._dispatcher.unload(name)
         for name, model in config.models.items():
             if before.models.get(name) != model:
                 self._dispatcher.open(served[name])
         logger.info("the configuration was read again")
-
-
-def health_alone(dispatcher: Dispatcher, _: Callable[[], ServeConfig]) -> Application:
-    """An application that says whether the server lives (``/livez``) and is ready (``/readyz``), and nothing else."""
-
-    async def application(scope: Any, _: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return
-        ready = all(state.ready for state in dispatcher.models.values())
-        status = {"/livez": 200, "/readyz": 200 if ready else 503}.get(scope["path"], 404)
-        body = "\n".join(f"{name}: {state.why or 'ready'}" for name, state in dispatcher.models.items())
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
-        await send({"type": "http.response.body", "body": body.encode()})
-
-    return application
 
 
 class Http(uvicorn.Server):

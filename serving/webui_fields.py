@@ -153,7 +153,7 @@ VALID: Mapping[str, tuple[Any, ...]] = {
     "inpainting_mask_invert": (0, 1),
 }
 # What its own extensions are told to stay off.
-OFF = ([], [False])
+OFF: tuple[list[Any], ...] = ([], [False])
 
 
 def check(body: Drawing) -> None:

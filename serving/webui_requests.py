@@ -120,7 +120,7 @@ def _scheduling(body: Drawing, model: ModelState) -> tuple[str | None, dict[str,
     if sampler is None:
         if (body.scheduler or "automatic").lower() != "automatic":
             raise RequestRefusedError("scheduler is of a sampler; give sampler_name too", param="scheduler")
-        name, config = None, {}
+        name, config = None, dict[str, Any]()
     else:
         name, config = sampling(sampler, body.scheduler, model.manifest.family)
     config |= _eta(body.eta, name)

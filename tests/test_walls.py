@@ -74,7 +74,7 @@ WALLS: list[tuple[str, str, str]] = [
     ("serving/page.py", "runtime serving", "fastapi pydantic"),
     ("serving/webui_fields.py", f"serving {BASE}", "pydantic"),
     ("serving/webui_pictures.py", f"runtime.pictures serving {BASE}", "numpy PIL"),
-    ("serving/server.py", "runtime serving", "uvicorn"),
+    ("serving/server.py", "runtime serving", "fastapi uvicorn"),
     ("runtime/text/*", f"runtime.{{adapters,bundle,sessions,text}} {BASE}", "numpy tokenizers"),
 ]
 

@@ -22,7 +22,7 @@ from calotype.runtime.bundle.folder import BUNDLED
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.serving import page
 from calotype.serving.app import create_app
-from calotype.serving.drawing import Settings
+from calotype.serving.drawing import Front, Settings
 from calotype.serving.errors import DrawingError
 from calotype.serving.keys import Key
 from calotype.serving.page import offered
@@ -42,7 +42,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: ap
 def application(service: FakeService, **keys: str) -> FastAPI:
     """With keys by their names."""
     known = tuple(Key(name=name, digest=hashlib.sha256(key.encode()).digest()) for name, key in keys.items())
-    return create_app(service, Settings(access=Access(keys=known)), [page.router])
+    return create_app(Front(service, Settings(access=Access(keys=known))))
 
 
 @pytest.fixture(scope="module")

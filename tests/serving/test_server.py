@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from calotype.runtime.errors import BackendError, OutputError
+from calotype.serving.app import create_app
 from calotype.serving.config import ServeConfig
 from calotype.serving.dispatcher import Dispatcher
+from calotype.serving.drawing import Front
 from calotype.serving.errors import NotReadyError
-from calotype.serving.server import Server, health_alone, listening
+from calotype.serving.server import Server, listening
 from calotype.serving.tasks import Task
 from calotype.serving.tickets import QueuedTicket
 from tests.serving.running import FAULTY, TIMEOUT, request
@@ -45,11 +48,12 @@ def serve(tmp_path: Path, scenario: Scenario, text: str = TALBOT) -> Any:
 
     acting = []
 
-    def make(dispatcher: Dispatcher, config: Callable[[], ServeConfig]) -> Any:
-        acting.append(asyncio.get_running_loop().create_task(act(dispatcher)))
-        return health_alone(dispatcher, config)
+    def make(front: Front) -> FastAPI:
+        assert isinstance(front.service, Dispatcher)
+        acting.append(asyncio.get_running_loop().create_task(act(front.service)))
+        return create_app(front)
 
-    Server(lambda: ServeConfig.read(file, {}, {}), make, lambda _: None, command=FAULTY).run()
+    Server(lambda: ServeConfig.read(file, {}, {}), lambda _: None, make=make, command=FAULTY).run()
     acting[0].result()
     return results[0]
 

@@ -20,9 +20,8 @@ from fastapi import FastAPI
 from PIL import Image
 
 from calotype.runtime.pictures.parameters import parse_parameters
-from calotype.serving import webui_api
 from calotype.serving.app import create_app
-from calotype.serving.drawing import Settings
+from calotype.serving.drawing import Front, Settings
 from calotype.serving.errors import DeadlineError, DrawingError
 from calotype.serving.keys import Key
 from calotype.serving.security import Access
@@ -35,7 +34,7 @@ T = "txt2img"
 def application(service: FakeService, **keys: str) -> FastAPI:
     """With keys by their names."""
     known = tuple(Key(name=name, digest=hashlib.sha256(key.encode()).digest()) for name, key in keys.items())
-    return create_app(service, Settings(access=Access(keys=known)), [webui_api.router])
+    return create_app(Front(service, Settings(access=Access(keys=known))))
 
 
 class Served:
