@@ -9,6 +9,7 @@ import pytest
 
 from calotype.runtime.errors import BackendError, CalotypeError, InputError
 from calotype.serving.config import ServeConfig, model_names
+from calotype.serving.limits import Limits
 
 FULL = """
 port = 0
@@ -45,7 +46,7 @@ def test_a_file_says_everything_and_the_command_line_wins(tmp_path: Path) -> Non
     assert served.open.sizes == ((64, 96),)
     assert served.open.fast
     assert served.loras == {"style": Path("loras/style.safetensors")}
-    assert config.limits == {"steps": 50}
+    assert config.limits == Limits(steps=50)
     assert config.bounds.max_queue == 5
 
 
