@@ -40,7 +40,7 @@ SCHEDULER = {
 # What UNets read that are given more than latents; one with a mask and a masked picture, 9 channels, is supported.
 OTHER_INPUTS = {
     5: "a depth-to-image model",
-    7: "an upscaler of latents",
+    7: "an upscaler of pictures",
     8: "a model that edits or turns a picture by an instruction",
 }
 # What the schedulers of models are called that were trained on another noise than these families'.
