@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.runtime.arguments import as_path
 from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.errors import InputError
 from calotype.runtime.text.tokenizer import ClipTokenizer
@@ -42,7 +43,7 @@ class Embedding:
         return cls.read(Path(path), token)
 
     @classmethod
-    def read(cls, path: Path, token: str | None = None) -> Self:
+    def read(cls, path: str | Path, token: str | None = None) -> Self:
         """Read a ``.safetensors`` file.
 
         Args:
@@ -52,6 +53,7 @@ class Embedding:
         Raises:
             InputError: it is a pickle, cannot be read, or holds something else.
         """
+        path = as_path("an embedding's path", path)
         if path.suffix in PICKLES:
             raise InputError(
                 f"{path} is a pickle, which can hold code; fetch the embedding as .safetensors, or convert it"
