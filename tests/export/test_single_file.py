@@ -277,6 +277,21 @@ def test_settings_beside_the_file_say_what_it_predicts(
     assert len(caplog.records) == (expected != "epsilon")
 
 
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"modelspec.predict_key": "v"}, "v_prediction"),  # as ComfyUI writes it
+        ({"modelspec.predict_key": "epsilon"}, "epsilon"),
+        ({"modelspec.prediction_type": "V-Prediction"}, "v_prediction"),
+        ({"modelspec.prediction_type": " vpred "}, "v_prediction"),
+        ({"modelspec.prediction_type": "EPSILON", "modelspec.predict_key": "v"}, "epsilon"),
+    ],
+)
+def test_the_header_says_what_it_predicts_in_every_spelling(metadata: dict[str, str], expected: str) -> None:
+    file = SingleFile(path=Path("model.safetensors"), state={}, metadata=metadata)
+    assert stated_prediction_type(file, "epsilon") == stated_prediction_type(file, None) == expected
+
+
 def test_settings_beside_the_file_count_in_a_checkpoint(changed: Callable[..., Path]) -> None:
     path = changed("sd2", {})
     path.with_suffix(".yaml").write_text(V1.format('"v"') + "    rescale_betas_zero_snr: true\n")
