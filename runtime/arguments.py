@@ -19,6 +19,7 @@ T = TypeVar("T")
 SEEDS = 2**64
 MOST_PICTURES = 10_000  # of one call
 MOST_NUMBERS = 10_000  # of one list
+MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # with thousands, each waiting in a loop, a run never ends
 
 
 def whole(name: str, value: Any) -> int:

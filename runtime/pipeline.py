@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from calotype.runtime.adapters.lora import Lora
-from calotype.runtime.arguments import at_least, instance, instances
+from calotype.runtime.arguments import MOST_THREADS, between, instance, instances
 from calotype.runtime.arrays import Array
 from calotype.runtime.bundle.folder import Bundle, check_kind
 from calotype.runtime.call import Call, Callback
@@ -79,7 +79,7 @@ class Pipeline(Closing):
             weights=merged,
             low_memory=low_memory,
             trace=trace,
-            threads=None if threads is None else at_least("threads", threads, 1),
+            threads=None if threads is None else between("threads", threads, 1, MOST_THREADS),
         )
         self.backend = self.networks.backend
         other = None if vae is None else Bundle.open(vae, weights=False)
