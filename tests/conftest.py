@@ -25,6 +25,17 @@ os.environ.setdefault(TELEMETRY_OFF, "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers, which inherit this, compute with their share of the cores, as do the processes that tests start.
+
+    Of more threads than cores, most of the time goes by in waiting for each other.
+    """
+    workers = config.getoption("numprocesses", None)
+    if workers:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
+
+
 @pytest.fixture(autouse=True)
 def no_plans(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the user has built is not what is tested."""

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.runtime.arguments import whole
+from calotype.runtime.arguments import finite, instance, whole
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import VaeSpec
 from calotype.runtime.closing import Closing
@@ -104,6 +104,10 @@ class Vae(Closing):
             InputError: the scale of its latents is known neither to the bundle nor given.
         """
         check_backend(backend)
+        if tiles is not None:
+            instance("tiles", tiles, Tiles, "Tiles(size=64, overlap=16)")
+        if scaling_factor is not None and finite("scaling_factor", scaling_factor) <= 0:
+            raise InputError(f"scaling_factor={quoted(scaling_factor)} is not more than 0; give that of the model")
         bundle = Bundle.open(name_or_folder)
         chosen = choose_backend(backend, bundle.path)
         networks = bundle.manifest.networks

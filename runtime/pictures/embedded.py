@@ -154,7 +154,9 @@ def _chunk_texts(kind: bytes, content: bytes, left: int) -> Iterator[str | bytes
         exif.load(content)
         yield from _exif_texts(exif)
         return
-    _, _, rest = content.partition(b"\0")
+    keyword, _, rest = content.partition(b"\0")
+    if keyword == b"XML:com.adobe.xmp":  # a packet whose text would be taken for a prompt with its tags
+        return
     if kind == b"zTXt":
         rest = _inflated(rest[1:], left)
     elif kind == b"iTXt":
