@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from calotype.runtime.adapters.lora import Lora
-from calotype.runtime.arguments import MOST_THREADS, between, instance, instances
+from calotype.runtime.arguments import MOST_THREADS, at_least, between, instance, instances
 from calotype.runtime.arrays import Array
 from calotype.runtime.bundle.folder import Bundle, check_kind
 from calotype.runtime.call import Call, Callback
@@ -58,6 +58,7 @@ class Pipeline(Closing):
         fast: bool | Acceleration = False,
         trace: Trace | None = None,
         threads: int | None = None,
+        device: int | None = None,
     ) -> None:
         merged, words = instances("loras", loras, Lora, LORAS), instances("embeddings", embeddings, Embedding, WORDS)
         if vae_tiles is not None:
@@ -80,6 +81,7 @@ class Pipeline(Closing):
             low_memory=low_memory,
             trace=trace,
             threads=None if threads is None else between("threads", threads, 1, MOST_THREADS),
+            device=None if device is None else at_least("device", device, 0),
         )
         self.backend = self.networks.backend
         other = None if vae is None else Bundle.open(vae, weights=False)
@@ -119,6 +121,7 @@ class Pipeline(Closing):
         fast: bool | Acceleration = False,
         trace: Trace | None = None,
         threads: int | None = None,
+        device: int | None = None,
     ) -> Self:
         """Open a bundled model by name, or a bundle by folder.
 
@@ -136,6 +139,8 @@ class Pipeline(Closing):
             trace: is told where the time goes; complete when the pipeline is closed.
             threads: that the CPU backend computes with; None is ``CALOTYPE_THREADS``, ``OMP_NUM_THREADS``, or as many
                 processors as this process may use.
+            device: the number of the GPU, among those that ``CUDA_VISIBLE_DEVICES`` leaves; None is the first that the
+                backend finds, or none.
 
         Raises:
             BundleError: it is missing, corrupt, or of a format or family this version does not run.
@@ -154,6 +159,7 @@ class Pipeline(Closing):
             fast=fast,
             trace=trace,
             threads=threads,
+            device=device,
         )
 
     @property

@@ -83,7 +83,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """All of it. Every attribute but ``models``, ``limits`` and ``access`` is an option of the command line, too.
+    """All of it. Every attribute but ``models`` and ``limits`` is an option of the command line, too.
 
     Attributes:
         models: by the name under which each is served; the first is the default.
@@ -92,6 +92,10 @@ class ServeConfig:
         uds: the path of a socket file to listen at, in place of an address.
         api_key_file: the keys that clients have; None lets this machine's programs in.
         admin_key_file: the keys that operators have; None lets nobody in there.
+        hosts: names that requests may come under; None is this machine's without keys, and any with keys.
+        origins: of pages of other sites that may ask, such as ``https://example.com``.
+        proxies: addresses or networks whose ``X-Forwarded-For`` is believed.
+        log_prompts: whether the log has prompts.
         devices: the GPUs that are used, a worker for each; none is what the backend takes.
         workers: how many share the processor where there are no devices.
         threads: that all workers together compute with on a CPU; None is as many as may be used.
@@ -102,9 +106,7 @@ class ServeConfig:
         hang_seconds: a worker that is silent for less does not hang.
         stop_seconds: that what is accepted has to be finished in once the server is told to stop.
         build: whether plans and engines are built before their model is opened, where there are none.
-        log_prompts: whether the log's line of a request has its prompts.
-        limits: the table ``[limits]``, what one request may ask for.
-        access: the table ``[access]``, under which names, from which pages and through which proxies one gets in.
+        limits: the table ``[limits]``, what one request may ask for; see :class:`calotype.serving.limits.Limits`.
     """
 
     models: Mapping[str, ModelConfig]
@@ -113,6 +115,10 @@ class ServeConfig:
     uds: Path | None = None
     api_key_file: Path | None = None
     admin_key_file: Path | None = None
+    hosts: tuple[str, ...] | None = None
+    origins: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ()
+    log_prompts: bool = False
     devices: tuple[int, ...] = ()
     workers: int = 1
     threads: int | None = None
@@ -123,9 +129,7 @@ class ServeConfig:
     hang_seconds: float = 30.0
     stop_seconds: float = 30.0
     build: bool = False
-    log_prompts: bool = False
     limits: Limits = dataclasses.field(default_factory=Limits)
-    access: Access = dataclasses.field(default_factory=Access)
 
     def __post_init__(self) -> None:
         check_backend(self.backend)
@@ -166,20 +170,17 @@ class ServeConfig:
         """
         where = "the command line" if path is None else str(path)
         table = {} if path is None else read_toml(path)
+        limits = from_table(Limits, typed(table.pop("limits", {}), Mapping[str, Any], "limits"), f"[limits] of {where}")
         tables = table.pop("models", {})
         if not isinstance(tables, dict) or not all(isinstance(own, dict) for own in tables.values()):
             raise InputError(f"{where} has models that are no tables; write [models.NAME] and bundle = …")
         chosen = {name: {**tables.get(name, {}), "bundle": bundle} for name, bundle in models.items()} or tables
         given = {name: value for name, value in options.items() if value is not None}
-        parts = {
-            name: from_table(kind, _table(table.pop(name, {}), name, where), f"[{name}] of {where}")
-            for name, kind in (("limits", Limits), ("access", Access))
-        }
         found = {
             name: from_table(ModelConfig, own, f"[models.{name}] of {where}", bundle=name)
             for name, own in chosen.items()
         }
-        return from_table(cls, {**table, **given}, where, models=found, **parts)
+        return from_table(cls, {**table, **given}, where, models=found, limits=limits)
 
     @property
     def bounds(self) -> Bounds:
@@ -195,13 +196,12 @@ class ServeConfig:
         """What the HTTP side is told; the files of keys are read.
 
         Raises:
-            InputError: one of them cannot be read, or is none.
+            InputError: one cannot be read, or has a line that is no key.
         """
-        access = dataclasses.replace(
-            self.access,
-            keys=() if self.api_key_file is None else read_keys(self.api_key_file),
-            admin_keys=() if self.admin_key_file is None else read_keys(self.admin_key_file),
+        keys, admin_keys = (
+            () if path is None else read_keys(path) for path in (self.api_key_file, self.admin_key_file)
         )
+        access = Access(keys=keys, admin_keys=admin_keys, hosts=self.hosts, origins=self.origins, proxies=self.proxies)
         return Settings(limits=self.limits, access=access, log_prompts=self.log_prompts)
 
     def served(self) -> dict[str, Served]:
@@ -231,12 +231,6 @@ def from_table(kind: type[T], table: Mapping[str, Any], where: str, **more: Any)
     hints = typing.get_type_hints(kind)
     read = {name: typed(value, hints[name], f"{name} in {where}") for name, value in values.items()}
     return kind(**{**more, **read})
-
-
-def _table(value: Any, name: str, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise InputError(f"{where} has {name} that is no table; write [{name}]")
-    return value
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
-from fastapi import FastAPI
 
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.errors import BackendError, CalotypeError, InputError, OutputError
@@ -39,7 +38,6 @@ class Server:
     Args:
         read: reads the configuration, once at the beginning and whenever SIGHUP asks for it.
         announce: is told where it listens.
-        make: makes the application.
         command: what starts a worker.
     """
 
@@ -48,13 +46,12 @@ class Server:
         read: Callable[[], ServeConfig],
         announce: Callable[[str], None],
         *,
-        make: Callable[[Front], FastAPI] = create_app,
         command: Sequence[str] = COMMAND,
     ) -> None:
-        self._read, self._announce, self._make, self._command = read, announce, make, command
+        self._read, self._announce, self._command = read, announce, command
         self.config = read()
-        self._settings = self.config.settings()
-        self._served = self.config.served()  # what is wrong with a bundle is said before anything is started
+        # What is wrong with a bundle or a key is said before anything is started.
+        self._served, self._settings = self.config.served(), self.config.settings()
         self._failure: str | None = None
         self._stops = 0
         self._finishing: asyncio.Task[None] | None = None
@@ -73,17 +70,17 @@ class Server:
 
     async def _run(self, listener: socket.socket, where: str) -> None:
         config, loop = self.config, asyncio.get_running_loop()
-        self._dispatcher = Dispatcher(
+        self.dispatcher = Dispatcher(
             self._served.values(),
             config.bounds,
             devices=config.devices or (None,) * config.workers,
             threads=_share(config),
             command=self._command,
         )
-        self._front = Front(self._dispatcher, self._settings)
+        self._front = Front(self.dispatcher, self._settings)
         self._http = Http(
             uvicorn.Config(
-                self._make(self._front),
+                create_app(self._front),
                 http=connections(self._settings.limits),
                 ws="none",
                 log_config=None,
@@ -104,7 +101,7 @@ class Server:
             opening.cancel()
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
-            await self._dispatcher.stop()
+            await self.dispatcher.stop()
             await asyncio.gather(opening, *filter(None, [self._finishing]), return_exceptions=True)
 
     async def _open(self) -> None:
@@ -115,9 +112,9 @@ class Server:
                     model.why = "its engines are being built"
                     await build(model)
                     model.why = ""
-            self._dispatcher.start()
-            await self._dispatcher.opened()
-            for name, state in self._dispatcher.models.items():
+            self.dispatcher.start()
+            await self.dispatcher.opened()
+            for name, state in self.dispatcher.models.items():
                 if self._served[name].why:
                     raise BackendError(f"{name} cannot be opened: {state.why}")
                 if state.ready:
@@ -130,13 +127,13 @@ class Server:
         """Not ready at once; what is accepted is finished, once. Told again, nothing is waited for."""
         self._stops += 1
         if self._stops == 1:
-            self._dispatcher.refuse()
+            self.dispatcher.refuse()
             self._finishing = asyncio.create_task(self._finish())
         else:
             self._http.should_exit = self._http.force_exit = True
 
     async def _finish(self) -> None:
-        await self._dispatcher.finish(self.config.stop_seconds)
+        await self.dispatcher.finish(self.config.stop_seconds)
         self._http.should_exit = True
 
     def _reload(self) -> None:
@@ -148,12 +145,12 @@ class Server:
             logger.error("the configuration stays as it was: %s", error)
             return
         before, self.config = self.config, config
-        self._dispatcher.bounds, self._front.settings = config.bounds, settings
+        self.dispatcher.bounds, self._front.settings = config.bounds, settings
         for name in before.models.keys() - config.models.keys():
-            self._dispatcher.unload(name)
+            self.dispatcher.unload(name)
         for name, model in config.models.items():
             if before.models.get(name) != model:
-                self._dispatcher.open(served[name])
+                self.dispatcher.open(served[name])
         logger.info("the configuration was read again")
 
 

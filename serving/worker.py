@@ -302,6 +302,7 @@ class Worker:
                 vae_tiles=order.tiles,
                 fast=order.fast,
                 threads=order.threads,
+                device=order.device,
             )
         except Exception as error:
             self._say(OpenFailed(name=order.name, why=said(error)))

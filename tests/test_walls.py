@@ -51,6 +51,7 @@ WALLS: list[tuple[str, str, str]] = [
     ("runtime/cli/serve.py", "runtime serving", "click"),
     ("serving/*", "runtime serving", "numpy"),
     ("serving/batcher.py", f"serving runtime.denoising {BASE}", ""),
+    ("serving/entry.py", f"serving runtime.denoising {BASE}", ""),
     ("serving/costs.py", f"serving {BASE}", ""),
     ("serving/images.py", "runtime serving", "PIL"),
     ("serving/answers.py", f"serving {BASE}", "fastapi starlette"),

@@ -49,6 +49,10 @@ class Whole(click.ParamType[Any]):
 @click.option("--uds", type=FILE, help="A socket file to listen at, in place of an address.")
 @click.option("--api-key-file", type=FILE, help="The keys that clients have, a line NAME:KEY for each.")
 @click.option("--admin-key-file", type=FILE, help="The keys that operators have; without, nobody gets in there.")
+@click.option("--allowed-host", "hosts", multiple=True, help="A name that requests may come under; may be repeated.")
+@click.option("--allowed-origin", "origins", multiple=True, help="A site whose pages may ask; may be repeated.")
+@click.option("--trusted-proxy", "proxies", multiple=True, help="An address whose X-Forwarded-For is believed.")
+@click.option("--log-prompts", is_flag=True, default=None, help="Have prompts in the log, too.")
 @click.option("--devices", type=Whole(), help="GPUs by number, 0,1 say, a worker for each.  [default: the first]")
 @click.option("--workers", type=int, help="How many share the processor where no GPU is used.  [default: 1]")
 @click.option("--threads", type=int, help="How many a CPU computes with.  [default: as many as may be used]")
@@ -87,7 +91,8 @@ def command(models: tuple[str, ...], config: Path | None, **options: Any) -> Non
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
     def read() -> ServeConfig:
-        return ServeConfig.read(config, model_names(models), options)
+        given = {name: None if value == () else value for name, value in options.items()}
+        return ServeConfig.read(config, model_names(models), given)
 
     def announce(where: str) -> None:
         click.echo(f"Calotype serves at {where}")

@@ -15,13 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 
 from calotype.runtime.errors import BackendError, OutputError
-from calotype.serving.app import create_app
 from calotype.serving.config import ServeConfig
 from calotype.serving.dispatcher import Dispatcher
-from calotype.serving.drawing import Front
 from calotype.serving.errors import NotReadyError
 from calotype.serving.server import Server, listening
 from calotype.serving.tasks import Task
@@ -48,12 +45,11 @@ def serve(tmp_path: Path, scenario: Scenario, text: str = TALBOT) -> Any:
 
     acting = []
 
-    def make(front: Front) -> FastAPI:
-        assert isinstance(front.service, Dispatcher)
-        acting.append(asyncio.get_running_loop().create_task(act(front.service)))
-        return create_app(front)
+    def announce(_: str) -> None:
+        acting.append(asyncio.get_running_loop().create_task(act(server.dispatcher)))
 
-    Server(lambda: ServeConfig.read(file, {}, {}), lambda _: None, make=make, command=FAULTY).run()
+    server = Server(lambda: ServeConfig.read(file, {}, {}), announce, command=FAULTY)
+    server.run()
     acting[0].result()
     return results[0]
 

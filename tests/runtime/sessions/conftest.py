@@ -17,7 +17,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
     """A GPU on which nothing is left lying about at the end of a test."""
     standin = Cuda()
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", standin)  # type: ignore[arg-type]
+    monkeypatch.setattr("calotype.runtime.sessions.cuda._used", set())
     yield standin
     gc.collect()
     assert (standin.device, standin.host, standin.streams, standin.graphs) == ({}, {}, set(), {})
-    assert device._users == 0
+    assert device._shared == {}

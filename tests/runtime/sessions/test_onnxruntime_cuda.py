@@ -87,8 +87,8 @@ class OnnxRuntime:
             raise RuntimeError(self.fails)
         self.runs += 1
         arrays = {}
-        for name, (kind, _, dtype, shape, pointer) in {**binding.inputs, **binding.outputs}.items():
-            assert kind == "cuda"
+        for name, (kind, number, dtype, shape, pointer) in {**binding.inputs, **binding.outputs}.items():
+            assert (kind, str(number)) == ("cuda", self.opened[-1]["device_id"])
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
             self.cuda.check(self.cuda.device, pointer, size)
             memory = (ctypes.c_byte * size).from_address(pointer)
@@ -121,6 +121,20 @@ def test_buffers_follow_the_largest_size_and_graphs_their_addresses(cuda: Cuda, 
         assert len(library.graphs) == 2
     assert [settings["enable_cuda_graph"] for settings in library.opened] == ["1"]
     assert library.opened[0]["user_compute_stream"] == "7"
+
+
+@pytest.mark.parametrize(("device", "number"), [(None, 0), (1, 1)])
+def test_a_session_is_on_the_gpu_of_that_number(
+    cuda: Cuda, library: OnnxRuntime, device: int | None, number: int
+) -> None:
+    cuda.count = 2
+    with open_session(BUNDLE.path, UNET, "cuda", device=device) as session:
+        session.buffer("sample", SIZES)[:] = 2
+        session.run(SIZES)
+        assert (session.buffer("noise_pred", SIZES) == 4).all()
+        assert set(cuda.owners.values()) == {number}
+    assert library.opened[0]["device_id"] == str(number)
+    assert library.opened[0]["user_compute_stream"] == str(7 + number)
 
 
 @pytest.mark.usefixtures("library")
