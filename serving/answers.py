@@ -97,9 +97,13 @@ def _first(errors: Sequence[Any]) -> tuple[str, str | None]:
     """The first of what pydantic finds wrong: a line, and the field."""
     if not errors:
         return "the request is not valid", None
-    place = [str(part) for part in errors[0]["loc"] if part not in ("body", "query", "path", "header")]
-    if errors[0]["type"] in ("json_invalid", "json_type") or not place:
-        return "the body is no JSON object", None
-    name = ".".join(place)
+    place = [str(part) for part in errors[0]["loc"]]
+    if place[:1] == ["body"] or (len(place) > 1 and place[0] in ("query", "path", "header")):
+        place = place[1:]
     told = errors[0]["msg"][:1].lower() + errors[0]["msg"][1:]
+    if errors[0]["type"] == "json_invalid":
+        return "the body is no JSON", None
+    if not place:
+        return f"the body is no request: {told}", None
+    name = ".".join(place)
     return f"{quoted(name)[1:-1]}: {told}", shortened(name, 100)

@@ -204,9 +204,13 @@ class Edit(Wanted):
             RequestValidationError: one of them is no such value.
         """
         values: dict[str, Any] = {name: text for name, text in texts.items() if text != "" or name == "prompt"}
-        try:
-            if "loras" in values:
+        if "loras" in values:
+            try:
                 values["loras"] = LORAS.validate_json(values["loras"])
+            except ValidationError:
+                line = 'loras is no list in JSON; give [{"name": "style", "scale": 0.8}]'
+                raise RequestRefusedError(line, param="loras") from None
+        try:
             return cls.model_validate(values, strict=False)
         except ValidationError as error:
             raise RequestValidationError(error.errors(include_url=False)) from None

@@ -23,6 +23,7 @@ from calotype.serving.app import create_app
 from calotype.serving.config import ServeConfig
 from calotype.serving.connections import connections
 from calotype.serving.dispatcher import Dispatcher
+from calotype.serving.drawing import Front
 from calotype.serving.served import Served
 from calotype.serving.supervisor import COMMAND
 
@@ -76,11 +77,12 @@ class Server:
             threads=_share(config),
             command=self._command,
         )
-        self._application = create_app(self.dispatcher, self._settings)
+        self._front = Front(self.dispatcher, self._settings)
         self._http = Http(
             uvicorn.Config(
-                self._application,
+                create_app(self._front),
                 http=connections(self._settings.limits),
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -143,7 +145,7 @@ class Server:
             logger.error("the configuration stays as it was: %s", error)
             return
         before, self.config = self.config, config
-        self.dispatcher.bounds, self._application.state.front.settings = config.bounds, settings
+        self.dispatcher.bounds, self._front.settings = config.bounds, settings
         for name in before.models.keys() - config.models.keys():
             self.dispatcher.unload(name)
         for name, model in config.models.items():

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from calotype.runtime.cli.main import LineFormatter
+from calotype.runtime.cli.terminal import one_line
+
 if TYPE_CHECKING:
     from calotype.serving.config import ServeConfig
 
 FILE = click.Path(path_type=Path)
+
+
+class FieldLines(LineFormatter):
+    """Log records for people: the message, and behind it what the ``fields`` of a request's line have."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See :meth:`logging.Formatter.format`."""
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        told = [f"{name}={value}" for name, value in fields.items() if value not in (None, "")]
+        return one_line(" ".join([super().format(record), *told]))
 
 
 class Whole(click.ParamType[Any]):
@@ -73,7 +87,7 @@ def command(models: tuple[str, ...], config: Path | None, **options: Any) -> Non
     root = logging.getLogger()
     root.setLevel(min(root.level, logging.INFO))
     for handler in root.handlers:
-        handler.setFormatter(JsonLines())
+        handler.setFormatter(FieldLines() if sys.stderr.isatty() else JsonLines())
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
     def read() -> ServeConfig:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import http.client
 import io
+import json
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -20,16 +24,33 @@ from tests.serving.fakes import FakeService, served
 
 @dataclasses.dataclass
 class Place:
-    """A server that runs: its address, the service behind it, and what its endpoints work with."""
+    """A server that runs: its address, the service behind it, and the application."""
 
     url: str
     service: FakeService
-    front: Front
+    app: Any
+
+    @property
+    def front(self) -> Front:
+        """What its endpoints work with."""
+        found: Front = self.app.state.front
+        return found
 
     def client(self, key: str = "none needed", **options: object) -> openai.OpenAI:
         """OpenAI's client, which checks what it is answered, and tries nothing twice."""
         given: dict[str, object] = {"max_retries": 0, "timeout": 30, "_strict_response_validation": True, **options}
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, **given)  # type: ignore[arg-type]
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any, Any]:
+        """Ask without a client's help; returns status, headers and what the JSON says, or else the text."""
+        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=30)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        with contextlib.closing(connection):
+            connection.request(method, path, body, named)
+            answer = connection.getresponse()
+            text = answer.read()
+            found = json.loads(text) if answer.headers.get_content_type() == "application/json" else text.decode()
+            return answer.status, answer.headers, found
 
     def until(self, true: Callable[[], object]) -> None:
         """Wait until something is so."""
@@ -43,10 +64,10 @@ class Place:
 def server() -> Iterator[Place]:
     """One for all tests; ``place`` gives it to each as if it were new."""
     service = FakeService()
-    app = create_app(service)
+    app = create_app(Front(service, Settings()))
     quick = Limits(header_seconds=1, stalled_seconds=1, body_seconds=5)
     with served(app, http=connections(quick)) as url:
-        yield Place(url=url, service=service, front=app.state.front)
+        yield Place(url=url, service=service, app=app)
 
 
 @pytest.fixture

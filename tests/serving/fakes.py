@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import uvicorn
 
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import Manifest
@@ -285,11 +286,10 @@ class FakeService:
 
 
 @contextlib.contextmanager
-def served(app: Any, **options: Any) -> Iterator[str]:
-    """An application on a real socket of this machine, in a thread; yields its address, ``http://127.0.0.1:PORT``."""
-    import uvicorn
-
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, **options))
+def started(app: Any, **options: Any) -> Iterator[uvicorn.Server]:
+    """A server of an application on a real socket of this machine, in a thread."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, lifespan="off", log_config=None, **options)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -298,9 +298,21 @@ def served(app: Any, **options: Any) -> Iterator[str]:
             if not thread.is_alive() or time.monotonic() > until:
                 raise RuntimeError("the server did not start")
             time.sleep(0.005)
-        (socket,) = server.servers[0].sockets
-        yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+        yield server
     finally:
         server.should_exit = server.force_exit = True
         thread.join(timeout=30)
         assert not thread.is_alive()
+
+
+def address(server: uvicorn.Server) -> str:
+    """``http://127.0.0.1:PORT``."""
+    (socket,) = server.servers[0].sockets
+    return f"http://127.0.0.1:{socket.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def served(app: Any, **options: Any) -> Iterator[str]:
+    """The address of an application that is served; see :func:`started`."""
+    with started(app, **options) as server:
+        yield address(server)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import gc
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from calotype.runtime.denoising.job import Job
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.schedulers import create_solver
-from calotype.runtime.sessions import choose_backend, device, libraries, open_session, tensorrt
+from calotype.runtime.sessions import choose_backend, libraries, open_session, tensorrt
 from calotype.runtime.sessions.cuda import load_cuda
 from calotype.runtime.sessions.session import Session
 from calotype.runtime.sessions.tensorrt import TensorRtSession
@@ -59,18 +57,6 @@ def network(inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "plans"
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
-    """A GPU on which nothing is left lying about at the end of a test."""
-    standin = Cuda()
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", standin)  # type: ignore[arg-type]
-    monkeypatch.setattr("calotype.runtime.sessions.cuda._used", set())
-    yield standin
-    gc.collect()
-    assert (standin.device, standin.host, standin.streams, standin.graphs) == ({}, {}, set(), {})
-    assert device._shared == {}
 
 
 @pytest.fixture

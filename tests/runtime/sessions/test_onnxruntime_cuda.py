@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.denoising.job import Job
 from calotype.runtime.errors import BackendError
 from calotype.runtime.schedulers import create_solver
-from calotype.runtime.sessions import device, onnxruntime_cuda, open_session
+from calotype.runtime.sessions import onnxruntime_cuda, open_session
 from tests.runtime.cuda_standin import Cuda, Kind, Properties
 
 BUNDLE = Bundle.open("talbot")
@@ -101,17 +98,6 @@ class OnnxRuntime:
         assert known == address, "a graph is launched with addresses it does not know"
         self.unrecorded += number == "-1"
         arrays["noise_pred"][...] = arrays["sample"] * 2
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
-    standin = Cuda()
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", standin)  # type: ignore[arg-type]
-    monkeypatch.setattr("calotype.runtime.sessions.cuda._used", set())
-    yield standin
-    gc.collect()
-    assert (standin.device, standin.host, standin.streams) == ({}, {}, set())
-    assert device._shared == {}
 
 
 @pytest.fixture

@@ -1,0 +1,149 @@
+"""Schemathesis asks what the OpenAPI document allows, and what it does not: no answer is a 500, and none is late."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from calotype.serving.app import create_app
+from calotype.serving.drawing import Settings
+from calotype.serving.limits import Limits
+from calotype.serving.security import Access
+from tests.serving.conftest import Place
+from tests.serving.fakes import FakeService
+from tests.serving.test_security import ROOT, key
+
+CHECKS = (
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+    unsupported_method,
+)
+SMALL = Settings(
+    limits=Limits(output_pixels=256 * 256, steps=30, images=2, kept_seconds=5),
+    access=Access(admin_keys=(key(ROOT),)),
+)
+OPERATIONS = [
+    "POST /v1/images/generations",
+    "POST /v1/images/edits",
+    "GET /v1/models",
+    "GET /v1/models/{model}",
+    "GET /v1/images/kept/{name}",
+    "GET /livez",
+    "GET /readyz",
+    "GET /metrics",
+    "POST /admin/models/load",
+    "POST /admin/models/unload",
+    "POST /admin/models/warm",
+    "GET /admin/state",
+]
+
+
+@pytest.fixture(scope="module")
+def schema() -> Any:
+    """Of the application as clients get it."""
+    return schemathesis.openapi.from_dict(create_app(FakeService()).openapi())
+
+
+@pytest.fixture
+def small(place: Place) -> Iterator[Place]:
+    """The server, with pictures that are small."""
+    place.front.settings = SMALL
+    place.service.step_seconds = 0
+    yield place
+
+
+def fuzz(schema: Any, place: Place, name: str, examples: int) -> None:
+    method, path = name.split(" ")
+
+    operation = schema[path][method]
+    cases = operation.as_strategy()
+    if method == "POST":
+        cases |= operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+
+    @given(case=cases)
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=(Phase.explicit, Phase.generate),
+        suppress_health_check=list(HealthCheck),
+    )
+    def ask(case: Any) -> None:
+        headers = {"Authorization": f"Bearer {ROOT}"} if path.startswith("/admin") else {}
+        response = case.call(base_url=place.url, headers=headers, timeout=30)
+        case.validate_response(response, checks=CHECKS)
+
+    ask()
+    place.until(lambda: place.service.load.waiting == 0 and not place.service.running)
+
+
+def test_the_document_has_every_operation(schema: Any) -> None:
+    found = [f"{own.ok().method.upper()} {own.ok().path}" for own in schema.get_all_operations()]
+    assert sorted(found) == sorted(OPERATIONS)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_few_of_everything(schema: Any, small: Place, name: str) -> None:
+    fuzz(schema, small, name, 15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_much_of_everything(schema: Any, small: Place, name: str) -> None:
+    fuzz(schema, small, name, 1000)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda own: st.lists(own, max_size=4) | st.dictionaries(st.text(), own, max_size=4),
+    max_leaves=8,
+)
+
+
+def odd(place: Place, path: str, examples: int) -> None:
+    """Bodies that have the right names, and anything behind them."""
+    names = st.sampled_from(
+        ["prompt", "n", "size", "seed", "model", "loras", "stream", "deadline", "sizes", "clip_skip"]
+    )
+
+    @given(body=st.dictionaries(names, VALUES, max_size=5))
+    @settings(
+        max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    def ask(body: dict[str, Any]) -> None:
+        data = json.dumps({"prompt": "x", "num_inference_steps": 1, **body}).encode()
+        headers = {"content_type": "application/json", "authorization": f"Bearer {ROOT}"}
+        status, _, answer = place.ask("POST", path, data, **headers)
+        assert status in (200, 202, 400, 404, 504), answer
+
+    ask()
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/admin/models/warm"])
+def test_odd_bodies(small: Place, path: str) -> None:
+    odd(small, path, 50)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/admin/models/warm"])
+def test_many_odd_bodies(small: Place, path: str) -> None:
+    odd(small, path, 3000)
