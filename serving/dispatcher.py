@@ -11,12 +11,11 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from calotype.runtime.errors import InputError
-from calotype.serving.costs import STAGES, Costs
+from calotype.serving.costs import STAGES
 from calotype.serving.errors import (
     CancelledError,
     ConflictError,
@@ -29,16 +28,14 @@ from calotype.serving.errors import (
     UnknownModelError,
     WorkerDiedError,
 )
-from calotype.serving.memory import Footprint, available
+from calotype.serving.memory import available
 from calotype.serving.messages import (
     Cancel,
     Closed,
     Failed,
     Happened,
     Memory,
-    Observation,
     OpenFailed,
-    Order,
     Ready,
     Running,
     Size,
@@ -48,6 +45,7 @@ from calotype.serving.messages import (
     Warm,
 )
 from calotype.serving.outlines import outline_of
+from calotype.serving.places import Place
 from calotype.serving.served import Served
 from calotype.serving.service import Load, ModelState
 from calotype.serving.supervisor import COMMAND, HANG_SECONDS, Down, Link, News, Supervisor, Up
@@ -55,7 +53,6 @@ from calotype.serving.tasks import Task
 from calotype.serving.tickets import QueuedTicket
 from calotype.serving.wording import said
 
-HOPELESS = 3  # deaths in a row, after which nobody waits for a worker to come back
 MOST_DEATHS = 2  # of workers with one task in them
 SMALL = 64 << 20  # bytes: of what takes less, nobody asks what is left
 CHECK_SECONDS = 0.5  # between two looks for workers that hang
@@ -77,42 +74,6 @@ class Bounds:
     max_queue: int = 64
     max_seconds: float = 600.0
     hang_seconds: float = HANG_SECONDS
-
-
-class _Place:
-    """A worker, as it is seen from here."""
-
-    def __init__(self, number: int, supervisor: Supervisor, device: int | None, threads: int | None) -> None:
-        self.number, self.supervisor, self.device, self.threads = number, supervisor, device, threads
-        self.link: Link | None = None
-        self.ready: dict[str, Ready] = {}
-        self.tickets: dict[str, QueuedTicket] = {}
-        self.costs = Costs()
-        self.memory = Memory(resident=0, peak=0)
-        self.known: dict[str, list[Observation]] = {}  # what was measured until a model was ready first
-        self.measured: set[str] = set()
-        self.footprints: dict[str, Footprint] = {}
-        self.runs: Counter[int] = Counter()  # of the denoising network, by their rows
-
-    def send(self, order: Order) -> None:
-        """Tell the process that runs, if there is one."""
-        if self.link is not None:
-            self.link.send(order)
-
-    @property
-    def hopeless(self) -> bool:
-        """Whether it dies again and again."""
-        return not self.ready and self.supervisor.in_a_row >= HOPELESS
-
-    def left(self, ticket: QueuedTicket) -> float:
-        """Seconds of work until a ticket is finished, were it alone."""
-        whole = self.costs.alone(ticket.outline)
-        return whole * (1 - ticket.step / ticket.steps) if ticket.steps else whole
-
-    @property
-    def seconds(self) -> float:
-        """Of work before it, were each task drawn alone."""
-        return sum(map(self.left, self.tickets.values()))
 
 
 class Dispatcher:
@@ -145,7 +106,7 @@ class Dispatcher:
         self._changed = asyncio.Event()
         self._checks: asyncio.TimerHandle | None = None
         self._places = [
-            _Place(
+            Place(
                 number,
                 Supervisor(number, self._teller(number), command=command, hang_seconds=self.bounds.hang_seconds),
                 device,
@@ -396,7 +357,7 @@ class Dispatcher:
         ticket.accepted = accepted
         place.send(Submit(task=ticket.task, outline=ticket.outline, accepted=accepted, alone=ticket.deaths > 0))
 
-    def _hold(self, place: _Place, ticket: QueuedTicket) -> None:
+    def _hold(self, place: Place, ticket: QueuedTicket) -> None:
         """Take a ticket from its worker, until one can begin it anew."""
         del place.tickets[ticket.task.id]
         ticket.worker, ticket.step, ticket.steps = None, 0, 0
@@ -494,17 +455,17 @@ class Dispatcher:
                 pass
         self._changed.set()
 
-    def _open(self, place: _Place, model: Served) -> None:
+    def _open(self, place: Place, model: Served) -> None:
         threads = model.open.threads or place.threads
         known = tuple(place.known[model.name]) if model.name in place.measured else ()
         place.send(dataclasses.replace(model.open, device=place.device, threads=threads, known=known))
 
-    def _up(self, place: _Place, link: Link) -> None:
+    def _up(self, place: Place, link: Link) -> None:
         place.link = link
         for model in self._models.values():
             self._open(place, model)
 
-    def _down(self, place: _Place, why: str, ids: tuple[str, ...]) -> None:
+    def _down(self, place: Place, why: str, ids: tuple[str, ...]) -> None:
         """Have drawn again what a dead worker had; a task that was in what it did, once."""
         place.link = None
         place.ready.clear()

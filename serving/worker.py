@@ -8,7 +8,6 @@ is next, do it, say what came of it.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import faulthandler
 import functools
 import logging
@@ -18,29 +17,19 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
-from typing import Self, TypeVar
-
-import numpy as np
+from typing import TypeVar
 
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.denoising.job import Key
-from calotype.runtime.errors import BackendError, CalotypeError, InputError
-from calotype.runtime.families import family_of
-from calotype.runtime.picture import Picture
 from calotype.runtime.pipeline import Pipeline
-from calotype.runtime.preparation import Drawing
 from calotype.runtime.sessions import choose_backend
-from calotype.runtime.text.prompts import parse_prompt
-from calotype.runtime.text.tokenizer import ClipTokenizer
 from calotype.serving import batcher as batching
 from calotype.serving.batcher import Batcher, Expire, Finish, Prepare, Run, area_of, network_of
 from calotype.serving.costs import DECODE, ENCODE, SWITCH, TEXT, Costs
 from calotype.serving.errors import (
     DeadlineError,
-    DrawingError,
     NotReadyError,
     OutOfMemoryError,
-    RequestRefusedError,
     ServingError,
 )
 from calotype.serving.memory import Footprint, forget_peak, free_of_device, model_bytes, resident
@@ -64,10 +53,11 @@ from calotype.serving.messages import (
     Unload,
     Warm,
 )
-from calotype.serving.previews import PreviewMap, denoised
-from calotype.serving.tasks import Drawn, Event, Started, Stepped
+from calotype.serving.previews import denoised
+from calotype.serving.tasks import Event, Started, Stepped
 from calotype.serving.warming import sizes_of, warm
 from calotype.serving.wording import said
+from calotype.serving.works import Model, Work, drawn_of, failure_of, is_memory, spread
 
 OPENING = 60.0  # seconds that opening a model is predicted to take: a hang is ten times that
 # Their warnings quote prompts, which are in no log unless somebody asks for it.
@@ -75,47 +65,6 @@ QUOTING = ("calotype.runtime.preparation", "calotype.runtime.text")
 LOST = "context is lost"  # of a GPU: nothing works in this process any more
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(kw_only=True, eq=False)
-class Model:
-    """An open model."""
-
-    name: str
-    pipeline: Pipeline
-    tokenizer: ClipTokenizer
-    previews: PreviewMap = dataclasses.field(default_factory=PreviewMap)
-    used: bool = False  # since its memory was trimmed
-
-    @classmethod
-    def of(cls, name: str, pipeline: Pipeline) -> Self:
-        """The model that ``pipeline`` has open; prompts are counted with its first tokenizer."""
-        bundle = pipeline.networks.bundle
-        spec = bundle.manifest.tokenizers[family_of(bundle.manifest.family).encoders[0].tokenizer]
-        tokenizer = ClipTokenizer.from_files(bundle.path / spec.vocab, bundle.path / spec.merges, spec)
-        return cls(name=name, pipeline=pipeline, tokenizer=tokenizer)
-
-    def tokens(self, prompt: str) -> int:
-        """Of a prompt, without those that begin, end and fill it up."""
-        return sum(len(word) for text, _ in parse_prompt(prompt) for word in self.tokenizer.words(text))
-
-
-@dataclasses.dataclass(kw_only=True, eq=False)
-class Work:
-    """A task on its way, and the times (``time.monotonic()``) of its stages."""
-
-    order: Submit
-    model: Model
-    job: Drawing | None = None
-    due: frozenset[int] = frozenset()  # steps after which a preview is wanted
-    begun: float = 0.0
-    encoded: float = 0.0
-    first_run: float = 0.0
-    last_run: float = 0.0
-
-    @property
-    def id(self) -> str:
-        return self.order.task.id
 
 
 class Worker:
@@ -232,7 +181,7 @@ class Worker:
             return
         work.job, work.model.used, work.encoded = job, True, time.monotonic()
         took = work.encoded - begin
-        work.due = _spread(task.previews, job.steps)
+        work.due = spread(task.previews, job.steps)
         name = work.model.name
         seen = [Observation(name, SWITCH if switched else TEXT, 0, 1, took - job.picture_seconds)]
         if task.request.image is not None:
@@ -287,7 +236,7 @@ class Worker:
             if picture is None:
                 continue
             took = time.monotonic() - begin
-            drawn = _drawn(work, picture, took)
+            drawn = drawn_of(work, picture, took)
             work.model.previews.learn(job.latents, drawn.pixels)
             self._forget(work)
             self._tell([(work.id, drawn)], [Observation(work.model.name, DECODE, work.order.outline.area, 1, took)])
@@ -298,14 +247,14 @@ class Worker:
             return action()
         except Exception as error:
             self._recover(work.model.pipeline, error)
-            self._fail(work, _failure(error))
+            self._fail(work, failure_of(error))
             return None
 
     def _recover(self, pipeline: Pipeline, error: Exception) -> None:
         """Leave nothing of a failure behind that the next picture would feel."""
         if LOST in str(error):
             raise error
-        if _is_memory(error):
+        if is_memory(error):
             pipeline.trim()
 
     # Models.
@@ -410,50 +359,6 @@ def _check_fits(order: Open) -> None:
             f"{order.name} takes {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free; unload another model, or "
             "open it with low_memory"
         )
-
-
-def _spread(previews: int, steps: int) -> frozenset[int]:
-    """After which of ``steps`` so many previews are shown."""
-    return frozenset(round(steps * number / (previews + 1)) for number in range(1, previews + 1))
-
-
-def _drawn(work: Work, picture: Picture, decoding: float) -> Drawn:
-    accepted, request = work.order.accepted, picture.settings.request
-    plain = dataclasses.replace(request, image=None, mask_image=None, strength=None, feather=0, loras=None).to_json()
-    if request.image is not None:
-        plain |= {"strength": request.strength, "feather": request.feather}
-    if request.loras:
-        plain["loras"] = [{"name": lora.path.stem, "scale": lora.scale} for lora in request.loras]
-    return Drawn(
-        pixels=np.asarray(picture.image),
-        parameters=str(picture.settings.parameters()),
-        request=plain,
-        tokens=work.model.tokens(request.prompt),
-        seconds={
-            "queue": work.begun - accepted,
-            "encode": work.encoded - work.begun,
-            "denoise": work.last_run - work.first_run,
-            "decode": decoding,
-            "total": time.monotonic() - accepted,
-        },
-    )
-
-
-def _is_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or (isinstance(error, BackendError) and "memory" in str(error).lower())
-
-
-def _failure(error: Exception) -> ServingError:
-    """What a client is told of an exception."""
-    if isinstance(error, ServingError):
-        return error
-    if _is_memory(error):
-        return OutOfMemoryError("there is not enough memory for this picture; ask for a smaller one")
-    if isinstance(error, InputError):
-        return RequestRefusedError(said(error))
-    if not isinstance(error, CalotypeError):
-        logger.error("a picture failed", exc_info=error)
-    return DrawingError(said(error))
 
 
 def main(arguments: Sequence[str]) -> None:
