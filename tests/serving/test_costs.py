@@ -92,7 +92,9 @@ def test_its_revision_grows_when_predictions_change() -> None:
     before = costs.revision
     costs.observe("sd1", UNET, 4096, 2, 6.81)
     assert costs.revision == before
-    costs.observe("sd1", UNET, 4096, 2, 3.0)
+    for _ in range(2):
+        costs.observe("sd1", UNET, 4096, 2, 3.0)
+    assert costs.seconds("sd1", UNET, 4096, 2) == 3.0
     assert costs.revision > before
 
 
