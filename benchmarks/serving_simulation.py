@@ -9,7 +9,9 @@ units of what one picture at a time can carry; between two loads it is on a line
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
+import multiprocessing
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ MIXES: dict[str, tuple[Kind, ...]] = {
 }
 SLOS = (2, 5, 10, 20)
 LOADS = tuple(round(0.1 * number, 1) for number in range(1, 17))
+PROCESSES = 4
 WANTED = 0.95
 FOLLOWED = 0.5  # loads above one at which fewer are in time are left out
 ASSUMES = (
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving_simulation", description=__doc__)
     parser.add_argument("--times", type=Path, default=RESULTS / "nvidia-h200.json", help="what benchmarks.gpu wrote")
     parser.add_argument("--model", default="sd1", help="in that file; default: sd1")
-    parser.add_argument("--pictures", type=int, default=800, help="of a point; default: 800")
+    parser.add_argument("--pictures", type=int, default=400, help="of a point; default: 400")
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals; default: 0")
     parser.add_argument("--write", action="store_true", help=f"write the figures into {RESULTS.name}/, too")
     options = parser.parse_args(given)
@@ -71,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "seed": options.seed,
         "loads": list(LOADS),
         "wanted": WANTED,
-        "mixes": {name: mix(kinds, times, options.pictures, options.seed) for name, kinds in MIXES.items()},
+        "mixes": simulate(times, options.pictures, options.seed),
     }
     print(json.dumps(made, indent=2))
     if options.write:
@@ -86,20 +89,25 @@ def measured(report: Mapping[str, Any], model: str) -> tuple[str, Times]:
     raise SystemExit(f"the file has no times of several pictures in a call of {model}; run: python -m benchmarks.gpu")
 
 
-def mix(kinds: Sequence[Kind], times: Times, pictures: int, seed: int) -> dict[str, Any]:
-    """Of one traffic, with deadlines that the server is told and without: goodput by SLO and policy."""
-    costs = times.costs([kind.side for kind in kinds])
-    found: dict[str, Any] = {"in_time": {}}
-    for told in (True, False):
-        goodputs: dict[str, Any] = {}
-        for slo in SLOS:
-            world = World(costs, times.most, slo, told)
-            curves = {policy: curve(kinds, world, policy, pictures, seed) for policy in POLICIES}
-            goodputs[str(slo)] = {policy: goodput(values) for policy, values in curves.items()}
-            if told:
-                found["in_time"][str(slo)] = {policy: " ".join(map(str, values)) for policy, values in curves.items()}
-        found["goodput_told" if told else "goodput_not_told"] = goodputs
-    return found
+def simulate(times: Times, pictures: int, seed: int) -> dict[str, Any]:
+    """By traffic: goodput by SLO and policy, with deadlines that the server is told and without; and the curves."""
+    points = [(name, told, slo) for name in MIXES for told in (True, False) for slo in SLOS]
+    with concurrent.futures.ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
+        found = list(pool.map(point, *zip(*((times, *key, pictures, seed) for key in points), strict=True)))
+    made: dict[str, Any] = {name: {"goodput_told": {}, "goodput_not_told": {}, "in_time": {}} for name in MIXES}
+    for (name, told, slo), curves in zip(points, found, strict=True):
+        goodputs = made[name]["goodput_told" if told else "goodput_not_told"]
+        goodputs[str(slo)] = {policy: goodput(values) for policy, values in curves.items()}
+        if told:
+            made[name]["in_time"][str(slo)] = {policy: " ".join(map(str, values)) for policy, values in curves.items()}
+    return made
+
+
+def point(times: Times, name: str, told: bool, slo: float, pictures: int, seed: int) -> dict[str, list[float]]:
+    """The curves of all policies."""
+    kinds = MIXES[name]
+    world = World(times.costs([kind.side for kind in kinds]), times.most, slo, told)
+    return {policy: curve(kinds, world, policy, pictures, seed) for policy in POLICIES}
 
 
 def curve(kinds: Sequence[Kind], world: World, policy: str, pictures: int, seed: int) -> list[float]:
