@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import RESULTS, origin, write
+from benchmarks.machine import RESULTS, machine, origin, write
 from benchmarks.serving_policies import POLICIES, Kind, Times, World, traffic, within
 
 MIXES: dict[str, tuple[Kind, ...]] = {
@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = " ".join(["python -m benchmarks.serving_simulation", *(word for word in given if word != "--write")])
     made = {
         **origin(command, "benchmarks/serving_simulation.py", "benchmarks/serving_policies.py", "serving"),
+        "machine": machine(),
         "simulated": True,
         "assumes": list(ASSUMES),
         "times": {
