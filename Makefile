@@ -2,9 +2,14 @@
 PYTHON ?= python3
 PROMPT ?= a red apple, noto style
 OUTPUT ?= talbot.png
-PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install -q -c constraints.txt
+PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install -q
+# In two steps: what has hashes, which an editable installation cannot have, and then Calotype alone.
+HASHED = $(PIP) --require-hashes --no-deps -r requirements
+ITSELF = $(PIP) --no-deps --no-build-isolation -e .
+# A PyTorch for processors alone is another file than the index's, so its version is pinned and its hash is not.
+TORCH = $(PIP) -c constraints.txt torch
 
-.PHONY: demo bench docs test lint types audit clean
+.PHONY: demo bench docs test lint types audit hashes clean
 
 demo: .venv/demo
 	@.venv/bin/calotype generate "$(PROMPT)" --output "$(OUTPUT)" --seed 0 --overwrite > /dev/null
@@ -44,17 +49,32 @@ types: .venv/dev
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/demo: .venv/bin/python pyproject.toml constraints.txt
-	$(PIP) -e '.[cpu]'
+.venv/demo: .venv/bin/python pyproject.toml requirements/cpu.txt
+	$(HASHED)/cpu.txt
+	$(ITSELF)
 	@touch $@
 
-.venv/bench: .venv/bin/python pyproject.toml constraints.txt
-	$(PIP) -e '.[training]'
+.venv/bench: .venv/bin/python pyproject.toml constraints.txt requirements/training.txt
+	$(HASHED)/training.txt
+	$(TORCH)
+	$(ITSELF)
 	@touch $@
 
-.venv/dev: .venv/bin/python pyproject.toml constraints.txt
-	$(PIP) -e '.[dev]'
+.venv/dev: .venv/bin/python pyproject.toml constraints.txt requirements/dev.txt
+	$(HASHED)/dev.txt
+	$(TORCH)
+	$(ITSELF)
 	@touch $@
+
+# The hashes of every file of each package, for every Python and system: when a version or a dependency has changed.
+hashes: .venv/bin/python
+	@mkdir -p build
+	$(PIP) uv
+	echo "torch; python_version < '3'" > build/no-torch.txt
+	for extra in cpu training dev; do \
+		echo setuptools | .venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
+			--no-header -c constraints.txt --override build/no-torch.txt --extra cpu --extra $$extra \
+			-o requirements/$$extra.txt pyproject.toml - || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -10,11 +10,11 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from benchmarks.environments import ROOT
 from benchmarks.peers.protocol import Task
+from calotype.runtime.closing import Closing
 
 SAMPLING = 0.02  # seconds between two looks at a process's memory
 
@@ -23,7 +23,7 @@ class PeerError(Exception):
     """A peer could not do what it was asked for; the message is its own."""
 
 
-class Worker:
+class Worker(Closing):
     """``python -m module`` in the environment of ``interpreter``, ready to be spoken to.
 
     Attributes:
@@ -70,14 +70,6 @@ class Worker:
             self._process.wait()
         self._process.stdout.close()
         self._log.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None

@@ -13,6 +13,7 @@ from torch import Tensor
 from calotype.export.pickles import read_pickle
 from calotype.export.quantised import plain
 from calotype.runtime.errors import CheckpointError, UnsupportedArchitectureError
+from calotype.runtime.untrusted import zip_trouble
 
 # What the files are called whose tensors are read.
 SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
@@ -24,6 +25,7 @@ _PLACEHOLDERS = (
     ),
     (b"<!doctype html", "is a web page, not the file itself; log in and accept the terms where it was fetched from"),
     (b"<html", "is a web page, not the file itself; log in and accept the terms where it was fetched from"),
+    (b"<?xml", "is a server's error, not the file itself; log in and accept the terms where it was fetched from"),
     (b'{"error"', "is a server's error, not the file itself; log in and accept the terms where it was fetched from"),
 )
 _OTHERS = (
@@ -31,6 +33,9 @@ _OTHERS = (
     (b"\x1f\x8b", "is an archive; unpack it, and give what is in it"),
     (b"Rar!", "is an archive; unpack it, and give what is in it"),
     (b"7z\xbc\xaf", "is an archive; unpack it, and give what is in it"),
+    (b"\xfd7zXZ", "is an archive; unpack it, and give what is in it"),
+    (b"\x28\xb5\x2f\xfd", "is an archive; unpack it, and give what is in it"),
+    (b"\x89HDF", "holds weights of Keras, which are not read; fetch this model as .safetensors"),
 )
 _LARGEST_HEADER = 100_000_000  # of safetensors, by its own library
 
@@ -49,6 +54,9 @@ def read_tensors(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
     if _is_safetensors(head):
         state, metadata = _read_safetensors(path)
     elif head.startswith((b"PK\x03\x04", b"\x80")):
+        trouble = zip_trouble(path) if head.startswith(b"PK") else None
+        if trouble is not None:
+            raise UnsupportedArchitectureError(f"{path} {trouble}")
         state, metadata = read_pickle(path), {}
     else:
         check_whole(path, head)

@@ -126,11 +126,12 @@ def tokenizer_spec(name: str, tokenizer: Tokenizer) -> TokenizerSpec:
 
 
 def text_encoder_plan(
-    name: str, graph: Callable[[TextEncoder], nn.Module], encoder: TextEncoder, tokenizer: Tokenizer, max_clip_skip: int
+    name: str, graph: Callable[[TextEncoder, int], nn.Module], encoder: TextEncoder, tokenizer: Tokenizer, unread: int
 ) -> GraphPlan:
     """Of the text encoder ``name``: the prompt in tokens of ``tokenizer``, as ``graph`` computes from them.
 
-    ``graph`` gives the hidden states, and the pooled prompt behind them where the encoder has a projection.
+    ``graph`` gives the hidden states, whose last ``unread`` layers it passes over, and the pooled prompt behind them
+    where the encoder has a projection.
     """
     config, length = encoder.config, tokenizer.max_length
     outputs = [float_spec("hidden_states", "batch", length, config.hidden_size)]
@@ -140,7 +141,7 @@ def text_encoder_plan(
     return GraphPlan(
         network=name,
         component=name,
-        module=graph(encoder),
+        module=graph(encoder, unread),
         inputs=(
             TensorSpec(name="input_ids", dtype="int64", shape=("batch", length)),
             TensorSpec(name="clip_skip", dtype="int64", shape=(1,)),
@@ -148,7 +149,7 @@ def text_encoder_plan(
         ),
         outputs=tuple(outputs),
         tokens=dataclasses.replace(tokens, count=config.vocab_size),
-        max_clip_skip=max_clip_skip,
+        max_clip_skip=config.num_hidden_layers - unread,
     )
 
 
@@ -220,8 +221,9 @@ def vae_spec(vae: Autoencoder | TinyAutoencoder) -> VaeSpec:
     )
 
 
-def chosen_layer(states: list[Tensor], clip_skip: Tensor) -> Tensor:
-    """The last of ``states`` but ``clip_skip``, (B, T, D)."""
+def chosen_layer(states: list[Tensor], unread: int, clip_skip: Tensor) -> Tensor:
+    """The last of ``states`` but ``unread`` and ``clip_skip``, (B, T, D)."""
+    states = states[: len(states) - unread]
     return torch.stack(states).index_select(0, len(states) - 1 - clip_skip)[0]
 
 

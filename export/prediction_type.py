@@ -24,10 +24,12 @@ SPELT = {
     "EpsScaling": "epsilon",
     "v": "v_prediction",
     "v_prediction": "v_prediction",
+    "vpred": "v_prediction",
     "VScaling": "v_prediction",
     "x0": "sample",
     "sample": "sample",
 }
+_SPELT = {name.lower(): meaning for name, meaning in SPELT.items()}
 # In the settings of Stability's two code bases; a line that is a comment does not count.
 _PARAMETERIZATION = re.compile(r"""(?m)^[^#\n]*?\bparameterization["']?\s*:\s*["']?(\w+)""")
 _SCALING = re.compile(r"(?m)^[^#\n]*?\bdenoiser_scaling\.(\w+)")
@@ -71,17 +73,18 @@ def _statements(file: SingleFile) -> dict[str, str]:
     for where, pattern in (("the settings beside it", _PARAMETERIZATION), ("the denoiser beside it", _SCALING)):
         match = pattern.search(file.settings_beside)
         found |= {} if match is None else {where: match[1]}
-    said = file.metadata.get("modelspec.prediction_type")
-    return found if not said else found | {"its modelspec.prediction_type": said}
+    keys = ("modelspec.prediction_type", "modelspec.predict_key")  # the specification's, and ComfyUI's
+    return found | {f"its {key}": file.metadata[key] for key in keys if file.metadata.get(key)}
 
 
 def _known(where: str, said: str, file: SingleFile) -> str:
-    if said not in SPELT:
+    meaning = _SPELT.get(said.strip().lower().replace("-", "_"))
+    if meaning is None:
         raise CheckpointError(
             f"{file.path}: {where} says that it predicts {said!r}, which is not known; valid: {', '.join(SPELT)}; "
             "--prediction-type sets it"
         )
-    return SPELT[said]
+    return meaning
 
 
 def likeness_to_noise(unet: UNet, encoder_hidden_states: Tensor) -> float:

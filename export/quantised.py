@@ -21,7 +21,8 @@ _LIBRARIES = {
     ".quant_map": "bitsandbytes",
     ".SCB": "bitsandbytes",
     ".qzeros": "GPTQ or AWQ",
-    ".proj_down": "SVDQuant",
+    ".wscales": "SVDQuant",
+    "._scale": "Quanto",
 }
 
 

@@ -138,7 +138,10 @@ class SingleFile:
             and not any(tower.claims(name) for tower in towers)
         )
         if strangers:
-            raise CheckpointError(f"the file has {len(strangers)} unexpected tensors: {listed(strangers)}")
+            raise CheckpointError(
+                f"{self.path} has {len(strangers)} unexpected tensors: {listed(strangers)}; they are of no part of the "
+                "model that is read, so it may need more than those: take the publisher's own"
+            )
 
     def _part(self, mark: str) -> Part:
         # An own component before one that goes beside a model, as a ControlNet's.

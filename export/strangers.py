@@ -13,12 +13,14 @@ from calotype.runtime.errors import CheckpointError, UnsupportedArchitectureErro
 _LORA = "a LoRA, which is given to calotype generate beside a model"
 _EMBEDDING = "a textual inversion embedding, which is given to calotype generate beside a model"
 _FROM_FOLDER = "which is read from the folder with its config.json"
-# Of the UNets that embed more than the time and read one text encoder, those whose context is SD 2.x's are unCLIP's.
-UNCLIP_CONTEXT = 1024
+_REFINER = "the SDXL refiner"
+# By the width of their context, UNets that embed more than the time and read one text encoder.
+POOLED = {1024: "Stable unCLIP, which reads a picture", 1280: _REFINER}
 # Models that have a supported UNet and need more than it, and what changes one; each is known by one name's pattern.
 FIRST = {
     r"edm_vpred\..*": "an EDM model that predicts velocity (as CosXL), whose noise schedule is not supported",
     r"edm_(mean|std)": "an EDM model (as Playground 2.5), whose noise schedule is not supported",
+    r".*\.(time_stack|time_mixer)\..*": "Stable Video Diffusion",
     r".*motion_modules\..*": "a motion module (AnimateDiff)",
     r"(base_model\.model\.)?.*([._]lora(_linear_layer)?\.(up|down)|[._]lora_([AB]|up|down|mid)(\.\w+)?)\.weight": _LORA,
     r"lora_(unet|te\d?)_.*": _LORA,
@@ -36,7 +38,8 @@ OTHERS = {
     r"decoder\..*": f"an autoencoder alone in diffusers' layout, {_FROM_FOLDER}",
     r"down_blocks\..*": "one component in diffusers' layout, which is read from the folder with the model_index.json",
     r"(text_model|transformer\.resblocks)\..*": "a text encoder alone",
-    r"conv_first\.weight|model\.0\.weight": "an upscaler of pictures (ESRGAN)",
+    r"conv_first\.weight|model\.0\.weight|body\.0\.weight": "an upscaler of pictures (as ESRGAN)",
+    r"(adapter\.)?body\.0\.(resnets\.0\.)?block1\.weight": "a T2I-Adapter",
     r"(model\.diffusion_model\.|input_blocks\.).*": "a UNet without its text encoders",
 }
 # Files that tell what a folder is which is no checkpoint.
@@ -53,14 +56,15 @@ FOLDERS = {
 def refuse_alike(file: SingleFile, known: str) -> None:
     """Raise UnsupportedArchitectureError for what could be taken for a model, or for what a model needs more for."""
     _refuse(file, FIRST, known)
+    marks = file.marks
+    if marks is not None and marks.pooled and marks.context in POOLED:
+        raise UnsupportedArchitectureError(f"{file.path} holds {POOLED[marks.context]}; supported: {known}")
 
 
 def refuse(file: SingleFile, known: str) -> NoReturn:
     """Raise UnsupportedArchitectureError for a file of no family: what it is, and what is ``known``."""
-    marks = file.marks
-    if marks is not None and marks.pooled:
-        what = "Stable unCLIP, which reads a picture" if marks.context == UNCLIP_CONTEXT else "the SDXL refiner"
-        raise UnsupportedArchitectureError(f"{file.path} holds {what}; supported: {known}")
+    if file.marks is not None and file.marks.pooled:
+        raise UnsupportedArchitectureError(f"{file.path} holds {_REFINER}; supported: {known}")
     _refuse(file, OTHERS, known)
     raise UnsupportedArchitectureError(
         f"{file.path} is not a checkpoint of a known family; supported: {known}; it has {listed(sorted(file.state), 3)}"

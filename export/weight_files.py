@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 HALF = "fp16"
 # What the weights' files are called, transformers' and diffusers'.
 STEMS = ("model", "diffusion_pytorch_model")
+PICKLED = "pytorch_model"  # transformers', before there were safetensors
 
 
 def weight_names(stem: str, variant: str | None = None) -> tuple[str, ...]:
@@ -32,6 +33,15 @@ def weight_names(stem: str, variant: str | None = None) -> tuple[str, ...]:
         f"{stem}.{variant}.safetensors.index.json",
         f"{stem}.{variant}.safetensors",
     )
+
+
+def pickle_names(stem: str, variant: str | None = None) -> tuple[str, ...]:
+    """The same of weights that are read as safetensors are, without running what a pickle could hold."""
+    if variant is None:
+        plain = (f"{name}.bin{end}" for name in (stem, PICKLED) for end in (".index.json", ""))
+        return (*plain, *pickle_names(stem, HALF))
+    names = ("{}.bin.index.{}.json", "{}.{}.bin")
+    return tuple(name.format(own, variant) for own in (stem, PICKLED) for name in names)
 
 
 def read_component(folder: Path, stem: str, variant: str | None = None) -> dict[str, Tensor]:
@@ -57,6 +67,7 @@ def variants(folder: Path, stem: str) -> list[str]:
     pattern = re.compile(
         rf"{re.escape(stem)}(?:\.safetensors\.index\.([\w-]+)\.json|\.safetensors\.([\w-]+)\.index\.json"
         rf"|\.([\w-]+)\.safetensors(?:\.index\.json)?)"
+        rf"|(?:{re.escape(stem)}|{PICKLED})\.(?:bin\.index\.([\w-]+)\.json|([\w-]+)\.bin)"
     )
     found = {match[match.lastindex or 0] for path in folder.glob("*") if (match := pattern.fullmatch(path.name))}
     return sorted(name for name in found if not re.fullmatch(r"(.+-)?\d{5}-of-\d{5}", name))
@@ -79,7 +90,8 @@ def shards(index: Path) -> list[Path]:
 
 
 def _first(folder: Path, stem: str, variant: str | None) -> Path:
-    names = (*(weight_names(stem, variant) if variant is not None else ()), *weight_names(stem))
+    chosen = () if variant is None else (*weight_names(stem, variant), *pickle_names(stem, variant))
+    names = (*chosen, *weight_names(stem), *pickle_names(stem))
     found = next((folder / name for name in names if (folder / name).exists()), None)
     if found is not None:
         return found
@@ -91,10 +103,5 @@ def _first(folder: Path, stem: str, variant: str | None) -> Path:
     if there:
         logger.warning("%s has no %s.safetensors; its only variant, %s, is taken", folder, stem, there[0])
         return _first(folder, stem, there[0])
-    # Read as safetensors are, without running what a pickle could hold.
-    pickles = [folder / f"{name}.bin{end}" for name in (stem, "pytorch_model") for end in (".index.json", "")]
-    pickles = [path for path in pickles if path.exists()]
-    if pickles:
-        return pickles[0]
     has = listed(sorted(path.name for path in folder.glob("*"))) or "nothing"
     raise CheckpointError(f"{folder} has no {stem}.safetensors; it has {has}: fetch this model's weights")

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from calotype.runtime.errors import InputError, quoted
 
+T = TypeVar("T")
+
 SEEDS = 2**64
 MOST_PICTURES = 10_000  # of one call
 MOST_NUMBERS = 10_000  # of one list
+MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # with thousands, each waiting in a loop, a run never ends
 
 
 def whole(name: str, value: Any) -> int:
@@ -61,7 +66,7 @@ def between(name: str, value: Any, low: int, high: int) -> int:
 
 def pair(name: str, value: Any, low: int) -> tuple[int, int]:
     """Two whole numbers (height, width), each ``low`` or more."""
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+    if not listed(value) or len(value) != 2:
         raise InputError(f"{name}={quoted(value)} is not a pair; give (height, width)")
     return at_least(name, value[0], low), at_least(name, value[1], low)
 
@@ -86,6 +91,29 @@ def listed(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.ndim > 0
     return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
+
+
+def instance(name: str, value: Any, kind: type[T], example: str) -> T:
+    """A value of one class."""
+    if not isinstance(value, kind):
+        raise InputError(f"{name}={quoted(value)} is of type {type(value).__name__}; give {example}")
+    return value
+
+
+def instances(name: str, value: Any, kind: type[T], example: str) -> tuple[T, ...]:
+    """A list of values of one class; None is an empty one."""
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple) or not all(isinstance(item, kind) for item in value):
+        raise InputError(f"{name}={quoted(value)} is no list of {kind.__name__} values; give {example}")
+    return tuple(value)
+
+
+def as_path(name: str, value: Any) -> Path:
+    """A file's or a folder's path."""
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
+        raise InputError(f"{name}={quoted(value)} is not a path; give a file's or a folder's")
+    return Path(value)
 
 
 def numbers(name: str, value: Any) -> tuple[float, ...]:

@@ -41,6 +41,7 @@ class Networks:
         low_memory: keep the network that runs alone in memory.
         trace: is told where the time goes.
         threads: that the CPU backend computes with; None is as many as this process may use.
+        device: the number of the GPU; None is the first, where one is used.
 
     Attributes:
         weights: the LoRAs that are merged.
@@ -58,12 +59,13 @@ class Networks:
         low_memory: bool = False,
         trace: Trace | None = None,
         threads: int | None = None,
+        device: int | None = None,
     ) -> None:
-        self.bundle, self.backend = bundle, choose_backend(backend, bundle.path)
+        self.bundle, self.backend = bundle, choose_backend(backend, bundle.path, device)
         self.denoiser, self.encoders = denoiser, tuple(encoders)
         self.weights = weights
         self._turn = Turn() if low_memory else None
-        self._trace, self._threads = trace, threads
+        self._trace, self._threads, self._device = trace, threads, device
         self.sessions: dict[tuple[str, Hashable], Session] = {}
         self._changed: frozenset[str] = frozenset()
 
@@ -201,6 +203,7 @@ class Networks:
                 form=form,
                 trace=trace is not None,
                 threads=self._threads,
+                device=self._device,
             )
             logger.debug(
                 "%s of %s opened on %s from %s in %.2f s",

@@ -7,20 +7,20 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 
 from calotype.runtime.adapters.lora import Lora
-from calotype.runtime.arguments import at_least
+from calotype.runtime.arguments import MOST_THREADS, at_least, between, instance, instances
 from calotype.runtime.arrays import Array
 from calotype.runtime.bundle.folder import Bundle, check_kind
 from calotype.runtime.call import Call, Callback
+from calotype.runtime.closing import Closing
 from calotype.runtime.denoising.acceleration import Acceleration, chosen
 from calotype.runtime.denoising.denoiser import Denoiser
-from calotype.runtime.denoising.job import Job
+from calotype.runtime.denoising.job import Job, Key
 from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.families import family_of
 from calotype.runtime.networks import Networks
@@ -34,8 +34,10 @@ from calotype.runtime.sessions import check_backend
 from calotype.runtime.sessions.traced import Trace
 from calotype.runtime.text.textual_inversion import Embedding
 
+LORAS, WORDS = "[Lora(path=…, scale=…)]", "[Embedding.read(path)]"
 
-class Pipeline:
+
+class Pipeline(Closing):
     """A model, opened on a backend.
 
     A call draws; so do :meth:`prepare`, :meth:`step` and :meth:`finish`, which the call is made of, with jobs that come
@@ -49,14 +51,20 @@ class Pipeline:
         backend: str,
         *,
         low_memory: bool = False,
-        loras: Sequence[Lora] = (),
-        embeddings: Sequence[Embedding] = (),
+        loras: Sequence[Lora] | None = None,
+        embeddings: Sequence[Embedding] | None = None,
         vae: str | Path | None = None,
         vae_tiles: Tiles | None = None,
         fast: bool | Acceleration = False,
         trace: Trace | None = None,
         threads: int | None = None,
+        device: int | None = None,
     ) -> None:
+        merged, words = instances("loras", loras, Lora, LORAS), instances("embeddings", embeddings, Embedding, WORDS)
+        if vae_tiles is not None:
+            instance("vae_tiles", vae_tiles, Tiles, "Tiles(size=64, overlap=16)")
+        if trace is not None:
+            instance("trace", trace, Trace, "Trace()")
         check_kind(bundle, "model")
         self.manifest, self._family = bundle.manifest, family_of(bundle.manifest.family)
         self._family.check(bundle.manifest)
@@ -69,17 +77,18 @@ class Pipeline:
             backend,
             denoiser=self._family.denoiser,
             encoders=encoders,
-            weights=tuple(loras),
+            weights=merged,
             low_memory=low_memory,
             trace=trace,
-            threads=None if threads is None else at_least("threads", threads, 1),
+            threads=None if threads is None else between("threads", threads, 1, MOST_THREADS),
+            device=None if device is None else at_least("device", device, 0),
         )
         self.backend = self.networks.backend
         other = None if vae is None else Bundle.open(vae, weights=False)
         if other is not None:
             check_kind(other, "vae", "model")
         extra = None if other is None else other.manifest
-        self._model = Model.of(bundle.manifest, self._family.denoiser, embeddings, extra, vae_tiles is not None)
+        self._model = Model.of(bundle.manifest, self._family.denoiser, words, extra, vae_tiles is not None)
         autoencoder: list[Vae] = []
 
         def open_vae() -> None:
@@ -96,7 +105,7 @@ class Pipeline:
             self.networks.close()
             raise
         self._denoiser = Denoiser(self.networks.session)
-        self._preparation = Preparation(self.manifest, self._family, self.networks, self._vae, embeddings)
+        self._preparation = Preparation(self.manifest, self._family, self.networks, self._vae, words)
 
     @classmethod
     def load(
@@ -105,13 +114,14 @@ class Pipeline:
         backend: str = "auto",
         *,
         low_memory: bool = False,
-        loras: Sequence[Lora] = (),
-        embeddings: Sequence[Embedding] = (),
+        loras: Sequence[Lora] | None = None,
+        embeddings: Sequence[Embedding] | None = None,
         vae: str | Path | None = None,
         vae_tiles: Tiles | None = None,
         fast: bool | Acceleration = False,
         trace: Trace | None = None,
         threads: int | None = None,
+        device: int | None = None,
     ) -> Self:
         """Open a bundled model by name, or a bundle by folder.
 
@@ -129,6 +139,8 @@ class Pipeline:
             trace: is told where the time goes; complete when the pipeline is closed.
             threads: that the CPU backend computes with; None is ``CALOTYPE_THREADS``, ``OMP_NUM_THREADS``, or as many
                 processors as this process may use.
+            device: the number of the GPU, among those that ``CUDA_VISIBLE_DEVICES`` leaves; None is the first that the
+                backend finds, or none.
 
         Raises:
             BundleError: it is missing, corrupt, or of a format or family this version does not run.
@@ -147,6 +159,7 @@ class Pipeline:
             fast=fast,
             trace=trace,
             threads=threads,
+            device=device,
         )
 
     @property
@@ -154,15 +167,16 @@ class Pipeline:
         """By open network: the plan that runs it, None where it is the bundle's own graph."""
         return self.networks.engines
 
-    def set_loras(self, loras: Sequence[Lora]) -> None:
-        """Merge ``loras`` into the weights in place of those before, for requests that name none; () restores it.
+    def set_loras(self, loras: Sequence[Lora] | None) -> None:
+        """Merge ``loras`` into the weights in place of those before, for requests that name none; None restores it.
 
         Raises:
             InputError: a file cannot be read, or does not fit the model; the pipeline is as it was.
         """
+        merged = instances("loras", loras, Lora, LORAS)
         with self._usable():
-            self.networks.use(tuple(loras))
-            self._preparation.loras = tuple(loras)
+            self.networks.use(merged)
+            self._preparation.loras = merged
 
     def prepare(self, request: Request, *, latents: Array | None = None) -> Drawing:
         """Turn a request into a job: check it, encode its prompts and the picture it starts from, draw its noise.
@@ -174,6 +188,7 @@ class Pipeline:
         Raises:
             InputError: it asks for what this model cannot do.
         """
+        instance("request", request, Request, "Request(prompt=…)")
         with self._usable():
             return self._preparation.job(self._preparation.encode(request, self._fast), latents)
 
@@ -192,6 +207,7 @@ class Pipeline:
             InputError: it is not done.
             BackendError: what came out is not finite; the message says where that began.
         """
+        instance("job", job, Job, "what prepare() made")
         return self.finish_all([job], output_type)[0]
 
     def encode_all(self, requests: Sequence[Request]) -> list[Encoded]:
@@ -216,6 +232,16 @@ class Pipeline:
         """Allocate for the runs of ``jobs`` to come, so that none of them has to."""
         with self._usable():
             self._denoiser.reserve(jobs)
+
+    def capacity(self, key: Key) -> int:
+        """The most rows of one run of jobs of that key; opens its session, and merges its weights, where needed."""
+        with self._usable():
+            return self._denoiser.capacity(key)
+
+    def padded(self, key: Key, rows: int) -> int:
+        """The rows that a run of ``rows`` of that key really has; opens what :meth:`capacity` opens."""
+        with self._usable():
+            return self._denoiser.padded(key, rows)
 
     def advance(self, jobs: Sequence[Job]) -> set[Job]:
         """Make one run: of the first of ``jobs``, none of them done, and of those that may share it.
@@ -392,14 +418,6 @@ class Pipeline:
             if self._closed:
                 raise BackendError("the pipeline is closed; load it again")
             yield
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _check_finite(job: Drawing, image: Array) -> None:

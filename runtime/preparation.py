@@ -151,7 +151,7 @@ class Preparation:
         """The latents that each of the requests starts from, None where they are drawn; raises InputError."""
         if latents is None or not encoded:
             return [None] * len(encoded)
-        given = np.asarray(latents) if _is_numeric(latents) else np.empty(0)
+        given = _numeric(latents)
         needed = (len(encoded), *self._family.latent_shape(self._manifest, encoded[0].canvas))
         if given.shape != needed:
             raise InputError(f"latents have the shape {given.shape}; {needed} is needed")
@@ -285,16 +285,18 @@ def _same_pictures(request: Request, other: Request) -> bool:
     )
 
 
-def _is_numeric(latents: Any) -> bool:
+def _numeric(latents: Any) -> np.ndarray[Any, Any]:
+    """An array of real numbers; an empty one of what is none."""
     try:
-        return bool(np.issubdtype(np.asarray(latents).dtype, np.number))
+        array = np.asarray(latents)
     except (TypeError, ValueError):
-        return False
+        return np.empty(0)
+    return array if array.dtype.kind in "fiu" else np.empty(0)
 
 
 def _given(latents: Any, shape: tuple[int, ...]) -> Array:
     """A copy of ``latents``, checked."""
-    array = np.array(latents, np.float32)
+    array = np.array(_numeric(latents), np.float32)
     if array.shape != shape:
         raise InputError(f"latents have the shape {array.shape}; {shape} is needed")
     if not np.isfinite(array).all():

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import stat
+import zipfile
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from calotype.runtime.errors import quoted, shortened
 
 MOST_DIGITS = 19  # of a whole number: what 64 bits hold
+PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how they begin
 LONGEST = 200  # characters of what somebody else's exception says
 
 
@@ -100,3 +102,43 @@ def _finite(text: str) -> float:
 
 def _refused(text: str) -> float:
     raise ValueError(f"it has {text}, which is no JSON")
+
+
+def zip_trouble(path: Path) -> str | None:
+    """What a zip file is in which no tensors were pickled, and what to do; None for one in which they were."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = [name.rpartition("/")[2] for name in file.namelist()]
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return None  # cut short, as its reader will say
+    if "constants.pkl" in names:
+        return "is a program of TorchScript, which is not run; fetch its weights as .safetensors"
+    return None if "data.pkl" in names else "is an archive; unpack it, and give what is in it"
+
+
+def stand_in(path: Path) -> str | None:
+    """What lies in the place of a file of weights, and what to do; None where that cannot be told."""
+    try:
+        with open_regular(path) as file:
+            start = file.read(512)
+    except (OSError, ValueError):
+        return None
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer and not the file it stands for; run: git lfs pull"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "is a web page that was saved in the file's place; download the file itself, signed in if need be"
+    if start.startswith(b"PK\x03\x04"):
+        return zip_trouble(path)
+    if start and len(start) < 512 and start.isascii() and start.decode().isprintable():
+        return f"is no file of weights but the text {start.decode()[:80]!r}; download it again"
+    return None
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is one of Python's pickles, bare or as PyTorch packs them; a zip file counts."""
+    try:
+        with open_regular(path) as file:
+            return file.read(4).startswith(PICKLES)
+    except (OSError, ValueError):
+        return False

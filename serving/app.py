@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -14,29 +13,20 @@ from starlette.responses import Response
 
 from calotype.runtime.errors import InputError
 from calotype.runtime.version import __version__
-from calotype.serving import admin_api, health, metrics, openai_api
+from calotype.serving import admin_api, health, metrics, openai_api, page, webui_api
 from calotype.serving.answers import answer
 from calotype.serving.bodies import Bodies
-from calotype.serving.drawing import Front, Settings
+from calotype.serving.drawing import Front
 from calotype.serving.errors import ServingError
 from calotype.serving.logs import RequestLog, note
 from calotype.serving.openai_schema import ERRORS
 from calotype.serving.security import Gate
-from calotype.serving.service import Service
 
 EXPECTED: tuple[type[Exception], ...] = (ServingError, InputError, RequestValidationError, HTTPException)
-Maker = Callable[[Front], APIRouter]
 
 
-def create_app(service: Service, settings: Settings | None = None, routers: Sequence[Maker] = ()) -> FastAPI:
-    """The application that serves ``service``.
-
-    Args:
-        service: the queue before the workers.
-        settings: who gets in, and what may be asked for; ``app.state.front.settings`` may be changed while it runs.
-        routers: make further endpoints, which get the same treatment.
-    """
-    front = Front(service, Settings() if settings is None else settings)
+def create_app(front: Front) -> FastAPI:
+    """The application that serves what ``front`` draws; its settings may be changed while it runs."""
     layers = [
         Middleware(RequestLog, count=front.metrics.responses),
         Middleware(Gate, access=lambda: front.settings.access),
@@ -54,11 +44,11 @@ def create_app(service: Service, settings: Settings | None = None, routers: Sequ
     )
     app.state.front = front
     app.include_router(openai_api.router(front))
-    app.include_router(health.router(service))
+    app.include_router(webui_api.router(front))
+    app.include_router(page.router(front))
+    app.include_router(health.router(front.service))
     app.include_router(metrics.router(front.metrics))
     app.include_router(admin_api.router(front))
-    for make in routers:
-        app.include_router(make(front))
     return app
 
 

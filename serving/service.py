@@ -95,7 +95,7 @@ class Service(Protocol):
         """How busy it is."""
         ...
 
-    def submit(self, tasks: Sequence[Task]) -> list[Ticket]:
+    def submit(self, tasks: Sequence[Task]) -> Sequence[Ticket]:
         """Accept all of ``tasks`` or none; answers at once.
 
         Raises:

@@ -25,6 +25,17 @@ os.environ.setdefault(TELEMETRY_OFF, "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers, which inherit this, compute with their share of the cores, as do the processes that tests start.
+
+    Of more threads than cores, most of the time goes by in waiting for each other.
+    """
+    workers = config.getoption("numprocesses", None)
+    if workers:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
+
+
 @pytest.fixture(autouse=True)
 def no_plans(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the user has built is not what is tested."""
@@ -125,6 +136,26 @@ def write_tiny(folder: Path, vocabulary: Path) -> None:
         # transformers 5 writes one tokenizer.json; the checkpoints people have hold these two files.
         for name in ("vocab.json", "merges.txt"):
             (folder / "tokenizer" / name).write_bytes((vocabulary / name).read_bytes())
+
+
+@pytest.fixture(scope="session")
+def taesd_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny autoencoder alone, random weights, written by diffusers: what exports quickest. Not to be changed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import diffusers
+        import torch
+
+        torch.manual_seed(3)
+        vae = diffusers.AutoencoderTiny(
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+        )
+        folder = tmp_path_factory.mktemp("checkpoint") / "taesd"
+        vae.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -25,5 +25,5 @@ def test_the_licences_of_what_comes_along_come_along() -> None:
 def test_a_source_distribution_has_what_make_needs() -> None:
     lines = [line.split() for line in (ROOT / "MANIFEST.in").read_text().splitlines()]
     listed = {name for verb, *names in lines for name in names if verb in ("include", "graft")}
-    assert listed >= {"Makefile", "constraints.txt", "benchmarks", "docs", "tests", "training"}
+    assert listed >= {"Makefile", "constraints.txt", "benchmarks", "docs", "requirements", "tests", "training"}
     assert all((ROOT / name).exists() for name in listed)

@@ -104,7 +104,7 @@ def row(backend: str, shape: Shape, rounds: int) -> dict[str, Figures]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         device = acquire(backend)
-        stack.callback(release)
+        stack.callback(release, device)
         tensors = shape.tensors()
         specs = [TensorSpec(name=name, dtype="float16", shape=size) for name, size in tensors.items()]
         staging = Staging(device, specs, {spec.name: spec.count({}) for spec in specs})

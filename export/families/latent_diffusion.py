@@ -40,7 +40,7 @@ SCHEDULER = {
 # What UNets read that are given more than latents; one with a mask and a masked picture, 9 channels, is supported.
 OTHER_INPUTS = {
     5: "a depth-to-image model",
-    7: "an upscaler of latents",
+    7: "an upscaler of pictures",
     8: "a model that edits or turns a picture by an instruction",
 }
 # What the schedulers of models are called that were trained on another noise than these families'.
@@ -68,9 +68,9 @@ class LatentDiffusion:
 
     Attributes:
         readers: one for each text encoder, in the order of the UNet's context.
-        text_graph: what of a text encoder becomes a graph.
+        text_graph: what of a text encoder becomes a graph, given how many of its last layers are never read.
         heads: of every attention of the UNet; None means heads of 64 channels.
-        unread_layers: how many of their last layers the text encoders never give to the UNet, in any bundle.
+        unread_layers: how many of their last layers the text encoders never give to the UNet, where they are whole.
         scaling_factor: of the latents.
         sample_size: of the latents that the UNet was trained with.
         scheduler: its settings.
@@ -81,7 +81,7 @@ class LatentDiffusion:
     known_as: str
     pipelines: tuple[str, ...]
     readers: tuple[Reader, ...]
-    text_graph: Callable[[TextEncoder], nn.Module]
+    text_graph: Callable[[TextEncoder, int], nn.Module]
     heads: int | None
     unread_layers: int = 0
     scaling_factor: float
@@ -143,6 +143,7 @@ class LatentDiffusion:
         _check_input(file.unet.size("input_blocks.0.0.weight", 1), str(file.path))
         found = self._towers(file)
         file.check_strangers((file.unet, file.autoencoder), found)
+        unread = [self.layers_unread(tower, reader) for tower, reader in zip(found, self.readers, strict=True)]
         towers = [
             tower.load(
                 hidden_act=reader.hidden_act, layers=self.layers_read(tower, file), with_projection=reader.pooled
@@ -153,6 +154,7 @@ class LatentDiffusion:
         prediction = self.prediction_type(file, unet, towers[0])
         return self.checkpoint(
             towers=towers,
+            unread=unread,
             tokenizers=[Tokenizer.clip(reader.pad_token) for reader in self.readers],
             unet=unet,
             vae=file.load_autoencoder(self.scaling_factor),
@@ -171,6 +173,10 @@ class LatentDiffusion:
         """How many layers of a text encoder a bundle keeps: those whose output can be read."""
         return tower.layers
 
+    def layers_unread(self, tower: Tower, reader: Reader) -> int:
+        """How many of the last layers that a bundle keeps the UNet is never given; raises CheckpointError."""
+        return self.unread_layers
+
     def prediction_type(self, file: SingleFile, unet: UNet, tower: TextEncoder) -> str:
         """What the UNet predicts: the noise, where nothing else is said."""
         return file.prediction_type or stated_prediction_type(file, "epsilon") or "epsilon"
@@ -183,12 +189,15 @@ class LatentDiffusion:
         self,
         *,
         towers: Sequence[TextEncoder],
+        unread: Sequence[int] | None = None,
         tokenizers: Sequence[Tokenizer],
         unet: UNet,
         vae: Autoencoder | TinyAutoencoder,
         **fields: Any,
     ) -> Checkpoint:
         """The checkpoint of these components, with its graphs and further ``fields`` of it.
+
+        ``unread`` is how many of its last layers each text encoder never gives to the UNet; None is ``unread_layers``.
 
         Raises:
             CheckpointError: the components are of different models.
@@ -203,10 +212,10 @@ class LatentDiffusion:
                 f"the text encoders read prompts of {' and '.join(map(str, lengths))} tokens, and the UNet reads them "
                 "side by side; give both tokenizers the shorter model_max_length"
             )
-        skips = [tower.config.num_hidden_layers - self.unread_layers for tower in towers]
+        unread = [self.unread_layers] * len(towers) if unread is None else unread
         text = [
-            text_encoder_plan(name, self.text_graph, tower, tokenizer, skip)
-            for (name, tower), tokenizer, skip in zip(named.items(), fitted, skips, strict=True)
+            text_encoder_plan(name, self.text_graph, tower, tokenizer, count)
+            for (name, tower), tokenizer, count in zip(named.items(), fitted, unread, strict=True)
         ]
         return Checkpoint(
             family=self.name,
@@ -214,7 +223,7 @@ class LatentDiffusion:
             graphs=(*text, *unet_plans(unet), *vae_plans(vae)),
             tokenizers=dict(zip(self.tokenizers, fitted, strict=True)),
             vae=vae_spec(vae),
-            max_clip_skip=min(skips),
+            max_clip_skip=min(plan.max_clip_skip for plan in text),
             **fields,
         )
 

@@ -36,16 +36,17 @@ SD1_CONTEXT, SD2_CONTEXT = 768, 1024
 
 
 class TextEncoderGraph(nn.Module):
-    """The hidden states of a layer, counted from the last, through the final norm."""
+    """The hidden states of a layer, counted from the last that the UNet reads, through the final norm."""
 
-    def __init__(self, model: TextEncoder) -> None:
+    def __init__(self, model: TextEncoder, unread: int) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.unread = model, unread
 
     def forward(self, input_ids: Tensor, clip_skip: Tensor, extra_embeddings: Tensor) -> Tensor:
         # (B, T), (1,), (E, D) -> (B, T, D)
         text = self.model.text_model
-        out: Tensor = text.final_layer_norm(chosen_layer(text(input_ids, extra_embeddings), clip_skip))
+        states = text(input_ids, extra_embeddings)
+        out: Tensor = text.final_layer_norm(chosen_layer(states, self.unread, clip_skip))
         return out
 
 

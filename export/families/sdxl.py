@@ -15,20 +15,23 @@ from calotype.export.folder import Folder
 from calotype.export.graphs import chosen_layer
 from calotype.export.models.clip import TextEncoder
 from calotype.export.single_file import SingleFile
-from calotype.runtime.errors import UnsupportedArchitectureError
+from calotype.export.towers import Tower
+from calotype.runtime.errors import CheckpointError, UnsupportedArchitectureError
+
+WIDTHS = (768, 1280)  # of the text encoders of every published model of the family
 
 
 class SdxlTextEncoderGraph(nn.Module):
-    """The hidden states of a layer, counted from the last but one, bare; and the pooled prompt, projected."""
+    """The hidden states of a layer, counted from the last that the UNet reads, and the pooled prompt, projected."""
 
-    def __init__(self, model: TextEncoder) -> None:
+    def __init__(self, model: TextEncoder, unread: int) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.unread = model, unread
 
     def forward(self, input_ids: Tensor, clip_skip: Tensor, extra_embeddings: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         # (B, T), (1,), (E, D) -> (B, T, D), (B, P)
         _, pooled, states = self.model(input_ids, extra_embeddings)
-        hidden = chosen_layer(states[:-1], clip_skip)
+        hidden = chosen_layer(states, self.unread, clip_skip)
         return hidden if self.model.text_projection is None else (hidden, pooled)
 
 
@@ -48,6 +51,22 @@ class StableDiffusionXL(LatentDiffusion):
         """By the embedding of pooled prompt and sizes, beside a context that is wider than one text encoder's."""
         marks = file.marks
         return marks is not None and marks.pooled and all(tower.width < marks.context for tower in file.towers)
+
+    def layers_unread(self, tower: Tower, reader: Reader) -> int:
+        """The last one, which converters leave out or keep; the pooled prompt is made of it where there is one.
+
+        Raises:
+            CheckpointError: it was left out of the text encoder that the pooled prompt comes from.
+        """
+        # Towers of CLIP have an even number of layers; of one that is of no published width, nothing is known.
+        if tower.width not in WIDTHS or tower.layers % 2 == 0:
+            return self.unread_layers
+        if reader.pooled:
+            raise CheckpointError(
+                f"the text encoder under {tower.prefix} has {tower.layers} layers; the one after them, which the "
+                "model's pooled prompt is made of, was lost when this file was written: take the publisher's own"
+            )
+        return self.unread_layers - 1
 
 
 SDXL = StableDiffusionXL(

@@ -9,6 +9,8 @@ from calotype.export.checkpoint import Checkpoint
 from calotype.export.components import AUTOENCODERS, load_autoencoder
 from calotype.export.folder import Folder
 from calotype.export.graphs import vae_plans, vae_spec
+from calotype.export.models.autoencoder import Autoencoder
+from calotype.export.models.tiny_autoencoder import TinyAutoencoder
 from calotype.export.single_file import SingleFile
 from calotype.runtime.errors import InputError
 
@@ -30,16 +32,7 @@ class AutoencoderAlone:
 
     def load_folder(self, folder: Folder) -> Checkpoint:
         """With the scale in its configuration."""
-        vae = load_autoencoder(folder, "")
-        return Checkpoint(
-            family=self.name,
-            kind="vae",
-            components={"vae": vae},
-            graphs=tuple(vae_plans(vae)),
-            vae=vae_spec(vae),
-            card=folder.card,
-            source=folder.source,
-        )
+        return self._checkpoint(load_autoencoder(folder, ""), folder)
 
     def has_file(self, file: SingleFile) -> bool:
         """One with an autoencoder and no UNet."""
@@ -57,15 +50,17 @@ class AutoencoderAlone:
             file.path.name,
         )
         file.check_strangers([file.autoencoder])
-        vae = file.load_autoencoder(None)
+        return self._checkpoint(file.load_autoencoder(None), file)
+
+    def _checkpoint(self, vae: Autoencoder | TinyAutoencoder, source: Folder | SingleFile) -> Checkpoint:
         return Checkpoint(
             family=self.name,
             kind="vae",
             components={"vae": vae},
             graphs=tuple(vae_plans(vae)),
             vae=vae_spec(vae),
-            card=file.card,
-            source=file.source,
+            card=source.card,
+            source=source.source,
         )
 
 

@@ -11,6 +11,7 @@ from calotype.runtime.adapters.names import NETWORKS
 from calotype.runtime.adapters.settings import Settings, by_network
 from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.errors import InputError
+from calotype.runtime.untrusted import is_pickle, stand_in
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -118,23 +119,10 @@ def _tensors(path: Path) -> SafetensorsFile:
 
 def _named(path: Path) -> InputError | None:
     """What a file is that is no safetensors file, if that can be told."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(512)
-    except OSError:
-        return None
-    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith(b"version https://git-lfs"):
-        return InputError(f"{path} is a git-lfs pointer and not the file it stands for; run: git lfs pull")
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return InputError(
-            f"{path} is a web page that was saved in the file's place; download the file itself, signed in if need be"
-        )
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        return _pickle(path)
-    if start and len(start) < 512 and start.isascii() and start.decode().isprintable():
-        return InputError(f"{path} is no file of weights but the text {start.decode()[:80]!r}; download it again")
-    return None
+    what = stand_in(path)
+    if what is not None:
+        return InputError(f"{path} {what}")
+    return _pickle(path) if is_pickle(path) else None
 
 
 def _pickle(path: Path) -> InputError:

@@ -21,7 +21,7 @@ from calotype.runtime.adapters.changes import Change, Module
 from calotype.runtime.adapters.files import AdapterFile, read_adapter
 from calotype.runtime.adapters.kinds import changes
 from calotype.runtime.adapters.names import Place, Weights, names_of
-from calotype.runtime.arguments import finite
+from calotype.runtime.arguments import as_path, finite
 from calotype.runtime.errors import InputError, quoted
 
 logger = logging.getLogger(__name__)
@@ -47,9 +47,7 @@ class Lora:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.path, str | Path):
-            raise InputError(f"a LoRA's path={quoted(self.path)} is not a path; give a file's or a folder's")
-        object.__setattr__(self, "path", Path(self.path))
+        object.__setattr__(self, "path", as_path("a LoRA's path", self.path))
         try:
             object.__setattr__(self, "scale", finite("scale", self.scale))
         except InputError:

@@ -6,6 +6,7 @@ import re
 import threading
 from pathlib import Path
 
+from calotype.runtime.arguments import as_path
 from calotype.runtime.bundle.manifest import FileRecord, Manifest
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BundleError, InputError, quoted
@@ -40,9 +41,9 @@ class Bundle:
             BundleError: when there is none, or a file is missing, of another size or sha256, or a link out of the
                 bundle, or a graph reads data that is not one of its weights files or takes other inputs than the
                 manifest says; or it is not the one that is pinned.
-            InputError: ``sha256`` is no such hash.
+            InputError: ``name_or_folder`` is no path, or ``sha256`` no such hash.
         """
-        path = Path(name_or_folder)
+        path = as_path("bundle", name_or_folder)
         if not _exists(path) and len(path.parts) == 1 and _exists(BUNDLED / path):
             path = BUNDLED / path
         if not _exists(path):

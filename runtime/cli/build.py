@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import click
 
 from calotype.runtime.cli.precision import Precision
+from calotype.runtime.errors import MissingPackageError
 
 
 @click.command("build")
@@ -63,42 +68,63 @@ def command(
         raise click.UsageError("BUNDLE and --backend are needed; or --list, or --clean")
     if backend == "cpu":
         _refuse_for_cpu(click.get_current_context())
-    from calotype.engine.profiles import choose_profiles
-    from calotype.runtime.bundle.folder import Bundle
-    from calotype.runtime.errors import MissingPackageError
-
-    try:
-        if backend == "cpu":
-            from calotype.engine.cpu import build_engines
-        else:
-            from calotype.engine.build import Options, build_bundle
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(error.name or "onnx", "export") from error
-    opened = Bundle.open(bundle)
-    if backend == "cpu":
-        engines = build_engines(
-            opened, networks=networks or None, precision=precision or "float32", force=force, say=_say
-        )
-        for path in engines.values():
-            click.echo(str(path))
-        return
-    plans = build_bundle(
-        opened,
-        backend=backend,
-        profiles=choose_profiles(opened.manifest, batch=batch, height=height, width=width, extra=extra, static=static),
-        options=Options(
+        paths = _build_for_cpu(bundle, networks, precision, force)
+    else:
+        sizes = {"batch": batch, "height": height, "width": width, "extra": extra, "static": static}
+        paths = _build_for_gpu(
+            bundle,
+            backend,
+            networks,
+            sizes,
             precision=precision,
             version_compatible=version_compatible,
             hardware_compatible=hardware_compatible,
             strip_weights=strip_weights,
             force=force,
-        ),
+        )
+    for path in paths.values():
+        click.echo(str(path))
+
+
+def _build_for_cpu(bundle: str, networks: tuple[str, ...], precision: str | None, force: bool) -> dict[str, Path]:
+    """Engines by network."""
+    with _needing_onnx():
+        from calotype.engine.cpu import build_engines
+    from calotype.runtime.bundle.folder import Bundle
+
+    return build_engines(
+        Bundle.open(bundle), networks=networks or None, precision=precision or "float32", force=force, say=_say
+    )
+
+
+def _build_for_gpu(
+    bundle: str, backend: str, networks: tuple[str, ...], sizes: dict[str, Any], **options: Any
+) -> dict[str, Path]:
+    """Plans by network, for the profiles of ``sizes``."""
+    with _needing_onnx():
+        from calotype.engine.build import Options, build_bundle
+    from calotype.engine.profiles import choose_profiles
+    from calotype.runtime.bundle.folder import Bundle
+
+    opened = Bundle.open(bundle)
+    return build_bundle(
+        opened,
+        backend=backend,
+        profiles=choose_profiles(opened.manifest, **sizes),
+        options=Options(**options),
         networks=networks or None,
         say=_say,
         progress=_show if sys.stderr.isatty() else None,
     )
-    for path in plans.values():
-        click.echo(str(path))
+
+
+@contextlib.contextmanager
+def _needing_onnx() -> Iterator[None]:
+    """Raise MissingPackageError where what is imported inside is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(error.name or "onnx", "export") from error
 
 
 def _refuse_for_cpu(context: click.Context) -> None:

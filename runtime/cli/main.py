@@ -25,6 +25,7 @@ COMMANDS = {
     "build": "turn a bundle into plans for a GPU, or engines for this processor",
     "verify": "check a bundle's files",
     "bench": "measure a bundle on this machine",
+    "serve": "draw for other programs and people, over HTTP",
 }
 
 

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
-from calotype.runtime.denoising.job import Job, Key
+from calotype.runtime.denoising.job import Key
 
 
-def pick(jobs: Sequence[Job], capacity: Callable[[Key], int]) -> list[Job]:
+class Sharer(Protocol):
+    """What is asked of a job here."""
+
+    @property
+    def key(self) -> Key:
+        """What it must have in common with another."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """Of its next evaluation."""
+        ...
+
+
+S = TypeVar("S", bound=Sharer)
+
+
+def pick(jobs: Sequence[S], capacity: Callable[[Key], int]) -> list[S]:
     """The first of ``jobs``, and those behind it that may share its next run while there is room; nothing is changed.
 
     This alone decides who may share a run. Jobs share one when they need the same network in the same form with the

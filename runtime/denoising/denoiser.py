@@ -37,6 +37,10 @@ class Denoiser:
             return 1
         return session.capacity(self._buffers_of(key, session).symbols(session, key.layout))
 
+    def padded(self, key: Key, rows: int) -> int:
+        """The rows that a run of ``rows`` of that key really has; see :meth:`Session.padded`."""
+        return self._sessions(key.session).padded(rows)
+
     def pick(self, jobs: Sequence[Job]) -> list[Job]:
         """The first of ``jobs``, none of them done, and those that may share its next run."""
         return pick(jobs, self.capacity)
@@ -167,7 +171,7 @@ def _fill(session: Session, run: _Run, jobs: Sequence[Job]) -> None:
     )  # (rows, C + K, h, w), (rows,)
     row = 0
     for job in jobs:
-        solver, channels = job.solver, len(job.latents)
+        first, solver, channels = row, job.solver, len(job.latents)
         for number in range(job.rows):
             stamp, inputs = job.row(number)
             if stamps[row] != stamp:
@@ -177,9 +181,9 @@ def _fill(session: Session, run: _Run, jobs: Sequence[Job]) -> None:
                 if job.context is not None:
                     sample[row, channels:] = job.context
                 stamps[row] = stamp
-            solver.scale_model_input(job.latents, job.index, sample[row, :channels])
-            timestep[row] = solver.timesteps[job.index]
             row += 1
+        solver.scale_model_input(job.latents, job.index, sample[first:row, :channels])
+        timestep[first:row] = solver.timesteps[job.index]
 
 
 def _symbols(inputs: Sequence[TensorSpec], layout: Layout) -> Sizes:

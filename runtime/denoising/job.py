@@ -57,6 +57,12 @@ class Job:
         form: what it is computed in.
         weights: which changes of its weights are merged; () is none.
         index: the next model evaluation.
+        rows: that it takes in a run: two where the job is guided, else one.
+        key: what another job must have in common with this one to share it.
+        step: how many steps are done; one of a solver of second order takes two evaluations.
+        steps: how many there are in all; a picture to start from leaves fewer than the schedule has.
+        evaluations_left: until the step at hand is done; 0 when all are.
+        done: whether its schedule is through.
     """
 
     latents: Array
@@ -85,51 +91,37 @@ class Job:
         self._layout = (sample, *_shapes(self.conditional))
         self._ends = self.solver.step_ends(self.index)
         self._stamp = 2 * next(_serials)
-        self._step = 0
-        self._next: tuple[int, int, Key] | None = None
-
-    @property
-    def rows(self) -> int:
-        """Rows that the job's next evaluation takes in a run: two where it is guided, else one."""
-        return self._evaluation()[1]
+        self.steps, self.step = len(self._ends), 0
+        self.rows, self.key = 1, Key(SessionKey(self.network, self.form, self.weights), self._layout)
+        self._look_ahead()
 
     @property
     def rows_to_come(self) -> frozenset[int]:
         """The numbers of rows that the job's evaluations to come take."""
-        return frozenset(map(self._rows_at, range(self.index, len(self.solver))))
+        return frozenset(map(self._rows_at, range(self.index, self.index + self.evaluations_to_come)))
 
     @property
-    def key(self) -> Key:
-        """What another job must have in common with this one to share its next run."""
-        return self._evaluation()[2]
+    def evaluations_to_come(self) -> int:
+        """Evaluations until its schedule is through."""
+        return 0 if self.done else self._ends[-1] - self.index
 
-    @property
-    def step(self) -> int:
-        """How many of its steps are done; a step of a solver of second order takes two evaluations."""
-        return self._step
+    def end_early(self) -> None:
+        """Let its schedule end with the step at hand, or here where none has begun; of a new job one step is left."""
+        begun = self.index > (self._ends[self.step - 1] if self.step else -1)
+        self._ends = self._ends[: self.step + begun]
+        self.steps = len(self._ends)
+        self._look_ahead()
 
-    @property
-    def steps(self) -> int:
-        """How many steps it has in all; a picture to start from leaves fewer than the schedule has."""
-        return len(self._ends)
-
-    @property
-    def evaluations_left(self) -> int:
-        """Evaluations until the step at hand is done; 0 when all are."""
-        return 0 if self.done else self._ends[self._step] - self.index
-
-    @property
-    def done(self) -> bool:
-        """Whether its schedule is through."""
-        return self._step >= len(self._ends)
-
-    def _evaluation(self) -> tuple[int, int, Key]:
-        """The next evaluation, its rows and its key; asked for a dozen times a step, and found once."""
-        if self._next is None or self._next[0] != self.index:
-            rows = self._rows_at(self.index)
-            network = self.network if self.cache is None else self.cache.network(rows)
-            self._next = self.index, rows, Key(SessionKey(network, self.form, self.weights), self._layout)
-        return self._next
+    def _look_ahead(self) -> None:
+        """Find what the next evaluation needs, once: a step asks for it a dozen times."""
+        self.done = self.step == self.steps
+        if self.done:
+            self.evaluations_left = 0
+            return
+        self.evaluations_left = self._ends[self.step] - self.index
+        self.rows = self._rows_at(self.index)
+        if self.cache is not None:
+            self.key = self.key._replace(session=self.key.session._replace(network=self.cache.network(self.rows)))
 
     def _rows_at(self, index: int) -> int:
         guided = self.unconditional is not None and self.guidance.active(self.solver.noise_level(index))
@@ -156,8 +148,9 @@ class Job:
             self.cache.grow_old()
         if self.known is not None:
             self.known.restore(self.latents, self.solver, self.index)
-        if self.index == self._ends[self._step]:
-            self._step += 1
+        if self.index == self._ends[self.step]:
+            self.step += 1
+        self._look_ahead()
 
 
 def _shapes(inputs: Inputs) -> Layout:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.runtime.arguments import whole
+from calotype.runtime.arguments import finite, instance, whole
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import VaeSpec
+from calotype.runtime.closing import Closing
 from calotype.runtime.errors import BundleError, InputError, quoted
 from calotype.runtime.sessions import Session, check_backend, choose_backend, open_session
 
@@ -62,7 +62,7 @@ class Scale:
         latents *= self.factor
 
 
-class Vae:
+class Vae(Closing):
     """The autoencoder of a bundle, or a bundle that is nothing else. Its encoder is opened when it is first used."""
 
     def __init__(
@@ -104,6 +104,10 @@ class Vae:
             InputError: the scale of its latents is known neither to the bundle nor given.
         """
         check_backend(backend)
+        if tiles is not None:
+            instance("tiles", tiles, Tiles, "Tiles(size=64, overlap=16)")
+        if scaling_factor is not None and finite("scaling_factor", scaling_factor) <= 0:
+            raise InputError(f"scaling_factor={quoted(scaling_factor)} is not more than 0; give that of the model")
         bundle = Bundle.open(name_or_folder)
         chosen = choose_backend(backend, bundle.path)
         networks = bundle.manifest.networks
@@ -142,14 +146,6 @@ class Vae:
         """Give all memory back."""
         for session in self._sessions.values():
             session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _open(self, network: str) -> Session:
         return self._opener(self._bundle, network)

@@ -52,9 +52,13 @@ def read_settings(path: Path) -> str | Graph:
     Raises:
         InputError: the file is no picture, or carries none.
     """
-    data = read_bounded(path)
+    return settings_in(read_bounded(path), str(path))
+
+
+def settings_in(data: bytes, name: str) -> str | Graph:
+    """The same of a file's content, which errors call by ``name``."""
     texts = []
-    with reading(str(path)):
+    with reading(name):
         for found in _png_texts(data) if data.startswith(SIGNATURE) else _other_texts(data):
             texts += _decoded(found) if isinstance(found, bytes) else [found]
     for read in (_settings, _graph):
@@ -62,7 +66,7 @@ def read_settings(path: Path) -> str | Graph:
             known = read(text)
             if known is not None:
                 return known
-    raise InputError(f"{path} carries no settings; pictures made by Calotype or AUTOMATIC1111 do")
+    raise InputError(f"{name} carries no settings; pictures made by Calotype or AUTOMATIC1111 do")
 
 
 def read_parameters(path: Path) -> str:
@@ -150,7 +154,9 @@ def _chunk_texts(kind: bytes, content: bytes, left: int) -> Iterator[str | bytes
         exif.load(content)
         yield from _exif_texts(exif)
         return
-    _, _, rest = content.partition(b"\0")
+    keyword, _, rest = content.partition(b"\0")
+    if keyword == b"XML:com.adobe.xmp":  # a packet whose text would be taken for a prompt with its tags
+        return
     if kind == b"zTXt":
         rest = _inflated(rest[1:], left)
     elif kind == b"iTXt":

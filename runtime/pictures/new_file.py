@@ -9,8 +9,8 @@ import secrets
 import stat
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+
+from calotype.runtime.closing import Closing
 
 PREFIX = ".calotype-"
 # Of a file that a killed process left behind.
@@ -20,7 +20,7 @@ WITHOUT_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOENT, errn
 PRIVATE_FLAGS = os.O_WRONLY | os.O_CLOEXEC
 
 
-class NewFile:
+class NewFile(Closing):
     """Bytes on the disk of a folder, to be given a name there.
 
     Until then they have none, and are gone when the process is, killed or not. Where the file system has no such files
@@ -68,14 +68,6 @@ class NewFile:
         if self._nameless is not None:
             os.close(self._nameless)
         os.close(self._folder)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _link_nameless(self, name: str) -> None:
         if self._nameless is None:

@@ -37,29 +37,39 @@ def check_backend(name: str) -> None:
         raise BackendError(f"there is no backend {quoted(name)}; valid: auto, {', '.join(BACKENDS)}")
 
 
-def choose_backend(name: str, folder: Path) -> str:
+def choose_backend(name: str, folder: Path, device: int | None = None) -> str:
     """``name``, or for ``"auto"`` the first backend that can run the bundle in ``folder`` here.
 
+    Args:
+        name: in ``BACKENDS``, or ``"auto"``.
+        folder: the bundle's.
+        device: the number of the GPU that is to run it; None is the first, or none.
+
     Raises:
-        BackendError: for a name that is not known. A named backend is never replaced by another.
+        BackendError: for a name that is not known, or where a GPU was asked for and none can run it. A named backend is
+            never replaced by another.
     """
     check_backend(name)
+    if name == "cpu" and device is not None:
+        raise BackendError(f"device={device} is the number of a GPU, and the backend cpu uses none; leave it out")
     if name != "auto":
         return name
     passed = []
     for backend in BACKENDS[:-1]:
-        reason = obstacle(backend, folder)
+        reason = obstacle(backend, folder, device)
         if reason is None:
             name = backend
             break
         passed.append(f"{backend} ({reason})")
     else:
+        if device is not None:
+            raise BackendError(f"device={device} can run none of the backends of a GPU: {', '.join(passed)}")
         name = BACKENDS[-1]
     logger.info("backend: %s%s", name, f"; passed over {', '.join(passed)}" if passed else "")
     return name
 
 
-def obstacle(backend: str, folder: Path) -> str | None:
+def obstacle(backend: str, folder: Path, device: int | None = None) -> str | None:
     """Why ``backend`` cannot run the bundle in ``folder`` here; None when it can. What costs least is asked first."""
     try:
         if backend == "cpu":
@@ -69,9 +79,9 @@ def obstacle(backend: str, folder: Path) -> str | None:
         if backend == "cuda":
             if not _onnxruntime_has_cuda():
                 return "onnxruntime-gpu is not installed"
-            load_cuda("cuda")
+            load_cuda("cuda", device or 0)
             return None
-        return _obstacle_to_plans(backend, folder)
+        return _obstacle_to_plans(backend, folder, device or 0)
     except CalotypeError as error:
         return str(error)
 
@@ -82,7 +92,7 @@ def _onnxruntime_has_cuda() -> bool:
     return any((Path(place) / "capi" / "libonnxruntime_providers_cuda.so").exists() for place in places)
 
 
-def _obstacle_to_plans(backend: str, folder: Path) -> str | None:
+def _obstacle_to_plans(backend: str, folder: Path, device: int) -> str | None:
     from calotype.runtime.sessions.libraries import installed, load_library
     from calotype.runtime.sessions.plans import list_plans
 
@@ -93,7 +103,7 @@ def _obstacle_to_plans(backend: str, folder: Path) -> str | None:
     from calotype.runtime.sessions.cuda import load_cuda
     from calotype.runtime.sessions.tensorrt import serving_plans
 
-    gpu, library = load_cuda(backend).gpu(), load_library(backend)
+    gpu, library = load_cuda(backend, device).gpu(), load_library(backend)
     library.check_gpu(gpu)
     for name, spec in Manifest.read(folder).networks.items():
         if name in CACHING:
@@ -121,6 +131,7 @@ def open_session(
     form: Form | None = None,
     trace: bool = False,
     threads: int | None = None,
+    device: int | None = None,
 ) -> Session:
     """Open the network ``spec`` of the bundle in ``folder`` on ``backend``, a name that is not ``"auto"``.
 
@@ -135,6 +146,7 @@ def open_session(
         trace: note the time of each operator, on backends that can.
         threads: that the CPU backend computes with; None is
             :func:`calotype.runtime.sessions.processor.usable_threads`.
+        device: the number of the GPU, on backends that use one; None is the first.
 
     Raises:
         BackendError: it is unknown, cannot run here or in this form, or cannot open the graph.
@@ -155,7 +167,7 @@ def open_session(
     if backend == "cuda":
         from calotype.runtime.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession
 
-        return OnnxRuntimeCudaSession(folder, spec, overrides, form=form or default_form(spec, backend))
+        return OnnxRuntimeCudaSession(folder, spec, overrides, form=form or default_form(spec, backend), device=device)
     from calotype.runtime.sessions.tensorrt import TensorRtSession
 
-    return TensorRtSession(folder, spec, backend, overrides, form=form)
+    return TensorRtSession(folder, spec, backend, overrides, form=form, device=device)

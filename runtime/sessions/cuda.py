@@ -20,7 +20,7 @@ DEFAULT_ADVICE = "see calotype doctor; --backend cpu needs no GPU"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """The GPU a process uses, the first that CUDA_VISIBLE_DEVICES leaves; memory in bytes."""
+    """A GPU that a process uses; memory in bytes."""
 
     name: str
     capability: str
@@ -33,16 +33,26 @@ class Gpu:
         return f"{self.name} {self.capability}"
 
 
-class Cuda:
-    """A loaded CUDA runtime with a GPU."""
+# The GPUs that this process has used, by number. CUDA has a current one for each thread, at first 0.
+_used: set[int] = set()
 
-    def __init__(self, api: Any) -> None:
-        self._api = api
+
+class Cuda:
+    """A loaded CUDA runtime with a GPU, the one of that number among those that CUDA_VISIBLE_DEVICES leaves."""
+
+    def __init__(self, api: Any, number: int = 0) -> None:
+        self._api, self.number = api, number
+        _used.add(number)
         self._success = api.cudaError_t.cudaSuccess
+
+    def use(self) -> None:
+        """Make its GPU the thread's current one, for a library that asks for none. The calls here do so themselves."""
+        if _used != {0}:
+            self._succeed("cudaSetDevice", self.number)
 
     def gpu(self) -> Gpu:
         """What it is."""
-        properties = self._call("cudaGetDeviceProperties", 0)
+        properties = self._call("cudaGetDeviceProperties", self.number)
         name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
         return Gpu(
             name=name.rstrip("\0"),
@@ -121,6 +131,10 @@ class Cuda:
         self._call("cudaGraphExecDestroy", graph)
 
     def _call(self, function: str, *arguments: Any, asked: int = 0) -> Any:
+        self.use()
+        return self._succeed(function, *arguments, asked=asked)
+
+    def _succeed(self, function: str, *arguments: Any, asked: int = 0) -> Any:
         status, *values = getattr(self._api, function)(*arguments)
         if status != self._success:
             raise BackendError(self._explain(function, status, asked))
@@ -138,13 +152,17 @@ class Cuda:
         return f"{function} failed: {status.name}; {ADVICE.get(status.name, DEFAULT_ADVICE)}"
 
 
-def load_cuda(extra: str) -> Cuda:
+def load_cuda(extra: str, number: int = 0) -> Cuda:
     """The CUDA runtime, when there is a GPU that it can use. TensorRT must not be touched before: without a driver
     its runtime crashes the process.
 
+    Args:
+        extra: what installs the bindings.
+        number: of the GPU, among those that CUDA_VISIBLE_DEVICES leaves.
+
     Raises:
         MissingPackageError: cuda-bindings is not installed; ``extra`` brings it.
-        BackendError: there is no driver, it is too old, or there is no GPU.
+        BackendError: there is no driver, it is too old, or there is no GPU, or none of that number.
     """
     try:
         api = importlib.import_module("cuda.bindings.runtime")
@@ -173,7 +191,12 @@ def load_cuda(extra: str) -> Cuda:
             f"there is no usable NVIDIA GPU ({status.name}); see nvidia-smi and CUDA_VISIBLE_DEVICES, "
             "or use --backend cpu"
         )
-    return Cuda(api)
+    if number >= count:
+        raise BackendError(
+            f"there is no GPU {number}; valid: {', '.join(map(str, range(count)))}; see nvidia-smi and "
+            "CUDA_VISIBLE_DEVICES"
+        )
+    return Cuda(api, number)
 
 
 def _version(number: int) -> str:

@@ -1,4 +1,4 @@
-"""What the sessions of a process share on its GPU: one stream, one activation arena, one run at a time."""
+"""What the sessions of a process share on a GPU: one stream, one activation arena, one run at a time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from calotype.runtime.sessions.cuda import Cuda, Pointer, load_cuda
 
 
 class Device:
-    """The GPU. Text encoder, UNet and VAE never run at once, so their activations lie in one arena.
+    """A GPU. Text encoder, UNet and VAE never run at once, so their activations lie in one arena.
 
-    ``generation`` counts where the arena has lain: whoever holds its address compares it before using that.
+    ``generation`` counts where the arena has lain: whoever holds its address compares it before using that. ``users``
+    are the sessions that have it.
     """
 
     def __init__(self, cuda: Cuda) -> None:
@@ -28,6 +29,7 @@ class Device:
         self.stream = cuda.create_stream()
         self.arena: Pointer = 0
         self.generation = 0
+        self.users = 0
         self._size = 0
 
     def grow(self, size: int) -> None:
@@ -56,38 +58,37 @@ class Device:
 
 
 _guard = threading.Lock()
-_shared: list[Device] = []
-_users = 0
+_shared: dict[int, Device] = {}
 
 
-def acquire(extra: str) -> Device:
-    """The process's device, opened for the first who asks; each gives it back with :func:`release`.
+def acquire(extra: str, number: int = 0) -> Device:
+    """The process's device of that number, opened for the first who asks; each gives it back with :func:`release`.
 
     Raises:
         BackendError, MissingPackageError: see :func:`calotype.runtime.sessions.cuda.load_cuda`.
     """
-    global _users
     with _guard:
-        if not _shared:
-            _shared.append(Device(load_cuda(extra)))
-        _users += 1
-        return _shared[0]
+        if number not in _shared:
+            _shared[number] = Device(load_cuda(extra, number))
+        found = _shared[number]
+        found.users += 1
+        return found
 
 
-def release() -> None:
-    """Give the device back; the last one closes it."""
-    global _users
+def release(device: Device) -> None:
+    """Give a device back; the last one closes it."""
     with _guard:
-        _users -= 1
-        if _users == 0:
-            _shared.pop().close()
+        device.users -= 1
+        if device.users == 0:
+            del _shared[device.cuda.number]
+            device.close()
 
 
 def _forget_parent() -> None:
     """In a forked child: what the parent had on its GPU cannot be used, nor given back."""
-    global _users, _guard
+    global _guard
     _shared.clear()
-    _users, _guard = 0, threading.Lock()
+    _guard = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_forget_parent)

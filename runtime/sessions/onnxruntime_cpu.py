@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.runtime.arguments import at_least
+from calotype.runtime.arguments import MOST_THREADS, between
 from calotype.runtime.bundle.form import FLOAT32, INT8, Form
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.bundle.spec import ModelSpec
@@ -74,7 +74,7 @@ class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
         self._folder, self._spec, self._form, self._before_reading = folder, spec, form, before_reading
         if form not in (FLOAT32, INT8):
             raise BackendError(f"the CPU computes in float32, or in int8 with an engine; {form} was asked for")
-        self._threads = usable_threads() if threads is None else at_least("threads", threads, 1)
+        self._threads = usable_threads() if threads is None else between("threads", threads, 1, MOST_THREADS)
         self._traces = tempfile.TemporaryDirectory(prefix="calotype-") if trace else None
         self._engine, self._session = self._open(overrides or {})
         self._traced, self._seconds = not trace, dict[str, float]()

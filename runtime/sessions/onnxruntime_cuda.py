@@ -63,11 +63,19 @@ class OnnxRuntimeCudaSession(StagedSession[_Bound]):
 
     most_shapes = MOST_GRAPHS
 
-    def __init__(self, folder: Path, spec: ModelSpec, overrides: Changes | None = None, *, form: Form) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        overrides: Changes | None = None,
+        *,
+        form: Form,
+        device: int | None = None,
+    ) -> None:
         if PROVIDER not in onnxruntime.get_available_providers():
             way_out = install_line("cuda")
             raise BackendError(f"the installed onnxruntime has no CUDA; both packages own one name, so: {way_out}")
-        super().__init__(spec.inputs, spec.outputs, spec.graphs[form.graph], backend="cuda")
+        super().__init__(spec.inputs, spec.outputs, spec.graphs[form.graph], backend="cuda", device=device)
         self._graphs = 0
         self._session: Any = None
         latent = LATENT_BYTES * np.dtype(form.compute).itemsize
@@ -121,6 +129,7 @@ class OnnxRuntimeCudaSession(StagedSession[_Bound]):
             options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))  # a graph in memory lies nowhere
             settings = {
                 **SETTINGS,
+                "device_id": str(self._device.cuda.number),
                 "enable_cuda_graph": captured,
                 "user_compute_stream": str(self._device.stream),
             }
@@ -153,7 +162,7 @@ class OnnxRuntimeCudaSession(StagedSession[_Bound]):
         for specs, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
             for spec in specs:
                 view = staged.views[spec.name]
-                bind(spec.name, "cuda", 0, view.dtype, view.shape, staged.addresses[spec.name])
+                bind(spec.name, "cuda", self._device.cuda.number, view.dtype, view.shape, staged.addresses[spec.name])
         run_options = onnxruntime.RunOptions()
         run_options.add_run_config_entry("gpu_graph_id", str(self._next_graph()))
         run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")

@@ -10,7 +10,8 @@ import platform
 from collections.abc import Collection
 from pathlib import Path
 
-from calotype.runtime.errors import InputError
+from calotype.runtime.arguments import MOST_THREADS
+from calotype.runtime.errors import InputError, quoted
 
 # Those by which ONNX Runtime's kernels differ, on x86-64 and on ARM.
 TELLING = {
@@ -44,7 +45,7 @@ def usable_threads() -> int:
     process may run on, and no more than its control group allows.
 
     Raises:
-        InputError: a variable is no whole number of 1 or more.
+        InputError: a variable is no whole number from 1 to ``MOST_THREADS``.
     """
     for variable in ("CALOTYPE_THREADS", "OMP_NUM_THREADS"):
         text = os.environ.get(variable, "").partition(",")[0].strip()  # OpenMP's has one for each level
@@ -119,8 +120,10 @@ def _cores(processors: Collection[int], topology: Path = Path("/sys/devices/syst
 
 
 def _whole(variable: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or not text.strip("0"):
         raise InputError(f"{variable}={text!r} is no number of threads; use 1 or more, or leave it out")
+    if len(text) > 9 or int(text) > MOST_THREADS:
+        raise InputError(f"{variable}={quoted(text)} is more threads than can run here; use 1 to {MOST_THREADS}")
     return int(text)
 
 

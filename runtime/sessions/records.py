@@ -41,8 +41,8 @@ class WeightsRecord:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _CpuKey:
-    """What is read of the key of an engine."""
+class _Key:
+    """What is read of every key."""
 
     bundle: Name
     network: NetworkName
@@ -50,6 +50,12 @@ class _CpuKey:
     graph: Name
     weights: tuple[Name, ...]
     precision: Word
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _CpuKey(_Key):
+    """What is read of the key of an engine."""
+
     processor: Name
 
 
@@ -62,15 +68,9 @@ class _Profile:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _GpuKey:
+class _GpuKey(_Key):
     """What is read of the key of a plan for a GPU."""
 
-    bundle: Name
-    network: NetworkName
-    version: Name
-    graph: Name
-    weights: tuple[Name, ...]
-    precision: Word
     profiles: tuple[_Profile, ...]
     version_compatible: bool
     hardware_compatible: bool

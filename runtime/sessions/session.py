@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 from numpy.typing import NDArray
 
 from calotype.runtime.bundle.spec import TensorSpec
+from calotype.runtime.closing import Closing
 from calotype.runtime.errors import BackendError, InputError
 
 Sizes = Mapping[str, int]
@@ -103,7 +104,7 @@ class Session(Protocol):
     ) -> None: ...
 
 
-class BaseSession:
+class BaseSession(Closing):
     """What is the same in every session; see :class:`Session`.
 
     A session knows when its process was forked: the library's threads are not in the child, so there it refuses to
@@ -176,14 +177,6 @@ class BaseSession:
         if self._refusal is None:
             self._refusal = f"{self._name} is closed; open it again"
             self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def outlet(self) -> BaseSession:
         """The session behind this one whose outputs others can be linked to; raises BackendError without."""

@@ -53,14 +53,22 @@ S = TypeVar("S", bound=StagedShape)
 
 
 class StagedSession(ShapedSession[S]):
-    """A session on the process's GPU, which it gives back when it is closed."""
+    """A session on a GPU, which it gives back when it is closed; None is the first."""
 
     kept_bytes = 512 << 20
 
-    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], name: str, *, backend: str) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        name: str,
+        *,
+        backend: str,
+        device: int | None = None,
+    ) -> None:
         super().__init__(inputs, outputs, name)
         self._linked_outputs = set[str]()
-        self._device: Device = acquire(backend)
+        self._device: Device = acquire(backend, device or 0)
 
     @property
     def keeps_bytes(self) -> bool:
@@ -130,4 +138,4 @@ class StagedSession(ShapedSession[S]):
     def _close(self) -> None:
         with self._device.lock:
             super()._close()
-        release()
+        release(self._device)

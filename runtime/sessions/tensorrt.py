@@ -87,10 +87,17 @@ class TensorRtSession(StagedSession[_Shape]):
     most_shapes = 32
 
     def __init__(
-        self, folder: Path, spec: ModelSpec, backend: str, overrides: Changes | None = None, *, form: Form | None = None
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        backend: str,
+        overrides: Changes | None = None,
+        *,
+        form: Form | None = None,
+        device: int | None = None,
     ) -> None:
         # The device comes before the library, which crashes where there is no driver.
-        super().__init__(spec.inputs, spec.outputs, next(iter(spec.graphs.values())), backend=backend)
+        super().__init__(spec.inputs, spec.outputs, next(iter(spec.graphs.values())), backend=backend, device=device)
         self._folder, self._spec, self._overrides = folder, spec, overrides
         self._rows = "rows" if "rows" in self._symbols else "batch"
         self._opened: OrderedDict[int, OpenedPlan] = OrderedDict()
@@ -170,6 +177,7 @@ class TensorRtSession(StagedSession[_Shape]):
     def _open(self, number: int) -> OpenedPlan:
         path, record = self._plans[number]
         graph = self._folder / self._spec.graphs[record.key["precision"]]
+        self._device.cuda.use()
         return OpenedPlan(self._library, self._device, path, record, graph=graph, overrides=self._overrides)
 
     def _make_room(self, room: int) -> None:
@@ -240,6 +248,7 @@ class TensorRtSession(StagedSession[_Shape]):
         )
 
     def _prepare(self, sizes: Sizes) -> _Shape:
+        self._device.cuda.use()
         number, profile, run = self._choose(sizes)
         if self._links and run != sizes:
             raise BackendError(
@@ -303,6 +312,7 @@ class TensorRtSession(StagedSession[_Shape]):
             return None
 
     def _enqueue(self, shape: _Shape) -> None:
+        self._device.cuda.use()
         if not shape.context.execute_async_v3(self._device.stream):
             raise BackendError(self._opened[shape.plan].complaint("run the plan"))
         self._copy_out(shape)

@@ -15,6 +15,12 @@ SYNTAX = {
     r"\bBREAK\b": "a chunk ends where it is full",
     r"\bAND\b": "prompts are not composed; give one after the other",
     r"\bembedding:[^\s,:()\[\]<>]+": "give the file with --embedding and write its word alone",
+    r"<(?:random|wildcard|segment|object|region|alternate|fromto|repeat|setvar|var|embed)(?:\[[^\[\]]*\])?:[^<>]*>": (
+        "nothing is filled in; write it out"
+    ),
+    r"\bADD(?:COMM|BASE|ROW|COL)\b": "regions are not drawn apart; draw them one after the other with --mask",
+    r"\)[+-]+(?=[\s,.;)]|$)": "write (words:1.1) for more, (words:0.9) for less",
+    r"\)\.(?:and|blend|swap)\([^()]*\)": "prompts are not composed; give one after the other",
     r"(?<![_\w])__[\w/*-]+?__(?![_\w])": "wildcards are not filled in; write one out",
 }
 ALTERNATION = "words do not take turns; write one out"

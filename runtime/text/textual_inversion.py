@@ -14,9 +14,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.runtime.arguments import as_path
 from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.errors import InputError
 from calotype.runtime.text.tokenizer import ClipTokenizer
+from calotype.runtime.untrusted import is_pickle, stand_in
 
 Array = NDArray[np.float32]
 
@@ -37,12 +39,12 @@ class Embedding:
     def parse(cls, text: str) -> Self:
         """Read ``FILE`` or ``FILE:WORD``; see :meth:`read`."""
         path, _, token = text.rpartition(":")
-        if not path or Path(token).suffix in (".safetensors", *PICKLES):
+        if not path or Path(token).suffix.lower() in (".safetensors", *PICKLES):
             return cls.read(Path(text))
         return cls.read(Path(path), token)
 
     @classmethod
-    def read(cls, path: Path, token: str | None = None) -> Self:
+    def read(cls, path: str | Path, token: str | None = None) -> Self:
         """Read a ``.safetensors`` file.
 
         Args:
@@ -50,9 +52,13 @@ class Embedding:
             token: the word; None is the one in a file of diffusers' layout, else the file's name without suffix.
 
         Raises:
-            InputError: it is a pickle, cannot be read, or holds something else.
+            InputError: it is a pickle or stands in for the file, cannot be read, or holds something else.
         """
-        if path.suffix in PICKLES:
+        path = as_path("an embedding's path", path)
+        what = stand_in(path)
+        if what is not None:
+            raise InputError(f"{path} {what}")
+        if path.suffix.lower() in PICKLES or is_pickle(path):
             raise InputError(
                 f"{path} is a pickle, which can hold code; fetch the embedding as .safetensors, or convert it"
             )

@@ -166,6 +166,37 @@ def test_the_only_variant_of_a_component_is_taken(
     assert all(torch.equal(tensor, state[name]) for name, tensor in expected.items())
 
 
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+@pytest.mark.parametrize(
+    ("stem", "name"), [(WEIGHTS, f"{WEIGHTS}.{{}}.bin"), ("model", "pytorch_model.{}.bin"), ("model", "model.{}.bin")]
+)
+def test_a_variant_that_is_pickled_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, variant: str, stem: str, name: str
+) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / name.format(variant))
+    assert variants(tmp_path, stem) == [variant]
+    with caplog.at_level(logging.WARNING, "calotype"):
+        assert list(read_component(tmp_path, stem)) == list(read_component(tmp_path, stem, variant)) == ["a"]
+    said = f"has no {stem}.safetensors; its only variant, {variant}, is taken"
+    assert (said in caplog.text) == (variant != "fp16")
+    torch.save({"b": torch.ones(1)}, tmp_path / f"{stem}.bin")
+    assert list(read_component(tmp_path, stem)) == ["b"]
+    assert list(read_component(tmp_path, stem, variant)) == ["a"]
+    (tmp_path / f"{stem}.bin").unlink()
+    torch.save({"c": torch.ones(1)}, tmp_path / f"{stem}.part.bin")
+    if variant != "fp16":
+        with pytest.raises(CheckpointError, match=r"but the variants bf16, part; choose one with --variant"):
+            read_component(tmp_path, stem)
+
+
+def test_a_variant_that_is_pickled_in_parts_is_taken(tmp_path: Path) -> None:
+    shard = f"{WEIGHTS}.bf16-00001-of-00001.bin"
+    torch.save({"a": torch.ones(1)}, tmp_path / shard)
+    write_json(tmp_path / f"{WEIGHTS}.bin.index.bf16.json", {"weight_map": {"a": shard}})
+    assert variants(tmp_path, WEIGHTS) == ["bf16"]
+    assert list(read_component(tmp_path, WEIGHTS)) == ["a"]
+
+
 @pytest.mark.parametrize(
     "index", ["safetensors.index.{}.json", "safetensors.{}.index.json", "{}.safetensors.index.json"]
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ PLACEHOLDERS = [
     (b"", "is empty; download it again"),
     (b"GGUF\x03\x00", "holds GGUF weights, which are not read; fetch this model as .safetensors"),
     (b"\x1f\x8b\x08", "is an archive; unpack it"),
+    (b"\xfd7zXZ\0\0", "is an archive; unpack it"),
+    (b"\x28\xb5\x2f\xfd\0", "is an archive; unpack it"),
+    (b"\x89HDF\r\n\x1a\n", "holds weights of Keras, which are not read; fetch this model as .safetensors"),
+    (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a server's error, not the file itself"),
     (b"ordinary text", r"is of an unknown kind; valid: a folder, \.safetensors, \.ckpt, .*; it begins with b'ordinary"),
 ]
 
@@ -96,6 +101,17 @@ def test_a_pickle_without_weights_says_what_it_has(tmp_path: Path, saved: Any, m
     torch.save(saved, tmp_path / "model.ckpt")
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path / "model.ckpt")
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors"])
+def test_zip_files_that_hold_no_pickled_tensors_are_named(tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / name, "w") as file:
+        file.writestr("sd/model.safetensors", b"")
+    with pytest.raises(CheckpointError, match=f"{name} is an archive; unpack it, and give what is in it$"):
+        load_checkpoint(tmp_path / name)
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / name))
+    with pytest.raises(CheckpointError, match=f"{name} is a program of TorchScript, which is not run; fetch its"):
+        load_checkpoint(tmp_path / name)
 
 
 def scaled(state: dict[str, Tensor], spelt: str, *, rows: bool = False) -> dict[str, Tensor]:

@@ -17,9 +17,11 @@ from safetensors.torch import load_file as load_tensors
 from torch import Tensor
 
 from calotype.export.checkpoint import Checkpoint
-from calotype.export.families import families
+from calotype.export.families import families, sdxl
+from calotype.export.models.clip import TextEncoder, TextEncoderConfig
 from calotype.export.single_file import SingleFile
 from calotype.export.sources import load_checkpoint, load_file
+from calotype.export.towers import find_towers
 from calotype.runtime.errors import CheckpointError, UnsupportedArchitectureError
 from tests.export.original_layout import original_openclip, prefixed
 
@@ -194,6 +196,52 @@ def test_a_projection_beside_the_tower_and_clips_other_half(rewritten: Rewriter,
         },
     )
     assert_same(path, "sdxl", folder("sdxl"))
+
+
+@pytest.mark.parametrize("unread", [True, False])
+def test_the_first_text_encoder_of_sdxl_with_or_without_its_unread_layer(
+    rewritten: Rewriter, folder: Maker, monkeypatch: pytest.MonkeyPatch, unread: bool
+) -> None:
+    """Either way the UNet is given what diffusers gives it: the last but one of all hidden states that there were."""
+    monkeypatch.setattr(sdxl, "WIDTHS", (64, 128))
+    whole = with_unread_layer(tower(folder("sdxl")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import transformers
+
+        settings = transformers.CLIPTextConfig.from_pretrained(folder("sdxl") / "text_encoder", num_hidden_layers=4)
+        reference = transformers.CLIPTextModel(settings).eval()
+        names = reference.state_dict().keys()
+        reference.load_state_dict({name: whole[name if name in whole else f"text_model.{name}"] for name in names})
+    second = with_unread_layer(tower(folder("sdxl"), "text_encoder_2"))
+    checkpoint = load_file(rewritten("sdxl", **{"te1.": whole if unread else tower(folder("sdxl")), "te2.": second}))
+    plan = checkpoint.graphs[0]
+    ids = torch.randint(0, 49406, (2, 77), generator=torch.Generator().manual_seed(1))
+    for skip in (0, 1):
+        with torch.no_grad():
+            got = plan.module(ids, torch.tensor([skip]), torch.zeros(1, 64))
+            expected = reference(ids, output_hidden_states=True).hidden_states[-(skip + 2)]
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    assert checkpoint.max_clip_skip == plan.max_clip_skip == 3
+    with pytest.raises(CheckpointError, match=r"under te2\. has 3 layers; the one after .* the publisher's own"):
+        load_file(rewritten("sdxl", **{"te1.": whole, "te2.": tower(folder("sdxl"), "text_encoder_2")}))
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "unread"), [(768, 12, 1), (768, 11, 0), (1280, 32, 1), (64, 3, 1), (1280, 31, None)]
+)
+def test_which_layers_of_the_published_text_encoders_of_sdxl_are_unread(
+    width: int, layers: int, unread: int | None
+) -> None:
+    with torch.device("meta"):
+        made = TextEncoder(TextEncoderConfig(hidden_size=width, num_hidden_layers=layers, with_projection=width > 768))
+    (found,) = find_towers(prefixed("te.", made.state_dict()))
+    reader = sdxl.SDXL.readers[width > 768]
+    if unread is None:
+        with pytest.raises(CheckpointError, match=r"under te\. has 31 layers"):
+            sdxl.SDXL.layers_unread(found, reader)
+    else:
+        assert sdxl.SDXL.layers_unread(found, reader) == unread
 
 
 def test_a_second_text_encoder_without_its_projection(rewritten: Rewriter, folder: Maker) -> None:

@@ -198,7 +198,9 @@ def test_unexpected_and_mis_shaped_keys_are_listed(changed: Callable[..., Path])
         CheckpointError, match=r"1 unexpected: out\.3\.weight; 1 mis-shaped: time_embed\.0\.bias \(7,\)"
     ):
         load_checkpoint(changed("sd1", odd))
-    with pytest.raises(CheckpointError, match=r"1 unexpected tensors: more"):
+    with pytest.raises(
+        CheckpointError, match=r"sd1\.safetensors has 1 unexpected tensors: more; .* take the publisher's own"
+    ):
         load_checkpoint(changed("sd1", {"more": torch.ones(1)}))
 
 
@@ -275,6 +277,21 @@ def test_settings_beside_the_file_say_what_it_predicts(
     with caplog.at_level(logging.WARNING, "calotype"):
         assert stated_prediction_type(file, "epsilon") == stated_prediction_type(file, None) == expected
     assert len(caplog.records) == (expected != "epsilon")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"modelspec.predict_key": "v"}, "v_prediction"),  # as ComfyUI writes it
+        ({"modelspec.predict_key": "epsilon"}, "epsilon"),
+        ({"modelspec.prediction_type": "V-Prediction"}, "v_prediction"),
+        ({"modelspec.prediction_type": " vpred "}, "v_prediction"),
+        ({"modelspec.prediction_type": "EPSILON", "modelspec.predict_key": "v"}, "epsilon"),
+    ],
+)
+def test_the_header_says_what_it_predicts_in_every_spelling(metadata: dict[str, str], expected: str) -> None:
+    file = SingleFile(path=Path("model.safetensors"), state={}, metadata=metadata)
+    assert stated_prediction_type(file, "epsilon") == stated_prediction_type(file, None) == expected
 
 
 def test_settings_beside_the_file_count_in_a_checkpoint(changed: Callable[..., Path]) -> None:

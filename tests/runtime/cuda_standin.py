@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -43,8 +44,9 @@ class Properties:
 class Cuda:
     """What stands for ``cuda.bindings.runtime``.
 
-    ``calls`` counts by name, ``copied`` the copies that were made, by direction and bytes; ``limit`` is the GPU's
-    memory in bytes.
+    ``calls`` counts by name, ``copied`` the copies that were made, by direction and bytes; ``limit`` is the memory of
+    all its ``count`` GPUs in bytes. A GPU's stream, memory and plans may be used by threads alone whose current one it
+    is; its stream's number is 7 and its own.
     """
 
     cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode, cudaStreamNonBlocking = Status, Kind, Mode, 1
@@ -52,7 +54,9 @@ class Cuda:
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self.copied: Counter[tuple[Kind, int]] = Counter()
-        self.limit = 1 << 30
+        self.limit, self.count = 1 << 30, 1
+        self.owners: dict[int, int] = {}
+        self._thread = threading.local()
         self.status, self.driver, self.runtime = Status.cudaSuccess, 13000, 13000
         self.device: dict[int, Any] = {}
         self.host: dict[int, Any] = {}
@@ -67,7 +71,21 @@ class Cuda:
         return object.__getattribute__(self, name)
 
     def cudaGetDeviceCount(self) -> tuple[Status, int]:
-        return self.status, 1
+        return self.status, self.count
+
+    def cudaSetDevice(self, number: int) -> tuple[Status]:
+        assert number < self.count
+        self._thread.current = number
+        return (Status.cudaSuccess,)
+
+    @property
+    def current(self) -> int:
+        """The calling thread's GPU."""
+        return getattr(self._thread, "current", 0)
+
+    def check_stream(self, stream: int) -> None:
+        assert stream in self.streams
+        assert stream == 7 + self.current, "a stream is used where another GPU is the current one"
 
     def cudaDriverGetVersion(self) -> tuple[Status, int]:
         return Status.cudaSuccess, self.driver
@@ -75,7 +93,8 @@ class Cuda:
     def cudaRuntimeGetVersion(self) -> tuple[Status, int]:
         return Status.cudaSuccess, self.runtime
 
-    def cudaGetDeviceProperties(self, _: int) -> tuple[Status, Properties]:
+    def cudaGetDeviceProperties(self, number: int) -> tuple[Status, Properties]:
+        assert number < self.count
         return Status.cudaSuccess, Properties()
 
     def cudaGetLastError(self) -> tuple[Status]:
@@ -90,7 +109,9 @@ class Cuda:
     def cudaMalloc(self, size: int) -> tuple[Status, int | None]:
         if size > self.limit - self.used():
             return Status.cudaErrorMemoryAllocation, None
-        return Status.cudaSuccess, self._allocate(self.device, size)
+        pointer = self._allocate(self.device, size)
+        self.owners[pointer] = self.current
+        return Status.cudaSuccess, pointer
 
     def cudaMallocHost(self, size: int) -> tuple[Status, int]:
         return Status.cudaSuccess, self._allocate(self.host, size)
@@ -110,20 +131,20 @@ class Cuda:
         return (Status.cudaSuccess,)
 
     def cudaStreamCreateWithFlags(self, _: int) -> tuple[Status, int]:
-        self.streams.add(7)
-        return Status.cudaSuccess, 7
+        self.streams.add(7 + self.current)
+        return Status.cudaSuccess, 7 + self.current
 
     def cudaStreamDestroy(self, stream: int) -> tuple[Status]:
         self.streams.remove(stream)
         return (Status.cudaSuccess,)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Status]:
-        assert stream in self.streams
+        self.check_stream(stream)
         assert self.recording is None, "a wait while a graph is recorded"
         return (Status.cudaSuccess,)
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Kind, stream: int) -> tuple[Status]:
-        assert stream in self.streams
+        self.check_stream(stream)
         up = kind is Kind.cudaMemcpyHostToDevice
 
         def copy() -> None:
@@ -143,10 +164,11 @@ class Cuda:
 
     def check(self, where: dict[int, Any], pointer: int, size: int) -> None:
         assert pointer in where, "memory is used before it is allocated, or after it is freed"
+        assert where is self.host or self.owners[pointer] == self.current, "memory of another GPU is used"
         assert size <= ctypes.sizeof(where[pointer]) - 256, "more is used than was allocated"
 
     def cudaStreamBeginCapture(self, stream: int, _: Mode) -> tuple[Status]:
-        assert stream in self.streams
+        self.check_stream(stream)
         self.recording = []
         return (Status.cudaSuccess,)
 
@@ -167,7 +189,7 @@ class Cuda:
         return (Status.cudaSuccess,)
 
     def cudaGraphLaunch(self, graph: int, stream: int) -> tuple[Status]:
-        assert stream in self.streams
+        self.check_stream(stream)
         if self.fail_launch:
             return (Status.cudaErrorIllegalAddress,)
         for work in self.graphs[graph]:
@@ -246,7 +268,7 @@ class Refitter:
         return True
 
     def refit_cuda_engine_async(self, stream: int) -> bool:
-        assert stream in self.library.cuda.streams
+        self.library.cuda.check_stream(stream)
         self.library.refitted = dict(self.held)
         return True
 
@@ -291,7 +313,7 @@ class Configuration:
 
 class Engine:
     def __init__(self, library: Library) -> None:
-        self.library = library
+        self.library, self.gpu = library, library.cuda.current
         library.open += 1
         library.deserialized += 1
 
@@ -308,12 +330,14 @@ class Engine:
         return Configuration(self.library)
 
     def create_execution_context(self, configuration: Configuration) -> Context:
-        return Context(self.library)
+        assert self.gpu == self.library.cuda.current, "a plan is used where another GPU is the current one"
+        return Context(self.library, self.gpu)
 
 
 class Context:
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: Library, gpu: int) -> None:
         library.contexts += 1
+        self.gpu = gpu
         self.library, self.ran = library, False
         self.profile: int | None = None
         self.arena = 0
@@ -321,7 +345,7 @@ class Context:
         self.addresses: dict[str, int] = {}
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
-        assert stream in self.library.cuda.streams
+        self.library.cuda.check_stream(stream)
         self.profile = profile
         return True
 
@@ -345,7 +369,8 @@ class Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         cuda = self.library.cuda
-        assert stream in cuda.streams
+        assert self.gpu == cuda.current, "a plan runs where another GPU is the current one"
+        cuda.check_stream(stream)
         assert self.ran or cuda.recording is None, "a graph is recorded before the first run"
         self.ran = True
         arena = self.arena

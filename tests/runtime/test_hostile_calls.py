@@ -19,7 +19,7 @@ from PIL import Image
 from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.denoising.acceleration import Acceleration
 from calotype.runtime.errors import CalotypeError, InputError
-from calotype.runtime.pictures.autoencoder import Tiles
+from calotype.runtime.pictures.autoencoder import Tiles, Vae
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.request import Request, expand
 
@@ -189,3 +189,57 @@ def test_numbers_that_floats_and_messages_do_not_hold(arguments: dict[str, Any],
 def test_as_many_prompts_as_memory_does_not_hold_are_refused_before_they_are_listed() -> None:
     with pytest.raises(InputError, match="1000000000 pictures in one call are more than 10000"):
         expand(range(10**9))
+
+
+NOTHING: tuple[Any, ...] = (b"x", [None], "x", 7, object())
+OPENED: dict[str, tuple[Any, ...]] = {
+    "loras": (*NOTHING, Lora(path=Path("x"))),
+    "embeddings": NOTHING,
+    "vae": (b"x", [None], 7, object()),
+    "vae_tiles": (*NOTHING, True),
+    "trace": (*NOTHING, True),
+    "fast": NOTHING,
+    "threads": (*NOTHING[:3], True, 2.0),
+    "name_or_folder": (None, b"talbot", [None], 7, object()),
+    "backend": (b"cpu", [None], 7, object()),
+}
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_what_a_pipeline_is_opened_with_is_none_or_refused_by_name(name: str) -> None:
+    for value in OPENED[name]:
+        with pytest.raises(CalotypeError) as caught:
+            Pipeline.load(**{"name_or_folder": "talbot", name: value})
+        assert {"name_or_folder": "bundle", "vae": "bundle"}.get(name, name) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_none_is_the_default_of_what_a_pipeline_is_opened_with_and_told() -> None:
+    with Pipeline.load("talbot", loras=None, embeddings=None, vae=None, vae_tiles=None, trace=None) as pipeline:
+        pipeline.set_loras(None)
+        for wrong in ("x", [None], Lora(path=Path("x")), 7):
+            with pytest.raises(InputError, match=r"^loras=.* is no list of Lora values; give \[Lora\(path="):
+                pipeline.set_loras(wrong)  # type: ignore[arg-type]
+        for wrong in (None, "an apple", {"prompt": "a"}):
+            with pytest.raises(InputError, match=r"^request=.*; give Request\(prompt=…\)"):
+                pipeline.prepare(wrong)  # type: ignore[arg-type]
+        for wrong in (None, [], "x"):
+            with pytest.raises(InputError, match=r"^job=.*; give what prepare\(\) made"):
+                pipeline.finish(wrong)  # type: ignore[arg-type]
+        request = Request(prompt="a", height=32, width=32, num_inference_steps=1)
+        for latents in (b"x", "x", np.zeros((16, 4, 4), complex), [None], object()):
+            with pytest.raises(InputError, match=r"^latents have the shape \(0,\); \(16, 4, 4\) is needed"):
+                pipeline.prepare(request, latents=latents)  # type: ignore[arg-type]
+
+
+def test_a_pair_may_be_an_array_and_no_bytes() -> None:
+    assert Request(prompt="a", original_size=np.array([32, 48])).original_size == (32, 48)  # type: ignore[arg-type]
+    for wrong in (b"ab", bytearray(b"ab"), memoryview(b"ab"), np.array(3), np.array([[1, 2]]), range(3)):
+        with pytest.raises(InputError, match=r"^target_size=.* is not a pair; give \(height, width\)"):
+            Request(prompt="a", target_size=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("factor", [0, -1, float("nan"), "x", b"1", True])
+def test_a_scale_of_latents_that_is_none_is_refused(factor: Any) -> None:
+    with pytest.raises(InputError, match=r"^scaling_factor=.* is not"):
+        Vae.load("talbot", "cpu", None, factor)

@@ -64,7 +64,7 @@ class Place:
 def server() -> Iterator[Place]:
     """One for all tests; ``place`` gives it to each as if it were new."""
     service = FakeService()
-    app = create_app(service)
+    app = create_app(Front(service, Settings()))
     quick = Limits(header_seconds=1, stalled_seconds=1, body_seconds=5)
     with served(app, http=connections(quick)) as url:
         yield Place(url=url, service=service, app=app)

@@ -156,6 +156,16 @@ def test_what_is_no_safetensors_file_is_named(tmp_path: Path, name: str, content
     message(path)
 
 
+def test_zip_files_that_hold_no_pickled_tensors_are_named(tmp_path: Path) -> None:
+    for inside, expected in (
+        ("a.safetensors", "is an archive; unpack it"),
+        ("x/constants.pkl", "is a program of Torch"),
+    ):
+        with zipfile.ZipFile(tmp_path / "x.safetensors", "w") as file:
+            file.writestr(inside, b"")
+        assert f"x.safetensors {expected}" in message(tmp_path / "x.safetensors")
+
+
 def test_a_pickle_by_torch_and_a_safetensors_file_of_another_name(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.bin", "w") as file:
         file.writestr("archive/data.pkl", b"")

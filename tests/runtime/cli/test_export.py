@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import onnx
@@ -19,28 +18,10 @@ from tests.runtime.command_line import Ran, calotype
 
 
 @pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny autoencoder alone, written by diffusers: what exports quickest."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import diffusers
-
-        made = diffusers.AutoencoderTiny(
-            encoder_block_out_channels=(8, 8),
-            decoder_block_out_channels=(8, 8),
-            num_encoder_blocks=(1, 1),
-            num_decoder_blocks=(1, 1),
-        )
-        folder = tmp_path_factory.mktemp("checkpoint") / "taesd"
-        made.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def exported(vae: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
+def exported(taesd_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
     """Its bundle, and what the command said."""
     bundle = tmp_path_factory.mktemp("bundles") / "taesd"
-    return bundle, calotype("export", vae, bundle)
+    return bundle, calotype("export", taesd_checkpoint, bundle)
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -65,10 +46,12 @@ def test_progress_is_on_stderr_and_the_result_on_stdout(
     assert lines[-1] == "vae: done"
 
 
-def test_a_terminal_sees_a_bar(vae: Path, tmp_path: Path) -> None:
+def test_a_terminal_sees_a_bar(taesd_checkpoint: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        command("export", vae, tmp_path / "taesd", "--precision", "fp32"), stderr=theirs, stdout=subprocess.DEVNULL
+        command("export", taesd_checkpoint, tmp_path / "taesd", "--precision", "fp32"),
+        stderr=theirs,
+        stdout=subprocess.DEVNULL,
     ):
         os.close(theirs)
         seen = b""
@@ -82,8 +65,10 @@ def test_a_terminal_sees_a_bar(vae: Path, tmp_path: Path) -> None:
     assert seen.rstrip().endswith(b"[####################] done")
 
 
-def test_ctrl_c_keeps_what_is_finished_and_nothing_that_looks_whole(vae: Path, tmp_path: Path) -> None:
-    with subprocess.Popen(command("export", vae, tmp_path / "taesd"), stderr=subprocess.PIPE, text=True) as process:
+def test_ctrl_c_keeps_what_is_finished_and_nothing_that_looks_whole(taesd_checkpoint: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        command("export", taesd_checkpoint, tmp_path / "taesd"), stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stderr is not None
         lines = []
         for line in process.stderr:
@@ -96,12 +81,12 @@ def test_ctrl_c_keeps_what_is_finished_and_nothing_that_looks_whole(vae: Path, t
     assert not (tmp_path / ".taesd.partial" / "calotype.json").exists()
 
 
-def test_a_folder_in_the_way(vae: Path, tmp_path: Path) -> None:
-    one_line(calotype("export", vae, tmp_path, "--force"), f"{tmp_path} exists already")
+def test_a_folder_in_the_way(taesd_checkpoint: Path, tmp_path: Path) -> None:
+    one_line(calotype("export", taesd_checkpoint, tmp_path, "--force"), f"{tmp_path} exists already")
 
 
-def test_verify_compares_the_graphs(exported: tuple[Path, Ran], vae: Path) -> None:
-    result = calotype("verify", exported[0], "--against", vae)
+def test_verify_compares_the_graphs(exported: tuple[Path, Ran], taesd_checkpoint: Path) -> None:
+    result = calotype("verify", exported[0], "--against", taesd_checkpoint)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == f"{exported[0]}: 5 files are intact"

@@ -6,6 +6,7 @@ compared with the same call one by one, and are the same to the byte: sums have 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -239,9 +240,7 @@ def test_in_int8_no_two_pictures_share_a_run() -> None:
 
     unet = Int8(4, 768, capacity=2)
     denoiser = Denoiser(lambda _: unet)
-    jobs = [new_job(1, "ddim", scale=1.0), new_job(2, "ddim", scale=1.0)]
-    for job in jobs:
-        job.form = INT8
+    jobs = [dataclasses.replace(new_job(value, "ddim", scale=1.0), form=INT8) for value in (1, 2)]
     assert denoiser.pick(jobs) == jobs[:1]
 
 

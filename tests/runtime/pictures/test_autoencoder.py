@@ -38,23 +38,15 @@ def reference(tiny_checkpoint: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def tiny_vae(taesd_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A bundle with nothing but a tiny autoencoder, and diffusers' module with the same weights."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import diffusers
 
-        torch.manual_seed(3)
-        vae = diffusers.AutoencoderTiny(
-            encoder_block_out_channels=(8, 8),
-            decoder_block_out_channels=(8, 8),
-            num_encoder_blocks=(1, 1),
-            num_decoder_blocks=(1, 1),
-        )
-        folder = tmp_path_factory.mktemp("taesd")
-        vae.save_pretrained(folder / "checkpoint")
-        export_checkpoint(folder / "checkpoint", folder / "bundle", precision="fp32")
-    return folder / "bundle", vae
+        bundle = tmp_path_factory.mktemp("bundles") / "taesd"
+        export_checkpoint(taesd_checkpoint, bundle, precision="fp32")
+        return bundle, diffusers.AutoencoderTiny.from_pretrained(taesd_checkpoint)
 
 
 def to_unit(image: torch.Tensor) -> NDArray[Any]:

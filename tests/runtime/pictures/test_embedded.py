@@ -132,6 +132,12 @@ def test_what_is_none_is_never_printed(tmp_path: Path, content: bytes) -> None:
             read(tmp_path / str(number), data)
 
 
+def test_a_packet_of_xmp_is_no_prompt(tmp_path: Path) -> None:
+    packet = b"XML:com.adobe.xmp\0\0\0\0\0" + f"<x:xmpmeta><rdf:li>{TEXT}</rdf:li></x:xmpmeta>".encode()
+    with pytest.raises(InputError, match="carries no settings"):
+        read(tmp_path / "a.png", small_png(before=chunk(b"iTXt", packet)))
+
+
 def test_a_damaged_chunk_is_passed_over(tmp_path: Path) -> None:
     own = bytearray(CHUNKS["tEXt"](TEXT))
     own[30] ^= 1

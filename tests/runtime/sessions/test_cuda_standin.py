@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
+import functools
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ from calotype.engine.build import Options, _job, _key
 from calotype.engine.cache import Built, obtain
 from calotype.engine.profiles import Profile, Range, default_profile
 from calotype.runtime.bundle.folder import Bundle
-from calotype.runtime.bundle.form import Form
+from calotype.runtime.bundle.form import Form, default_form
+from calotype.runtime.bundle.manifest import CACHING
 from calotype.runtime.denoising.denoiser import Denoiser
 from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.denoising.job import Job
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
+from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.schedulers import create_solver
-from calotype.runtime.sessions import choose_backend, device, libraries, open_session, tensorrt
+from calotype.runtime.sessions import choose_backend, libraries, open_session, tensorrt
 from calotype.runtime.sessions.cuda import load_cuda
 from calotype.runtime.sessions.session import Session
 from calotype.runtime.sessions.tensorrt import TensorRtSession
@@ -55,17 +57,6 @@ def network(inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "plans"
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
-    """A GPU on which nothing is left lying about at the end of a test."""
-    standin = Cuda()
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", standin)  # type: ignore[arg-type]
-    yield standin
-    gc.collect()
-    assert (standin.device, standin.host, standin.streams, standin.graphs) == ({}, {}, set(), {})
-    assert device._users == 0
 
 
 @pytest.fixture
@@ -533,3 +524,43 @@ def test_auto_takes_what_runs_and_says_why_not_the_others(caplog: pytest.LogCapt
         keep_plan(name)
     assert choose_backend("auto", BUNDLE.path) == "tensorrt-rtx"
     assert caplog.messages[2] == "backend: tensorrt-rtx; passed over tensorrt (tensorrt is not installed)"
+
+
+def keep_all_plans() -> None:
+    for name, spec in BUNDLE.manifest.networks.items():
+        if name not in CACHING:
+            keep_plan(name, precision=str(default_form(spec, "tensorrt-rtx")))
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("first", [0, 1])
+def test_pipelines_on_two_gpus_draw_side_by_side(cuda: Cuda, first: int) -> None:
+    """Whatever thread calls them; the stand-ins raise where a GPU's things are used and another is current."""
+    cuda.count = 2
+    keep_all_plans()
+    opened = [Pipeline.load("talbot", "tensorrt-rtx", device=number) for number in (first, 1 - first)]
+    try:
+        assert cuda.streams == {7, 8}
+        draw = functools.partial(Pipeline.__call__, prompt="cat", seed=1, num_inference_steps=2)
+        with ThreadPoolExecutor(4) as pool:
+            drawn = [output.images[0].tobytes() for output in pool.map(draw, opened * 3)]
+        assert len(set(drawn)) == 1
+        drawn = [draw(pipeline, height=64, width=64).images[0].tobytes() for pipeline in (*opened, *opened)]
+        assert len(set(drawn)) == 1
+    finally:
+        for pipeline in opened:
+            pipeline.close()
+
+
+@pytest.mark.usefixtures("library")
+def test_auto_takes_the_gpu_of_that_number_or_none(cuda: Cuda) -> None:
+    keep_all_plans()
+    cuda.count = 2
+    assert choose_backend("auto", BUNDLE.path, 1) == "tensorrt-rtx"
+    for number, said in ((2, "there is no GPU 2; valid: 0, 1; see nvidia-smi"), (-1, "device=-1")):
+        with pytest.raises((BackendError, InputError), match=said):
+            Pipeline.load("talbot", "tensorrt-rtx", device=number)
+    with pytest.raises(BackendError, match=r"device=5 can run none of the backends of a GPU: .*there is no GPU 5"):
+        Pipeline.load("talbot", device=5)
+    with pytest.raises(BackendError, match="device=0 is the number of a GPU, and the backend cpu uses none"):
+        Pipeline.load("talbot", "cpu", device=0)

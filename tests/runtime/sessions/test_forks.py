@@ -61,16 +61,15 @@ def test_a_forked_child_is_told_what_to_do_and_ends() -> None:
 
 
 def test_a_forked_child_has_no_gpu_of_its_parent_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "_shared", [object()])
-    monkeypatch.setattr(device, "_users", 2)
+    monkeypatch.setattr(device, "_shared", {0: object()})
     monkeypatch.setattr(device, "_guard", threading.Lock())
     read, write = os.pipe()
     with device._guard:  # held by another thread
         child = os.fork()
         if child == 0:
-            os.write(write, f"{device._shared} {device._users} {device._guard.locked()}".encode())
+            os.write(write, f"{device._shared} {device._guard.locked()}".encode())
             os._exit(0)
     os.waitpid(child, 0)
-    assert os.read(read, 100) == b"[] 0 False"
+    assert os.read(read, 100) == b"{} False"
     for file in (read, write):
         os.close(file)

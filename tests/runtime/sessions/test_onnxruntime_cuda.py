@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.denoising.job import Job
 from calotype.runtime.errors import BackendError
 from calotype.runtime.schedulers import create_solver
-from calotype.runtime.sessions import device, onnxruntime_cuda, open_session
+from calotype.runtime.sessions import onnxruntime_cuda, open_session
 from tests.runtime.cuda_standin import Cuda, Kind, Properties
 
 BUNDLE = Bundle.open("talbot")
@@ -90,8 +87,8 @@ class OnnxRuntime:
             raise RuntimeError(self.fails)
         self.runs += 1
         arrays = {}
-        for name, (kind, _, dtype, shape, pointer) in {**binding.inputs, **binding.outputs}.items():
-            assert kind == "cuda"
+        for name, (kind, number, dtype, shape, pointer) in {**binding.inputs, **binding.outputs}.items():
+            assert (kind, str(number)) == ("cuda", self.opened[-1]["device_id"])
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
             self.cuda.check(self.cuda.device, pointer, size)
             memory = (ctypes.c_byte * size).from_address(pointer)
@@ -101,16 +98,6 @@ class OnnxRuntime:
         assert known == address, "a graph is launched with addresses it does not know"
         self.unrecorded += number == "-1"
         arrays["noise_pred"][...] = arrays["sample"] * 2
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
-    standin = Cuda()
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", standin)  # type: ignore[arg-type]
-    yield standin
-    gc.collect()
-    assert (standin.device, standin.host, standin.streams) == ({}, {}, set())
-    assert device._users == 0
 
 
 @pytest.fixture
@@ -134,6 +121,20 @@ def test_buffers_follow_the_largest_size_and_graphs_their_addresses(cuda: Cuda, 
         assert len(library.graphs) == 2
     assert [settings["enable_cuda_graph"] for settings in library.opened] == ["1"]
     assert library.opened[0]["user_compute_stream"] == "7"
+
+
+@pytest.mark.parametrize(("device", "number"), [(None, 0), (1, 1)])
+def test_a_session_is_on_the_gpu_of_that_number(
+    cuda: Cuda, library: OnnxRuntime, device: int | None, number: int
+) -> None:
+    cuda.count = 2
+    with open_session(BUNDLE.path, UNET, "cuda", device=device) as session:
+        session.buffer("sample", SIZES)[:] = 2
+        session.run(SIZES)
+        assert (session.buffer("noise_pred", SIZES) == 4).all()
+        assert set(cuda.owners.values()) == {number}
+    assert library.opened[0]["device_id"] == str(number)
+    assert library.opened[0]["user_compute_stream"] == str(7 + number)
 
 
 @pytest.mark.usefixtures("library")

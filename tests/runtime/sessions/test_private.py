@@ -164,41 +164,41 @@ def test_info_of_a_plan_that_states_little(plan: Path, capsys: pytest.CaptureFix
 
 
 @pytest.fixture(scope="module")
-def engine(format1: Path) -> Iterator[tuple[Path, Path]]:
+def built(format1: Path) -> Iterator[tuple[Path, Path]]:
     """The folder of a cache with one engine, and that."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as home:
         patch.setenv("CALOTYPE_CACHE", home)
-        built = build_engines(Bundle.open(format1), networks=["vae_decoder"])
-        yield Path(home), built["vae_decoder"]
+        engines = build_engines(Bundle.open(format1), networks=["vae_decoder"])
+        yield Path(home), engines["vae_decoder"]
+
+
+@pytest.fixture
+def engine(built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That engine in a cache of its own, to be changed."""
+    shutil.copytree(built[0], tmp_path / "cache")
+    monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "plans" / built[1].name
 
 
 def test_weights_that_changed_with_their_times_kept_are_found_by_verify(
-    engine: tuple[Path, Path], format1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    engine: Path, format1: Path, capsys: Any
 ) -> None:
-    shutil.copytree(engine[0], tmp_path / "cache")
-    monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "cache"))
-    path = tmp_path / "cache" / "plans" / engine[1].name
     assert run(["verify", str(format1)]) == 0
     assert "1 plans of it are intact" in capsys.readouterr().out
-    weights = plans.weights_of(path)
+    weights = plans.weights_of(engine)
     times, data = weights.stat(), bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
     os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
     spec = Bundle.open(format1).manifest.networks["vae_decoder"]
     with open_session(format1, spec, "cpu") as session:
-        assert getattr(session, "engine", None) == path  # a start does not read them
+        assert getattr(session, "engine", None) == engine  # a start does not read them
     assert run(["verify", str(format1)]) == 1
     assert f"{weights.name} is not the file that it was built with; build it again" in capsys.readouterr().err
 
 
-def test_an_engine_of_somebody_else_is_passed_over(
-    engine: tuple[Path, Path], format1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
-) -> None:
-    shutil.copytree(engine[0], tmp_path / "cache")
-    monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "cache"))
-    path = tmp_path / "cache" / "plans" / engine[1].name
-    plans.weights_of(path).chmod(0o666)
+def test_an_engine_of_somebody_else_is_passed_over(engine: Path, format1: Path, caplog: Any) -> None:
+    plans.weights_of(engine).chmod(0o666)
     spec = Bundle.open(format1).manifest.networks["vae_decoder"]
     with caplog.at_level(logging.WARNING), open_session(format1, spec, "cpu") as session:
         assert getattr(session, "engine", None) is None

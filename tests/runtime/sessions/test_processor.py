@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from calotype.runtime.arguments import MOST_THREADS
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.errors import InputError
+from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions import open_session, processor
 from calotype.runtime.sessions.processor import cgroup_processors, usable_threads
 
@@ -52,6 +54,15 @@ def test_a_variable_that_is_no_number(text: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CALOTYPE_THREADS", text)
     with pytest.raises(InputError, match=f"CALOTYPE_THREADS='{text}' is no number of threads; use 1 or more"):
         usable_threads()
+
+
+@pytest.mark.parametrize("text", [str(MOST_THREADS + 1), "999999999", "9" * 5000])
+def test_more_threads_than_can_run(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    with pytest.raises(InputError, match=rf"OMP_NUM_THREADS=.* than can run here; use 1 to {MOST_THREADS}"):
+        usable_threads()
+    with pytest.raises(InputError, match=rf"^threads=.* is outside 1\.\.{MOST_THREADS}; use {MOST_THREADS}"):
+        Pipeline.load("talbot", "cpu", threads=MOST_THREADS + 1)
 
 
 @pytest.mark.parametrize(

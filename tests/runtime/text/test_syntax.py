@@ -28,6 +28,13 @@ from calotype.runtime.text.syntax import prompt_warnings
         ("a [(red:1.2) cat|dog]", "[(red:1.2) cat|dog] (words do not take turns; write one out)"),
         ("a {cat|dog}", "{cat|dog} (none is chosen; write one out)"),
         ("__colour__ cat", "__colour__ (wildcards are not filled in; write one out)"),
+        ("a <random:cat,dog>", "<random:cat,dog> (nothing is filled in; write it out)"),
+        ("a cat <segment:face>", "<segment:face> (nothing is filled in; write it out)"),
+        ("<alternate[2]:cat,dog>", "<alternate[2]:cat,dog> (nothing is filled in; write it out)"),
+        ("a ADDCOMM b", "ADDCOMM (regions are not drawn apart; draw them one after the other with --mask)"),
+        ("a (red hat)++, cat", ")++ (write (words:1.1) for more, (words:0.9) for less)"),
+        ("a (red hat)-", ")- (write (words:1.1) for more, (words:0.9) for less)"),
+        ('("a cat", "a dog").blend(1, 2)', ").blend(1, 2) (prompts are not composed; give one after the other)"),
         ("a embedding:easy, cat", "embedding:easy (give the file with --embedding and write its word alone)"),
     ],
 )
@@ -51,6 +58,8 @@ def test_what_is_read_as_words_is_said(prompt: str, said: str) -> None:
         "embedding: a word",
         "__ dunder __init",
         "{curly}",
+        "C++ (an old logo), a (red)-haired cat",
+        "ADDING <b: bold>",
     ],
 )
 def test_what_means_nothing_elsewhere_is_not(prompt: str) -> None:

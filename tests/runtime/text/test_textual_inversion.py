@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,22 @@ def test_files_that_are_none(tmp_path: Path, state: dict[str, Any], message: str
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["a.pt", "a.bin", "a.pt:word"])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer .*; run: git lfs pull$"),
+        (b"<!DOCTYPE html>\n<html>", "is a web page that was saved in the file's place; download the file itself"),
+        (b"Entry not found", "is no file of weights but the text 'Entry not found'; download it again$"),
+        (pickle.dumps({"a": 1}), r"is a pickle, which can hold code; fetch the embedding as \.safetensors"),
+    ],
+)
+def test_what_is_no_safetensors_file_is_named(tmp_path: Path, content: bytes, expected: str) -> None:
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=rf"a\.safetensors {expected}"):
+        Embedding.parse(str(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.bin", "a.pt:word", "a.PT"])
 def test_a_pickle_is_refused_unopened(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"is a pickle, which can hold code; fetch the embedding as \.safetensors"):
         Embedding.parse(str(tmp_path / name))

@@ -1,0 +1,96 @@
+"""The servers that are measured, each a process of its own that listens on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import environments
+from benchmarks.checkpoints import Model
+
+OPENING = 300.0  # seconds that a server may take until it answers
+HERE = Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One way to serve a model.
+
+    Attributes:
+        title: as people know it.
+        options: of ``calotype serve``; None is a peer's program.
+        program: the peer's, in this folder.
+    """
+
+    title: str
+    options: tuple[str, ...] | None = None
+    program: str = ""
+
+
+SERVERS = {
+    "steps": Kind(title="calotype serve: requests share steps", options=()),
+    "requests": Kind(title="calotype serve, whole requests in a batch", options=("--batching", "requests")),
+    "alone": Kind(title="calotype serve, one request at a time", options=("--batching", "alone")),
+    "litserve": Kind(title="LitServe with batching over diffusers", program="litserve_peer.py"),
+    "fastapi": Kind(title="FastAPI over a locked diffusers pipeline", program="fastapi_peer.py"),
+}
+
+
+@contextlib.contextmanager
+def running(name: str, model: Model, size: int, work: Path) -> Iterator[tuple[str, int]]:
+    """Start a server; its address and the id of its process. It is stopped at the end, with all that it started."""
+    kind, port = SERVERS[name], _free_port()
+    if kind.options is None:
+        interpreter = environments.python("litserve", work)
+        command = [str(interpreter), str(HERE / kind.program), str(model.checkpoint), str(size), str(port)]
+    else:
+        command = [sys.executable, "-m", "calotype", "serve", f"model={model.bundle}", "--port", str(port)]
+        command += ["--max-queue", "100000", "--max-queue-seconds", "100000", *kind.options]
+    with (work / f"{name}.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait(url, process)
+            yield url, process.pid
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            subprocess.run(["pkill", "-KILL", "-g", str(process.pid)], check=False)
+            process.wait()
+
+
+def memory(pid: int) -> float:
+    """MB that the processes of a server's group hold and that are not pages of files."""
+    total = 0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError, KeyError, ValueError):
+            values = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+            if int(values["NSpgid"].split()[0]) == pid:
+                total += int(values["RssAnon"].split()[0])
+    return total * 1024 / 1e6
+
+
+def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + OPENING
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise RuntimeError(f"{process.args!r} ended with {process.returncode}; its log lies in the work folder")
+        with contextlib.suppress(OSError, urllib.error.URLError), urllib.request.urlopen(f"{url}/readyz", timeout=5):
+            return
+        time.sleep(0.2)
+    raise RuntimeError(f"{process.args!r} does not answer after {OPENING:g} s")
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,28 @@
+"""What is said of a failure: one line, and nothing in it tells where things lie on this machine."""
+
+from __future__ import annotations
+
+import re
+
+from calotype.runtime.errors import shortened
+
+LONGEST = 500
+# An absolute path, or a home's, up to what ends it in a sentence; its last part stays.
+PATH = re.compile(r"(?<![\w/.:])~?(?:/[^\s/'\"`,;:()<>|]+)*/([^\s/'\"`,;:()<>|]*)")
+
+
+def without_paths(text: str) -> str:
+    r"""``text`` in one line, of every path in it the last part alone.
+
+    >>> without_paths("cannot read /models/photo/unet.onnx:\n no such file")
+    'cannot read unet.onnx: no such file'
+    """
+    return shortened(PATH.sub(lambda found: found[1], " ".join(text.split())), LONGEST)
+
+
+def said(error: BaseException) -> str:
+    """One line of what an exception says, with its kind where that is no error of this project's."""
+    from calotype.runtime.errors import CalotypeError
+
+    text = without_paths(str(error))
+    return text if isinstance(error, CalotypeError) else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -1,0 +1,434 @@
+"""A worker: the process that owns the open models of one device, and draws with them in one loop.
+
+``python -m calotype.serving.worker NUMBER`` with the number of an open socket, over which it is told what to do and
+says what it does; it ends when that is closed. Everything happens in its main thread: take orders, ask the batcher what
+is next, do it, say what came of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import faulthandler
+import functools
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing.connection import Connection
+from typing import TypeVar
+
+import numpy as np
+
+from calotype.runtime.denoising.job import Key
+from calotype.runtime.errors import BackendError, CalotypeError, InputError
+from calotype.runtime.picture import Picture
+from calotype.runtime.pipeline import Pipeline
+from calotype.runtime.preparation import Drawing
+from calotype.serving import batcher as batching
+from calotype.serving.batcher import Batcher, Expire, Finish, Prepare, Run, area_of, network_of
+from calotype.serving.costs import DECODE, ENCODE, SWITCH, TEXT, Costs
+from calotype.serving.errors import (
+    DeadlineError,
+    DrawingError,
+    NotReadyError,
+    OutOfMemoryError,
+    RequestRefusedError,
+    ServingError,
+)
+from calotype.serving.messages import (
+    Cancel,
+    Closed,
+    Failed,
+    Happened,
+    Memory,
+    Observation,
+    Open,
+    OpenFailed,
+    Order,
+    Ready,
+    Report,
+    Running,
+    Size,
+    Skip,
+    Stop,
+    Submit,
+    Unload,
+    Warm,
+)
+from calotype.serving.previews import PreviewMap, denoised
+from calotype.serving.tasks import Drawn, Event, Started, Stepped
+from calotype.serving.warming import forget_peak, own_size, resident, warm
+from calotype.serving.wording import said
+
+OPENING = 60.0  # seconds that opening a model is predicted to take: a hang is ten times that
+LOST = "context is lost"  # of a GPU: nothing works in this process any more
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Model:
+    """An open model."""
+
+    name: str
+    pipeline: Pipeline
+    previews: PreviewMap = dataclasses.field(default_factory=PreviewMap)
+    used: bool = False  # since its memory was trimmed
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Work:
+    """A task on its way, and the times (``time.monotonic()``) of its stages."""
+
+    order: Submit
+    model: Model
+    job: Drawing | None = None
+    due: frozenset[int] = frozenset()  # steps after which a preview is wanted
+    begun: float = 0.0
+    encoded: float = 0.0
+    first_run: float = 0.0
+    last_run: float = 0.0
+
+    @property
+    def id(self) -> str:
+        return self.order.task.id
+
+
+class Worker:
+    """The loop of the process; see the module."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._models: dict[str, Model] = {}
+        self._works: dict[str, Work] = {}
+        self._costs = Costs()
+        self._batcher = Batcher(self._costs, self)
+
+    def capacity(self, model: str, key: Key) -> int:
+        """See :class:`calotype.serving.batcher.Engine`; what cannot be opened says so when it runs alone."""
+        try:
+            return self._models[model].pipeline.capacity(key)
+        except Exception:
+            return 0
+
+    def padded(self, model: str, key: Key, rows: int) -> int:
+        """See :class:`calotype.serving.batcher.Engine`."""
+        try:
+            return self._models[model].pipeline.padded(key, rows)
+        except Exception:
+            return rows
+
+    def serve(self) -> None:
+        """Work until told to stop, or until nobody is there any more."""
+        while self._listen():
+            match self._batcher.next(time.monotonic()):
+                case Prepare(ids=ids, seconds=seconds):
+                    for work in self._known(ids):
+                        self._prepare(work, seconds / len(ids))
+                case Run(ids=ids, seconds=seconds):
+                    works = self._known(ids)
+                    apart = [[work] for work in works if work.order.alone]
+                    for group in ([work for work in works if not work.order.alone], *apart):
+                        self._run(group, seconds)
+                case Finish(ids=ids, seconds=seconds):
+                    self._finish(self._known(ids), seconds)
+                case Expire(ids=ids):
+                    for work in self._known(ids):
+                        self._fail(work, DeadlineError("its deadline has passed before it was drawn"))
+                case None:
+                    pass
+
+    def _listen(self) -> bool:
+        """Take the orders that are here, and wait for one where there is nothing to do; returns whether to go on."""
+        if not self._batcher.ids:
+            self._rest()
+        try:
+            while not self._batcher.ids or self._connection.poll():
+                order: Order = self._connection.recv()
+                if isinstance(order, Stop):
+                    return False
+                self._take(order)
+        except (EOFError, OSError):
+            return False
+        return True
+
+    def _rest(self) -> None:
+        """Give back what large pictures have taken, and say that nothing is left to do."""
+        for model in self._models.values():
+            if model.used:
+                model.pipeline.trim()
+                model.used = False
+        now, peak = resident()
+        self._say(Memory(resident=now, peak=peak))
+        self._say(Running(ids=(), what="idle", seconds=0.0))
+
+    def _take(self, order: Order) -> None:
+        match order:
+            case Submit():
+                self._submit(order)
+            case Cancel(id=id):
+                self._batcher.remove(id)
+                self._works.pop(id, None)
+            case Skip(id=id):
+                self._batcher.skip(id)
+            case Open():
+                self._open(order)
+            case Warm(name=name, sizes=sizes):
+                self._say_ready(self._models[name], sizes, time.perf_counter())
+            case Unload(name=name):
+                self._unload(name)
+
+    def _submit(self, order: Submit) -> None:
+        task = order.task
+        model = self._models.get(task.model)
+        if model is None:
+            self._say(Failed(id=task.id, error=NotReadyError(f"{task.model} is not open any more")))
+            return
+        self._works[task.id] = Work(order=order, model=model)
+        self._batcher.add(
+            batching.Ticket(
+                id=task.id,
+                outline=order.outline,
+                arrived=order.accepted,
+                deadline=task.deadline,
+                priority=task.priority,
+            )
+        )
+
+    # The stages of a picture.
+
+    def _prepare(self, work: Work, seconds: float) -> None:
+        self._say(Running(ids=(work.id,), what="encode", seconds=seconds))
+        task, pipeline = work.order.task, work.model.pipeline
+        work.begun = begin = time.monotonic()
+        switched = (task.request.loras or ()) != pipeline.networks.weights
+        job = self._tried(work, lambda: pipeline.prepare(task.request))
+        if job is None:
+            return
+        work.job, work.model.used, work.encoded = job, True, time.monotonic()
+        took = work.encoded - begin
+        work.due = _spread(task.previews, job.steps)
+        name = work.model.name
+        seen = [Observation(name, SWITCH if switched else TEXT, 0, 1, took - job.picture_seconds)]
+        if task.request.image is not None:
+            seen.append(Observation(name, ENCODE, work.order.outline.area, 1, job.picture_seconds))
+        self._batcher.prepared({work.id: job})
+        self._tell([], seen)
+
+    def _run(self, works: Sequence[Work], seconds: float) -> None:
+        """One run of the denoising network; where it fails, each of ``works`` is tried alone."""
+        jobs = {work.job: work for work in works if work.job is not None and not work.job.done}
+        if not jobs:
+            return
+        ids, pipeline = tuple(work.id for work in jobs.values()), works[0].model.pipeline
+        first = [(work.id, Started(steps=job.steps)) for job, work in jobs.items() if not work.first_run]
+        if first:
+            self._tell(first, [])
+        self._say(Running(ids=ids, what="denoise", seconds=seconds))
+        begin = time.monotonic()
+        key, rows = next(iter(jobs)).key, sum(job.rows for job in jobs)
+        for work in jobs.values():
+            work.first_run = work.first_run or begin
+        if len(jobs) == 1:
+            moved = self._tried(works[0], lambda: pipeline.advance(list(jobs)))
+        else:
+            try:
+                moved = pipeline.advance(list(jobs))
+            except Exception as error:
+                self._recover(pipeline, error)
+                for work in jobs.values():
+                    self._run([work], seconds)
+                return
+        self._batcher.moved(ids)
+        if moved is None:
+            return
+        end = time.monotonic()
+        events: list[tuple[str, Event]] = []
+        for job, work in jobs.items():
+            work.last_run = end
+            if job in moved:
+                shown = work.model.previews.show(denoised(job)) if job.step in work.due and not job.done else None
+                events.append((work.id, Stepped(step=job.step, steps=job.steps, preview=shown)))
+        self._tell(events, [Observation(works[0].model.name, network_of(key), area_of(key), rows, end - begin)])
+
+    def _finish(self, works: Sequence[Work], seconds: float) -> None:
+        if not works:
+            return
+        self._say(Running(ids=tuple(work.id for work in works), what="decode", seconds=seconds))
+        for work in works:
+            job, begin = work.job, time.monotonic()
+            assert job is not None
+            picture = self._tried(work, functools.partial(work.model.pipeline.finish, job))
+            if picture is None:
+                continue
+            took = time.monotonic() - begin
+            drawn = _drawn(work, picture, took)
+            work.model.previews.learn(job.latents, drawn.pixels)
+            self._forget(work)
+            self._tell([(work.id, drawn)], [Observation(work.model.name, DECODE, work.order.outline.area, 1, took)])
+
+    def _tried(self, work: Work, action: Callable[[], T]) -> T | None:
+        """What ``action`` gives; an exception is the end of ``work`` alone, and None."""
+        try:
+            return action()
+        except Exception as error:
+            self._recover(work.model.pipeline, error)
+            self._fail(work, _failure(error))
+            return None
+
+    def _recover(self, pipeline: Pipeline, error: Exception) -> None:
+        """Leave nothing of a failure behind that the next picture would feel."""
+        if LOST in str(error):
+            raise error
+        if _is_memory(error):
+            pipeline.trim()
+
+    # Models.
+
+    def _open(self, order: Open) -> None:
+        self._say(Running(ids=(), what=f"open {order.name}", seconds=OPENING))
+        begin = time.perf_counter()
+        try:
+            pipeline = Pipeline.load(
+                order.bundle,
+                order.backend,
+                low_memory=order.low_memory,
+                loras=order.loras,
+                embeddings=order.embeddings,
+                vae=order.vae,
+                vae_tiles=order.tiles,
+                fast=order.fast,
+                threads=order.threads,
+                device=order.device,
+            )
+        except Exception as error:
+            self._say(OpenFailed(name=order.name, why=said(error)))
+            return
+        model = Model(name=order.name, pipeline=pipeline)
+        try:
+            for observation in order.known:
+                self._costs.observe(*observation)
+            self._say_ready(model, order.sizes or (own_size(pipeline),), begin, known=bool(order.known))
+        except Exception as error:
+            pipeline.close()
+            self._say(OpenFailed(name=order.name, why=said(error)))
+            return
+        self._models[order.name] = model
+
+    def _say_ready(self, model: Model, sizes: Sequence[Size], begin: float, *, known: bool = False) -> None:
+        """Warm ``model`` at ``sizes``, and say that it is ready and what its parts take."""
+        pixel_bytes = 0.0
+        for width, height in sizes:
+            self._say(Running(ids=(), what=f"warm {model.name}", seconds=OPENING))
+            forget_peak()
+            before, seen = resident()[0], []
+            for observation, drawn in warm(model.name, model.pipeline, (width, height), known=known):
+                seen.append(observation)
+                if drawn is not None:
+                    model.previews.learn(*drawn)
+            pixel_bytes = max(pixel_bytes, (resident()[1] - before) / (width * height))
+            self._tell([], seen)
+        self._say(
+            Ready(
+                name=model.name,
+                backend=model.pipeline.backend,
+                seconds=time.perf_counter() - begin,
+                pixel_bytes=pixel_bytes,
+            )
+        )
+
+    def _unload(self, name: str) -> None:
+        model = self._models.pop(name, None)
+        for work in [work for work in self._works.values() if work.model is model]:
+            self._fail(work, NotReadyError(f"{name} was unloaded"))
+        if model is not None:
+            model.pipeline.close()
+        self._say(Closed(name=name))
+
+    # What is said.
+
+    def _tell(self, events: Iterable[tuple[str, Event]], seen: Iterable[Observation]) -> None:
+        observations = tuple(seen)
+        for observation in observations:
+            self._costs.observe(*observation)
+        self._say(Happened(events=tuple(events), observations=observations))
+
+    def _fail(self, work: Work, error: ServingError) -> None:
+        self._forget(work)
+        self._say(Failed(id=work.id, error=error))
+
+    def _forget(self, work: Work) -> None:
+        self._works.pop(work.id, None)
+        self._batcher.remove(work.id)
+
+    def _known(self, ids: Iterable[str]) -> list[Work]:
+        return [self._works[name] for name in ids if name in self._works]
+
+    def _say(self, report: Report) -> None:
+        self._connection.send(report)
+
+
+def _spread(previews: int, steps: int) -> frozenset[int]:
+    """After which of ``steps`` so many previews are shown."""
+    return frozenset(round(steps * number / (previews + 1)) for number in range(1, previews + 1))
+
+
+def _drawn(work: Work, picture: Picture, decoding: float) -> Drawn:
+    accepted, request = work.order.accepted, picture.settings.request
+    plain = dataclasses.replace(request, image=None, mask_image=None, strength=None, feather=0, loras=None).to_json()
+    if request.image is not None:
+        plain |= {"strength": request.strength, "feather": request.feather}
+    if request.loras:
+        plain["loras"] = [{"name": lora.path.stem, "scale": lora.scale} for lora in request.loras]
+    return Drawn(
+        pixels=np.asarray(picture.image),
+        parameters=str(picture.settings.parameters()),
+        request=plain,
+        seconds={
+            "queue": work.begun - accepted,
+            "encode": work.encoded - work.begun,
+            "denoise": work.last_run - work.first_run,
+            "decode": decoding,
+            "total": time.monotonic() - accepted,
+        },
+    )
+
+
+def _is_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, BackendError) and "memory" in str(error).lower())
+
+
+def _failure(error: Exception) -> ServingError:
+    """What a client is told of an exception."""
+    if isinstance(error, ServingError):
+        return error
+    if _is_memory(error):
+        return OutOfMemoryError("there is not enough memory for this picture; ask for a smaller one")
+    if isinstance(error, InputError):
+        return RequestRefusedError(said(error))
+    if not isinstance(error, CalotypeError):
+        logger.error("a picture failed", exc_info=error)
+    return DrawingError(said(error))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve over the socket of that number until it is closed."""
+    # Who serves decides when it ends, also where a whole group of processes is told to.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    faulthandler.enable()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    descriptor = int(arguments[0])
+    os.set_inheritable(descriptor, False)
+    with (
+        contextlib.suppress(BrokenPipeError, ConnectionResetError),  # nobody is there any more
+        Connection(descriptor) as connection,
+    ):
+        Worker(connection).serve()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
