@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from calotype.serving.app import create_app
-from calotype.serving.drawing import Settings
+from calotype.serving.drawing import Front, Settings
 from calotype.serving.limits import Limits
 from calotype.serving.security import Access
 from tests.serving.conftest import Place
@@ -46,25 +46,23 @@ SMALL = Settings(
     access=Access(admin_keys=(key(ROOT),)),
 )
 OPERATIONS = [
-    "POST /v1/images/generations",
-    "POST /v1/images/edits",
-    "GET /v1/models",
-    "GET /v1/models/{model}",
-    "GET /v1/images/kept/{name}",
-    "GET /livez",
-    "GET /readyz",
-    "GET /metrics",
-    "POST /admin/models/load",
-    "POST /admin/models/unload",
-    "POST /admin/models/warm",
-    "GET /admin/state",
+    *(f"POST /v1/images/{name}" for name in ("generations", "edits")),
+    *(f"GET /v1/{name}" for name in ("models", "models/{model}", "images/kept/{name}")),
+    *(f"POST /sdapi/v1/{name}" for name in ("txt2img", "img2img", "png-info", "options")),
+    *(f"POST /sdapi/v1/{name}" for name in ("interrupt", "skip", "refresh-checkpoints")),
+    *(f"GET /sdapi/v1/{name}" for name in ("progress", "options", "sd-models", "loras", "samplers", "schedulers")),
+    *(f"GET /sdapi/v1/{name}" for name in ("embeddings", "extensions", "face-restorers", "hypernetworks", "scripts")),
+    *(f"GET /sdapi/v1/{name}" for name in ("latent-upscale-modes", "prompt-styles", "realesrgan-models", "sd-vae")),
+    *(f"GET /sdapi/v1/{name}" for name in ("script-info", "upscalers")),
+    *(f"GET /{name}" for name in ("livez", "readyz", "metrics", "admin/state")),
+    *(f"POST /admin/models/{name}" for name in ("load", "unload", "warm")),
 ]
 
 
 @pytest.fixture(scope="module")
 def schema() -> Any:
     """Of the application as clients get it."""
-    return schemathesis.openapi.from_dict(create_app(FakeService()).openapi())
+    return schemathesis.openapi.from_dict(create_app(Front(FakeService(), Settings())).openapi())
 
 
 @pytest.fixture
