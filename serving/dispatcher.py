@@ -11,21 +11,25 @@ import contextlib
 import dataclasses
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from calotype.runtime.errors import InputError
-from calotype.serving.costs import Costs
+from calotype.serving.costs import STAGES, Costs
 from calotype.serving.errors import (
     CancelledError,
+    ConflictError,
     DeadlineError,
     NotReadyError,
+    OutOfMemoryError,
     QueueFullError,
     RequestRefusedError,
     ServingError,
     UnknownModelError,
     WorkerDiedError,
 )
+from calotype.serving.memory import Footprint, available
 from calotype.serving.messages import (
     Cancel,
     Closed,
@@ -53,6 +57,7 @@ from calotype.serving.wording import said
 
 HOPELESS = 3  # deaths in a row, after which nobody waits for a worker to come back
 MOST_DEATHS = 2  # of workers with one task in them
+SMALL = 64 << 20  # bytes: of what takes less, nobody asks what is left
 CHECK_SECONDS = 0.5  # between two looks for workers that hang
 logger = logging.getLogger(__name__)
 
@@ -86,6 +91,8 @@ class _Place:
         self.memory = Memory(resident=0, peak=0)
         self.known: dict[str, list[Observation]] = {}  # what was measured until a model was ready first
         self.measured: set[str] = set()
+        self.footprints: dict[str, Footprint] = {}
+        self.runs: Counter[int] = Counter()  # of the denoising network, by their rows
 
     def send(self, order: Order) -> None:
         """Tell the process that runs, if there is one."""
@@ -130,6 +137,7 @@ class Dispatcher:
     ) -> None:
         self.bounds = Bounds() if bounds is None else bounds
         self._models = {model.name: model for model in models}
+        self._named = dict(self._models)
         self._loop = asyncio.get_running_loop()
         self._tickets: dict[str, QueuedTicket] = {}
         self._held: dict[str, QueuedTicket] = {}  # that no worker has at the moment
@@ -207,6 +215,7 @@ class Dispatcher:
                     "running": len(place.tickets),
                     "seconds": place.seconds,
                     "memory": dataclasses.asdict(place.memory),
+                    "runs": dict(place.runs),
                     "models": {
                         name: {"backend": ready.backend, "opened_in": ready.seconds}
                         for name, ready in place.ready.items()
@@ -257,12 +266,26 @@ class Dispatcher:
 
     def open(self, model: Served) -> None:
         """Open one more model at every worker, or one that was unloaded or could not be opened; returns at once."""
-        self._models[model.name] = model
+        self._models[model.name] = self._named[model.name] = model
         model.why = ""
         for place in self._places:
+            place.ready.pop(model.name, None)
             place.known.pop(model.name, None)
             place.measured.discard(model.name)
+            for ticket in [own for own in place.tickets.values() if own.task.model == model.name]:
+                place.send(Cancel(id=ticket.task.id))
+                self._hold(place, ticket)
             self._open(place, model)
+
+    def open_named(self, name: str) -> None:
+        """See :meth:`calotype.serving.service.Operated.open_named`."""
+        if name not in self._named:
+            valid = ", ".join(self._named) or "none"
+            raise UnknownModelError(f"the configuration names no model {name!r}; valid: {valid}")
+        model = self._models.get(name)
+        if model is not None and not model.why and not all(name in place.ready for place in self._places):
+            raise ConflictError(f"{name} is being opened")
+        self.open(self._named[name])
 
     def unload(self, name: str) -> None:
         """Close a model everywhere; its tasks fail. Raises UnknownModelError where there is none."""
@@ -303,14 +326,27 @@ class Dispatcher:
             outline = outline_of(task.model, model.manifest, request, model.open.fast)
         except InputError as error:
             raise RequestRefusedError(said(error)) from None
+        self._check_memory(task.model, outline.area * model.manifest.vae.downscale**2)
         task = dataclasses.replace(task, request=request)
         return QueuedTicket(task, outline, self._take_back)
 
+    def _check_memory(self, name: str, pixels: int) -> None:
+        """Refuse a picture that takes more memory than the machine has left; one that is as large as before passes."""
+        needed = max(
+            (place.footprints[name].bytes_of(pixels) for place in self._places if name in place.footprints), default=0
+        )
+        left = available() if needed >= SMALL else None
+        if left is not None and needed > left:
+            raise OutOfMemoryError(
+                f"the picture would take about {needed / 2**30:.1f} GiB of memory, and {left / 2**30:.1f} are left; "
+                "ask for a smaller one"
+            )
+
     def _able(self, name: str) -> bool:
         """Whether the model is open, or will be when a worker is back."""
-        return any(
-            name in place.ready or (self._models[name].was_open and not place.hopeless) for place in self._places
-        )
+        model = self._models[name]
+        awaited = model.was_open and not model.why
+        return any(name in place.ready or (awaited and not place.hopeless) for place in self._places)
 
     def _check_time(self, tickets: Sequence[QueuedTicket]) -> None:
         """Refuse what would wait for too long, or be late."""
@@ -359,6 +395,12 @@ class Dispatcher:
         accepted = time.monotonic() if ticket.accepted is None else ticket.accepted
         ticket.accepted = accepted
         place.send(Submit(task=ticket.task, outline=ticket.outline, accepted=accepted, alone=ticket.deaths > 0))
+
+    def _hold(self, place: _Place, ticket: QueuedTicket) -> None:
+        """Take a ticket from its worker, until one can begin it anew."""
+        del place.tickets[ticket.task.id]
+        ticket.worker, ticket.step, ticket.steps = None, 0, 0
+        self._held[ticket.task.id] = ticket
 
     def _hand_over_held(self) -> None:
         held, self._held = list(self._held.values()), {}
@@ -414,6 +456,8 @@ class Dispatcher:
             case Happened(events=events, observations=observations):
                 for observation in observations:
                     place.costs.observe(*observation)
+                    if observation.stage not in STAGES and observation.model in place.ready:
+                        place.runs[observation.rows] += 1
                     if observation.model not in place.measured:
                         place.known.setdefault(observation.model, []).append(observation)
                 for name, event in events:
@@ -435,13 +479,15 @@ class Dispatcher:
             case Ready(name=name):
                 if name in self._models:
                     place.ready[name] = news
+                    if news.footprint.points:
+                        place.footprints[name] = news.footprint
                     place.measured.add(name)
-                    self._models[name].was_open = True
+                    self._models[name].was_open, self._models[name].why = True, ""
                     self._hand_over_held()
             case OpenFailed(name=name, why=why):
                 if name in self._models:
                     self._models[name].why = why
-                logger.error("%s cannot be opened: %s", name, why)
+                    self._hand_over_held()
             case Memory():
                 place.memory = news
             case Running() | Closed():
@@ -462,16 +508,12 @@ class Dispatcher:
         """Have drawn again what a dead worker had; a task that was in what it did, once."""
         place.link = None
         place.ready.clear()
-        tickets, place.tickets = list(place.tickets.values()), {}
-        for ticket in tickets:
-            ticket.worker = None
-            ticket.step = ticket.steps = 0
+        for ticket in list(place.tickets.values()):
+            self._hold(place, ticket)
             if ticket.task.id in ids:
                 ticket.deaths += 1
             if ticket.deaths >= MOST_DEATHS:
                 self._end(ticket, WorkerDiedError(f"{MOST_DEATHS} workers died with it; it is not tried again"))
-            else:
-                self._held[ticket.task.id] = ticket
         self._hand_over_held()
 
     def _why(self, name: str) -> str:
@@ -492,7 +534,7 @@ class Dispatcher:
     def _check(self) -> None:
         """Look for workers that hang, now and then."""
         for place in self._places:
-            place.supervisor.check(busy=bool(place.tickets) or (place.link is not None and not place.ready))
+            place.supervisor.check(busy=bool(place.tickets))
         self._checks = self._loop.call_later(min(CHECK_SECONDS, self.bounds.hang_seconds / 2), self._check)
 
     async def _change(self) -> None:

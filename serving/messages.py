@@ -11,6 +11,7 @@ from calotype.runtime.pictures.autoencoder import Tiles
 from calotype.runtime.text.textual_inversion import Embedding
 from calotype.serving.costs import Outline
 from calotype.serving.errors import ServingError
+from calotype.serving.memory import Footprint
 from calotype.serving.tasks import Event, Task
 
 Size = tuple[int, int]  # width and height in pixels
@@ -159,14 +160,13 @@ class Ready:
         name: of the model.
         backend: that it is open on.
         seconds: that opening and warming took.
-        pixel_bytes: memory that a picture takes while it is drawn, in bytes a pixel, as measured; 0 where it is not
-            known.
+        footprint: what pictures take of the machine's memory; nothing known on a GPU, and where it was measured before.
     """
 
     name: str
     backend: str
     seconds: float
-    pixel_bytes: float = 0.0
+    footprint: Footprint = dataclasses.field(default_factory=Footprint)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

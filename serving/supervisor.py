@@ -29,6 +29,7 @@ TIMES_LONGER = 10  # than predicted, and it hangs
 HANG_SECONDS = 30.0  # and never earlier than this
 KEPT_LINES = 20  # of what it complained of last
 GRACE = 5.0  # seconds for a worker to end by itself
+IDLE = "idle"
 STARTING = 30.0  # seconds that a process is predicted to take until it says something
 logger = logging.getLogger(__name__)
 
@@ -197,9 +198,9 @@ class Supervisor:
         self.in_a_row = 0
 
     def check(self, *, busy: bool) -> None:
-        """End the process if it hangs: it has something to do, and has said nothing for too long."""
+        """End the process if it hangs: it has said nothing for too long, and is ``busy`` or has not said it is idle."""
         link = self._link
-        if link is None or not busy:
+        if link is None or (link.running.what == IDLE and not busy):
             return
         limit = max(self._hang_seconds, TIMES_LONGER * link.running.seconds)
         silent = time.monotonic() - link.heard

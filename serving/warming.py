@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import resource
 import time
 from collections.abc import Generator, Iterator
-from pathlib import Path
 
 import numpy as np
 
 from calotype.runtime.arrays import Array
+from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.families import family_of
 from calotype.runtime.pictures.reading import Source, picture_of
 from calotype.runtime.pipeline import Pipeline
@@ -23,6 +21,7 @@ from calotype.serving.messages import Observation, Size
 from calotype.serving.tasks import Pixels
 
 STEPS = 4  # of the schedule; not all of them are taken
+SMALL = 128  # pixels
 QUICK = 0.25  # seconds: what takes less is measured three times, since the first is slow
 
 
@@ -123,24 +122,12 @@ def _runs(name: str, pipeline: Pipeline, jobs: list[Drawing]) -> Iterator[tuple[
             return
 
 
-def own_size(pipeline: Pipeline) -> Size:
-    """The size that the model draws where nobody says (width, height)."""
-    defaults = pipeline.manifest.defaults
-    return defaults.width, defaults.height
+def sizes_of(manifest: Manifest) -> tuple[Size, ...]:
+    """What is warmed where nobody says: the size that the model draws, and one of another area.
 
-
-def resident() -> tuple[int, int]:
-    """Bytes of the machine's memory that this process takes now, and at most since :func:`forget_peak`."""
-    found = {"VmRSS": 0, "VmHWM": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            label, _, value = line.partition(":")
-            if label in found:
-                found[label] = int(value.split()[0]) * 1024
-    return found["VmRSS"], found["VmHWM"]
-
-
-def forget_peak() -> None:
-    """Let the peak count from now on, where the system lets."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    From two areas it is known how time and memory grow with them: half the sides, or twice where that is a small size.
+    """
+    width, height = manifest.defaults.width, manifest.defaults.height
+    factor, double = manifest.vae.downscale, max(width, height) <= SMALL
+    other = tuple(2 * side if double else max(factor, side // 2 // factor * factor) for side in (width, height))
+    return tuple(sorted([(width, height), (other[0], other[1])]))

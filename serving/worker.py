@@ -18,15 +18,20 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 
+from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.denoising.job import Key
 from calotype.runtime.errors import BackendError, CalotypeError, InputError
+from calotype.runtime.families import family_of
 from calotype.runtime.picture import Picture
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.preparation import Drawing
+from calotype.runtime.sessions import choose_backend
+from calotype.runtime.text.prompts import parse_prompt
+from calotype.runtime.text.tokenizer import ClipTokenizer
 from calotype.serving import batcher as batching
 from calotype.serving.batcher import Batcher, Expire, Finish, Prepare, Run, area_of, network_of
 from calotype.serving.costs import DECODE, ENCODE, SWITCH, TEXT, Costs
@@ -38,6 +43,7 @@ from calotype.serving.errors import (
     RequestRefusedError,
     ServingError,
 )
+from calotype.serving.memory import Footprint, forget_peak, free_of_device, model_bytes, resident
 from calotype.serving.messages import (
     Cancel,
     Closed,
@@ -60,10 +66,12 @@ from calotype.serving.messages import (
 )
 from calotype.serving.previews import PreviewMap, denoised
 from calotype.serving.tasks import Drawn, Event, Started, Stepped
-from calotype.serving.warming import forget_peak, own_size, resident, warm
+from calotype.serving.warming import sizes_of, warm
 from calotype.serving.wording import said
 
 OPENING = 60.0  # seconds that opening a model is predicted to take: a hang is ten times that
+# Their warnings quote prompts, which are in no log unless somebody asks for it.
+QUOTING = ("calotype.runtime.preparation", "calotype.runtime.text")
 LOST = "context is lost"  # of a GPU: nothing works in this process any more
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -75,8 +83,21 @@ class Model:
 
     name: str
     pipeline: Pipeline
+    tokenizer: ClipTokenizer
     previews: PreviewMap = dataclasses.field(default_factory=PreviewMap)
     used: bool = False  # since its memory was trimmed
+
+    @classmethod
+    def of(cls, name: str, pipeline: Pipeline) -> Self:
+        """The model that ``pipeline`` has open; prompts are counted with its first tokenizer."""
+        bundle = pipeline.networks.bundle
+        spec = bundle.manifest.tokenizers[family_of(bundle.manifest.family).encoders[0].tokenizer]
+        tokenizer = ClipTokenizer.from_files(bundle.path / spec.vocab, bundle.path / spec.merges, spec)
+        return cls(name=name, pipeline=pipeline, tokenizer=tokenizer)
+
+    def tokens(self, prompt: str) -> int:
+        """Of a prompt, without those that begin, end and fill it up."""
+        return sum(len(word) for text, _ in parse_prompt(prompt) for word in self.tokenizer.words(text))
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -143,17 +164,18 @@ class Worker:
 
     def _listen(self) -> bool:
         """Take the orders that are here, and wait for one where there is nothing to do; returns whether to go on."""
-        if not self._batcher.ids:
-            self._rest()
-        try:
-            while not self._batcher.ids or self._connection.poll():
+        while True:
+            if not self._connection.poll():
+                if self._batcher.ids:
+                    return True
+                self._rest()
+            try:
                 order: Order = self._connection.recv()
-                if isinstance(order, Stop):
-                    return False
-                self._take(order)
-        except (EOFError, OSError):
-            return False
-        return True
+            except (EOFError, OSError):
+                return False
+            if isinstance(order, Stop):
+                return False
+            self._take(order)
 
     def _rest(self) -> None:
         """Give back what large pictures have taken, and say that nothing is left to do."""
@@ -291,7 +313,9 @@ class Worker:
     def _open(self, order: Open) -> None:
         self._say(Running(ids=(), what=f"open {order.name}", seconds=OPENING))
         begin = time.perf_counter()
+        self._close(order.name)
         try:
+            _check_fits(order)
             pipeline = Pipeline.load(
                 order.bundle,
                 order.backend,
@@ -305,13 +329,14 @@ class Worker:
                 device=order.device,
             )
         except Exception as error:
+            logger.error("%s cannot be opened: %s", order.name, error)  # with all paths, for the operator
             self._say(OpenFailed(name=order.name, why=said(error)))
             return
-        model = Model(name=order.name, pipeline=pipeline)
         try:
+            model = Model.of(order.name, pipeline)
             for observation in order.known:
                 self._costs.observe(*observation)
-            self._say_ready(model, order.sizes or (own_size(pipeline),), begin, known=bool(order.known))
+            self._say_ready(model, order.sizes or sizes_of(pipeline.manifest), begin, known=bool(order.known))
         except Exception as error:
             pipeline.close()
             self._say(OpenFailed(name=order.name, why=said(error)))
@@ -320,7 +345,7 @@ class Worker:
 
     def _say_ready(self, model: Model, sizes: Sequence[Size], begin: float, *, known: bool = False) -> None:
         """Warm ``model`` at ``sizes``, and say that it is ready and what its parts take."""
-        pixel_bytes = 0.0
+        points = []
         for width, height in sizes:
             self._say(Running(ids=(), what=f"warm {model.name}", seconds=OPENING))
             forget_peak()
@@ -329,24 +354,28 @@ class Worker:
                 seen.append(observation)
                 if drawn is not None:
                     model.previews.learn(*drawn)
-            pixel_bytes = max(pixel_bytes, (resident()[1] - before) / (width * height))
+            if model.pipeline.backend == "cpu" and not known:
+                points.append((width * height, resident()[1] - before))
             self._tell([], seen)
         self._say(
             Ready(
                 name=model.name,
                 backend=model.pipeline.backend,
                 seconds=time.perf_counter() - begin,
-                pixel_bytes=pixel_bytes,
+                footprint=Footprint(points=tuple(points)),
             )
         )
 
     def _unload(self, name: str) -> None:
+        self._close(name)
+        self._say(Closed(name=name))
+
+    def _close(self, name: str) -> None:
         model = self._models.pop(name, None)
         for work in [work for work in self._works.values() if work.model is model]:
             self._fail(work, NotReadyError(f"{name} was unloaded"))
         if model is not None:
             model.pipeline.close()
-        self._say(Closed(name=name))
 
     # What is said.
 
@@ -371,6 +400,18 @@ class Worker:
         self._connection.send(report)
 
 
+def _check_fits(order: Open) -> None:
+    """Raises OutOfMemoryError where a model takes more memory than is free, before it does."""
+    bundle = Bundle.open(order.bundle, weights=False)
+    backend = choose_backend(order.backend, bundle.path, order.device)
+    needed, free = model_bytes(bundle, backend, low_memory=order.low_memory), free_of_device(backend, order.device)
+    if free is not None and needed > free:
+        raise OutOfMemoryError(
+            f"{order.name} takes {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free; unload another model, or "
+            "open it with low_memory"
+        )
+
+
 def _spread(previews: int, steps: int) -> frozenset[int]:
     """After which of ``steps`` so many previews are shown."""
     return frozenset(round(steps * number / (previews + 1)) for number in range(1, previews + 1))
@@ -387,6 +428,7 @@ def _drawn(work: Work, picture: Picture, decoding: float) -> Drawn:
         pixels=np.asarray(picture.image),
         parameters=str(picture.settings.parameters()),
         request=plain,
+        tokens=work.model.tokens(request.prompt),
         seconds={
             "queue": work.begun - accepted,
             "encode": work.encoded - work.begun,
@@ -421,6 +463,8 @@ def main(arguments: Sequence[str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    for name in QUOTING:
+        logging.getLogger(name).setLevel(logging.ERROR)
     descriptor = int(arguments[0])
     os.set_inheritable(descriptor, False)
     with (

@@ -50,4 +50,6 @@ if __name__ == "__main__":
     Pipeline.advance = faulty  # type: ignore[method-assign]
     if "CALOTYPE_TEST_BROKEN" in os.environ:
         sys.exit(f"cannot open {__file__}")
+    if "CALOTYPE_TEST_FREE" in os.environ:
+        worker.free_of_device = lambda *_: int(os.environ["CALOTYPE_TEST_FREE"])
     worker.main(sys.argv[1:])

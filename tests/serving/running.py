@@ -31,7 +31,7 @@ class Running:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` to its end."""
-        return self._runner.run(asyncio.wait_for(work, TIMEOUT))
+        return self._runner.run(asyncio.wait_for(work, 10 * TIMEOUT))
 
     def task(self, prompt: str = "a red apple", **given: Any) -> Task:
         """A task of few steps; what is no field of a task is one of its request."""

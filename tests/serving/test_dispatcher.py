@@ -61,6 +61,21 @@ def test_pictures_and_their_settings_are_those_of_the_pipeline_whatever_else_run
         assert np.array_equal(drawn.pixels, np.asarray(picture.image))
         assert drawn.parameters == str(picture.settings.parameters())
         assert drawn.request["seed"] == mixed["seed"]
+    assert drawn.tokens == 1
+
+
+def test_no_prompt_is_in_the_log(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    """Also of those that a warning would quote: words that the model was not taught, and prompts that are too long."""
+
+    async def draw() -> None:
+        await server.outcome(server.dispatcher.submit([server.task("zyzzyva " * 2000)])[0])
+        os.kill(server.dispatcher.snapshot()["workers"][0]["pid"], signal.SIGKILL)  # all that it said is read then
+        await server.until(lambda: not server.dispatcher.models["talbot"].ready)
+        await server.until(lambda: server.dispatcher.models["talbot"].ready)
+
+    server.run(draw())
+    assert "signal 9" in caplog.text
+    assert "zyzzyva" not in caplog.text
 
 
 def test_events_come_in_order_with_previews(server: Running) -> None:
@@ -166,6 +181,19 @@ def test_a_cancelled_task_ends_within_a_step_and_the_others_are_untouched(server
     assert server.dispatcher.load.running == server.dispatcher.load.waiting == 0
 
 
+def test_a_worker_whose_last_task_is_cancelled_says_that_it_is_idle(server: Running) -> None:
+    """Else its silence would be taken for a hang."""
+    (place,) = server.dispatcher._places
+
+    async def cancel() -> None:
+        (ticket,) = server.dispatcher.submit([server.task("slow", num_inference_steps=100)])
+        await server.until(lambda: ticket.step)
+        ticket.cancel()
+        await server.until(lambda: place.link is not None and place.link.running.what == "idle")
+
+    server.run(cancel())
+
+
 def test_a_skipped_task_gives_what_there_is(server: Running) -> None:
     async def draw() -> Drawn:
         (ticket,) = server.dispatcher.submit([server.task("slow", num_inference_steps=1000)])
@@ -213,6 +241,49 @@ def test_any_exception_fails_its_task_alone_and_names_no_path(server: Running) -
     assert str(boom) == "RuntimeError: no kernel in kernels.so"
     assert "not enough memory" in str(memory)
     assert isinstance(good, bytes)
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_cancels_at_random_points_leave_nothing_behind(server: Running, pipeline: Pipeline, count: int) -> None:
+    """The pictures between them are those of the pipeline; no task, thread or descriptor stays, here or there."""
+    rng = np.random.default_rng(count)
+    pid, dispatcher = server.dispatcher.snapshot()["workers"][0]["pid"], server.dispatcher
+    kept = {seed: pipeline("cat", seed=seed, width=SIZE, height=SIZE, num_inference_steps=3) for seed in range(3)}
+
+    def open_things() -> tuple[int, ...]:
+        places = ("/proc/self/fd", "/proc/self/task", f"/proc/{pid}/fd", f"/proc/{pid}/task")
+        return tuple(len(list(Path(place).iterdir())) for place in places)
+
+    async def cancelled(room: asyncio.Semaphore) -> Any:
+        async with room:
+            steps, previews = int(rng.integers(1, 30)), int(rng.integers(0, 3))
+            (ticket,) = dispatcher.submit([server.task(num_inference_steps=steps, previews=previews)])
+            at, seconds = int(rng.integers(-1, steps + 1)), float(rng.exponential(0.01))
+            await server.until(lambda: ticket.ended or ticket.step >= at)
+            await asyncio.sleep(seconds)
+            ticket.cancel()
+            return await server.outcome(ticket)
+
+    async def undisturbed(room: asyncio.Semaphore, seed: int) -> bool:
+        async with room:
+            (ticket,) = dispatcher.submit([server.task("cat", seed=seed)])
+            return bool((await ticket.drawn()).pixels.tobytes() == kept[seed].images[0].tobytes())
+
+    async def draw() -> None:
+        await server.outcome(dispatcher.submit([server.task()])[0])
+        before, room = open_things(), asyncio.Semaphore(10)
+        found = await asyncio.gather(
+            *(undisturbed(room, number % 3) if number % 6 == 0 else cancelled(room) for number in range(count))
+        )
+        assert all(own is True for own in found[::6])
+        others = [own for number, own in enumerate(found) if number % 6]
+        assert {type(own) for own in others} == {CancelledError, bytes}
+        (place,) = dispatcher._places
+        await server.until(lambda: place.link is not None and place.link.running.what == "idle")
+        assert not (dispatcher._tickets or dispatcher._held or place.tickets)
+        assert open_things() == before
+
+    server.run(draw())
 
 
 def test_nothing_is_accepted_once_it_is_told_to_stop() -> None:

@@ -136,6 +136,29 @@ def test_a_model_that_cannot_be_opened_ends_the_server_with_its_reason(tmp_path:
         serve(tmp_path, nothing, TALBOT.replace('"cpu"', '"tensorrt-rtx"'))
 
 
+def test_what_cannot_be_built_is_said_in_its_own_line(tmp_path: Path) -> None:
+    async def nothing(dispatcher: Dispatcher) -> None:
+        pass
+
+    with pytest.raises(BackendError, match="talbot cannot be built: calotype: tensorrt is not installed"):
+        serve(tmp_path, nothing, "build = true\n" + TALBOT.replace('"cpu"', '"tensorrt"'))
+
+
+@pytest.mark.slow
+def test_engines_are_built_before_it_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "cache"))
+
+    async def wait(dispatcher: Dispatcher) -> str:
+        await until(lambda: dispatcher.models["talbot"].why != "it is being opened")
+        said = dispatcher.models["talbot"].why
+        await until(lambda: dispatcher.models["talbot"].ready)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return said
+
+    assert serve(tmp_path, wait, f"build = true\n{TALBOT}") == "its engines are being built"
+    assert list((tmp_path / "cache").rglob("*.cpu.*"))
+
+
 def test_an_address_that_is_taken_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         config = ServeConfig.read(None, {"talbot": "talbot"}, {"port": other.getsockname()[1]})
