@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 from benchmarks.machine import RESULTS
 from benchmarks.peers import PEERS
 from benchmarks.report_forms import host, micro, modes
+from benchmarks.report_simulation import simulation
 from benchmarks.tables import origin, spread_text, table
 
 PLOTTED = 4  # peers, and more; fewer are seen as well in the table
@@ -64,6 +65,7 @@ COMMANDS = (
         "everything that a GPU shows",
         "talbot --backend cpu --rounds 1 --steps 1 --images 1 --repeats 1",
     ),
+    ("benchmarks.serving_simulation", "the server's batcher in simulated time", "--pictures 100"),
     ("benchmarks.report", "writes this page from the results", ""),
 )
 
@@ -295,6 +297,7 @@ SECTIONS = {
     "schedulers-": schedulers,
     "export-": export,
     "quality-": quality,
+    "simulation-serving-": simulation,
 }
 
 

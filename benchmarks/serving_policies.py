@@ -3,7 +3,8 @@
 Step-level batching is :class:`calotype.serving.batcher.Batcher` itself, driven as a worker drives it. The others are
 what servers do without it: one picture at a time, and whole requests in batches of pictures of one size and number of
 steps. Each of those serves in order of arrival or the shortest first, and under each policy a picture whose deadline
-cannot be met any more, even if it came next and alone, is given up at once.
+cannot be met any more, even if it came next and alone, is given up at once; whole requests take along no more than can
+be finished before the first deadline among them.
 """
 
 from __future__ import annotations
@@ -119,6 +120,15 @@ class World:
         each = self.costs.seconds(MODEL, TEXT) + self.costs.seconds(MODEL, DECODE, kind.side**2)
         return kind.steps * self.run(kind, pictures) + pictures * each
 
+    def in_time(self, batch: list[Arrival], now: float) -> list[Arrival]:
+        """The first so many of ``batch`` that none is late for it, where deadlines are known; one at least."""
+        while len(batch) > 1 and self.told:
+            end = now + self.whole(batch[0].kind, len(batch))
+            if all(end <= item.time + self.slo * item.lone for item in batch):
+                break
+            batch = batch[:-1]
+        return batch
+
     def hopeless(self, arrival: Arrival, now: float) -> bool:
         """Whether it would be late even if it came next."""
         deadline = self.deadline(arrival)
@@ -172,7 +182,7 @@ def requests(order: Callable[[Arrival], tuple[float, int]], most: int | None) ->
             heapq.heapify(waiting)
             head = waiting[0][1]
             alike = [item for _, item in sorted(waiting, key=lambda pair: pair[0]) if item.kind == head.kind]
-            batch = alike[: world.most if most is None else most]
+            batch = world.in_time(alike[: world.most if most is None else most], now)
             now += world.whole(head.kind, len(batch))
             ends |= {item.number: now for item in batch}
             waiting = [(rank, item) for rank, item in waiting if item not in batch]

@@ -96,7 +96,7 @@ class Batcher:
     def __init__(self, costs: Costs, engine: Engine, *, most_open: int = MOST_OPEN) -> None:
         self._costs, self._engine, self._most_open = costs, engine, most_open
         self._entries: dict[str, Entry] = {}
-        self._weights: dict[str, object] = {}  # by model, those of its last run
+        self._weights: dict[str, object] = {}  # by model, those that its last picture was prepared or moved with
         self._serials = itertools.count()
 
     def add(self, ticket: Ticket) -> None:
@@ -126,6 +126,7 @@ class Batcher:
             entry = self._entries.get(name)
             if entry is not None:
                 entry.job, entry.revision = job, -1
+                self._weights[entry.model] = entry.weights
                 if entry.skipped:
                     job.end_early()
 

@@ -12,7 +12,7 @@ from typing import Any
 # The stages of a picture besides its network's runs, and what it takes to merge other weights.
 TEXT, ENCODE, DECODE, SWITCH = "text", "encode", "decode", "switch"
 STAGES = (TEXT, ENCODE, DECODE, SWITCH)
-KEPT = 15  # observations of a place; their median counts
+KEPT = 15  # observations of a place; their lower median counts
 FIRST = 3  # before so many the least counts, since first runs are slow
 NOTICED = 0.02  # a change of an estimate by less than this fraction leaves predictions that were made as they are
 
@@ -135,7 +135,7 @@ class _Place:
     def observe(self, seconds: float) -> bool:
         """Returns whether the estimate has changed enough to be noticed."""
         self.observed = [*self.observed[1 - KEPT :], seconds]
-        estimate = min(self.observed) if len(self.observed) < FIRST else statistics.median(self.observed)
+        estimate = min(self.observed) if len(self.observed) < FIRST else statistics.median_low(self.observed)
         if abs(estimate - self.estimate) <= NOTICED * self.estimate:
             return False
         self.estimate = estimate

@@ -7,7 +7,7 @@ ignored where not; a name that neither knows is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -54,13 +54,22 @@ class LoraField(BaseModel):
     scale: float = 1.0
 
 
+BRACKETS = ("loras[][name]", "loras[][scale]")
 LORAS = TypeAdapter(list[LoraField])
+
+
+def _document(schema: dict[str, Any]) -> None:
+    """What :meth:`Wanted.check` adds to what pydantic checks."""
+    schema["additionalProperties"] = False
+    schema["properties"] |= {
+        name: {"description": "OpenAI's; taken, and changes nothing here."} for name in sorted(IGNORED)
+    }
 
 
 class Wanted(BaseModel):
     """What both endpoints take."""
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, json_schema_extra=_document)
 
     prompt: Annotated[Text, Field(description="What is to be drawn; an empty text is one.")]
     model: Annotated[str | None, Field(max_length=200, description="A name that GET /v1/models lists.")] = None
@@ -110,7 +119,7 @@ class Wanted(BaseModel):
     def quality(self) -> str | None:
         """What was asked for, as answers have it; here it changes nothing."""
         found = (self.model_extra or {}).get("quality")
-        return found if found in ("low", "medium", "high", "xhigh", "max") else None
+        return found if isinstance(found, str) and found in ("low", "medium", "high", "xhigh", "max") else None
 
     def check(self) -> None:
         """Refuse what nothing here does; raises RequestRefusedError."""
@@ -197,19 +206,23 @@ class Edit(Wanted):
     feather: Annotated[int | None, Field(ge=0)] = None
 
     @classmethod
-    def of_form(cls, texts: Mapping[str, str]) -> Self:
-        """From the fields of a form, all of them texts; lists are JSON.
+    def of_form(cls, items: Sequence[tuple[str, str]]) -> Self:
+        """From the names and texts of a form; ``loras`` are JSON, or in brackets as OpenAI's client writes lists.
 
         Raises:
             RequestValidationError: one of them is no such value.
         """
-        values: dict[str, Any] = {name: text for name, text in texts.items() if text != "" or name == "prompt"}
-        if "loras" in values:
-            try:
+        values: dict[str, Any] = {name: text for name, text in items if name not in BRACKETS}
+        names, scales = ([text for name, text in items if name == own] for own in BRACKETS)
+        try:
+            if names or scales:
+                pairs = zip(names, scales or ["1"] * len(names), strict=True)
+                values["loras"] = [LoraField.model_validate({"name": a, "scale": b}, strict=False) for a, b in pairs]
+            elif "loras" in values:
                 values["loras"] = LORAS.validate_json(values["loras"])
-            except ValidationError:
-                line = 'loras is no list in JSON; give [{"name": "style", "scale": 0.8}]'
-                raise RequestRefusedError(line, param="loras") from None
+        except ValueError:  # pydantic's errors are such, too
+            line = 'loras is no list of names and scales; give [{"name": "style", "scale": 0.8}]'
+            raise RequestRefusedError(line, param="loras") from None
         try:
             return cls.model_validate(values, strict=False)
         except ValidationError as error:

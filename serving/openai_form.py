@@ -34,7 +34,7 @@ async def read_edit(front: Front, request: Request) -> tuple[Edit, list[Image.Im
     limits, form = front.limits, await _parsed(front, request)
     try:
         files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
-        body = Edit.of_form({name: value for name, value in form.multi_items() if isinstance(value, str)})
+        body = Edit.of_form([(name, value) for name, value in form.multi_items() if isinstance(value, str)])
         for name, _ in files:
             if name not in (*PICTURE, MASK):
                 line = f"the picture {quoted(name)} has no use here; send image and mask"

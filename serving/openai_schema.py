@@ -107,6 +107,10 @@ def _edit_body() -> dict[str, Any]:
     """The form of an edit: its fields, and its pictures as files."""
     schema = Edit.model_json_schema(ref_template="#/components/schemas/{model}")
     schema.pop("$defs", None)
+    for field in schema["properties"].values():  # a form has no null
+        if "anyOf" in field:
+            field |= next(own for own in field.pop("anyOf") if own != {"type": "null"})
+            field.pop("default", None)
     schema["properties"]["loras"] = {
         "type": "string",
         "description": 'JSON, such as [{"name": "style", "scale": 0.8}].',

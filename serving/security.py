@@ -19,6 +19,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # What is answered without a key: whether the server lives, what it can do, its page, and pictures by their signed URLs.
 OPEN = re.compile(r"/|/livez|/readyz|/openapi\.json|/favicon\.ico|/page(/.*)?|/v1/images/kept/[^/]*")
+# What asks for these knows an address, and no name; there is nothing in them for a page of others.
+HEALTH = frozenset({"/livez", "/readyz"})
 ADMIN = "/admin/"
 METRICS = "/metrics"
 FORMS = frozenset({"/v1/images/edits"})  # these take multipart/form-data, all others JSON
@@ -70,7 +72,9 @@ class Gate:
         if scope["type"] == "http":
             headers, access, record = dict(scope["headers"]), self._access(), record_of(scope)
             record.address = address_of(scope, headers, access)
-            check_names(headers, access)
+            scope["scheme"] = scheme_of(scope, headers, access)
+            if scope["path"] not in HEALTH:
+                check_names(headers, access)
             key = admit(scope["path"], headers, access, record.address)
             record.client, scope["calotype_key"] = key.name, key
             _check_kind(scope, headers)
@@ -118,13 +122,20 @@ def check_names(headers: Mapping[bytes, bytes], access: Access) -> None:
 
 def address_of(scope: Scope, headers: Mapping[bytes, bytes], access: Access) -> str:
     """Where a request comes from: the last address before those of trusted proxies; "" of a socket file."""
-    peer = scope["client"][0] if scope.get("client") else ""
+    peer = _peer(scope)
     chain = [part.strip() for part in headers.get(b"x-forwarded-for", b"").decode("latin-1").split(",") if part.strip()]
     while chain and _trusted(peer, access):
         peer = chain.pop()
         if _address(peer) is None:
             return "unknown"
     return peer
+
+
+def scheme_of(scope: Scope, headers: Mapping[bytes, bytes], access: Access) -> str:
+    """``http`` or ``https``, as the client has it: of a trusted proxy, what that says."""
+    own: str = scope["scheme"]
+    said = headers.get(b"x-forwarded-proto", b"").decode("latin-1").strip().lower()
+    return said if said in ("http", "https") and _trusted(_peer(scope), access) else own
 
 
 def local(address: str) -> bool:
@@ -148,6 +159,11 @@ def _name(host: str) -> str:
     """Without a port."""
     found = re.fullmatch(r"\[(.*)\](:\d+)?|([^:]*)(:\d+)?", host)
     return "" if found is None else (found[1] or found[3] or "")
+
+
+def _peer(scope: Scope) -> str:
+    """The address at the other end of the connection; "" of a socket file."""
+    return str(scope["client"][0]) if scope.get("client") else ""
 
 
 def _trusted(peer: str, access: Access) -> bool:

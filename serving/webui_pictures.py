@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
-import io
 
 import numpy as np
-from PIL import Image, ImageChops, ImageFilter, ImageOps, PngImagePlugin
+from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from calotype.runtime.errors import InputError
 from calotype.runtime.pictures.opening import opened_data
 from calotype.runtime.pictures.reading import fit_image, to_brightness, to_rgb
+from calotype.runtime.pictures.writing import encode
 from calotype.serving.errors import RequestRefusedError
 from calotype.serving.limits import Limits
 from calotype.serving.tasks import Pixels
@@ -137,14 +137,7 @@ def prepared(
 
 def encoded(pixels: Pixels, parameters: str = "") -> str:
     """A PNG with its settings, in base64."""
-    info = PngImagePlugin.PngInfo()
-    if parameters.isascii():
-        info.add_text("parameters", parameters)
-    else:
-        info.add_itxt("parameters", parameters)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG", pnginfo=info if parameters else None)
-    return base64.b64encode(file.getvalue()).decode()
+    return base64.b64encode(encode(Image.fromarray(pixels), "PNG", parameters)).decode()
 
 
 def _resized(image: Image.Image, size: tuple[int, int], mode: int) -> Image.Image:

@@ -70,11 +70,11 @@ async function submit() {
     fail(error);
     return;
   }
-  const image = source?.blob ?? null;
-  const where = image !== null && !mask.empty ? await mask.blob() : null;
-  ending = new AbortController();
+  ending = new AbortController(); // before anything is waited for: a second click finds it
   drawing(true);
   gallery.add(wanted);
+  const image = source?.blob ?? null;
+  const where = image !== null && !mask.empty ? await mask.blob() : null;
   $("frame").scrollIntoView({ block: "nearest" });
   say("Drawing.");
   await Promise.all(wanted.map((entry) => one(entry, image, where, ending.signal)));

@@ -1,7 +1,8 @@
 // Painting where a picture is to change: strokes over it, kept as lists of points, so that each can be taken back.
 
 const $ = (id) => document.getElementById(id);
-const SHOWN = 0.6; // how much of the picture the paint hides
+const SHOWN = 0.75; // how much of the picture the paint hides
+const SQUARE = 0.012; // of the longer side: chequers are seen on any colour
 const STRIDE = 0.02; // of the longer side, that an arrow key goes
 
 export class MaskEditor {
@@ -142,8 +143,8 @@ export class MaskEditor {
   }
 
   _paint() {
-    const colour = getComputedStyle(document.documentElement).getPropertyValue("--accent").trim();
     const layer = this.layer.getContext("2d");
+    const colour = chequers(layer, Math.max(1, Math.round(SQUARE * Math.max(this.layer.width, this.layer.height))));
     layer.clearRect(0, 0, this.layer.width, this.layer.height);
     for (const stroke of this.strokes) draw(layer, stroke, stroke.erases, colour);
     const context = this.canvas.getContext("2d");
@@ -167,6 +168,18 @@ function draw(context, { size, points }, away, colour) {
   for (const [x, y] of points) context.lineTo(x + 0.01, y); // so that a dot is a line, too
   context.stroke();
   context.globalCompositeOperation = "source-over";
+}
+
+/** A chequered pattern of the accent and white. */
+function chequers(context, width) {
+  const colour = getComputedStyle(document.documentElement).getPropertyValue("--accent").trim();
+  const tile = Object.assign(document.createElement("canvas"), { width: 2 * width, height: 2 * width });
+  const own = tile.getContext("2d");
+  for (const [fill, x, y] of [["#fff", 0, 0], [colour, width, 0], [colour, 0, width], ["#fff", width, width]]) {
+    own.fillStyle = fill;
+    own.fillRect(x, y, width, width);
+  }
+  return context.createPattern(tile, "repeat");
 }
 
 /** The brush's outline: dark on light, and light on dark. */

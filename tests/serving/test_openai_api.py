@@ -171,12 +171,20 @@ def test_an_edit(place: Place, client: openai.OpenAI) -> None:
     assert answer.usage is not None and answer.usage.input_tokens_details.image_tokens == 6 * 4
 
 
-def test_loras_of_an_edit_are_json(place: Place, client: openai.OpenAI) -> None:
-    place.service.change("talbot", loras=("ink",))
-    extra = {"loras": '[{"name": "ink", "scale": 2}]', "fast": "true", "num_inference_steps": "2"}
-    client.images.edit(image=image_file(Image.new("RGB", (64, 64))), prompt="x", extra_body=extra)
+@pytest.mark.parametrize(
+    ("loras", "expected"),
+    [
+        ('[{"name": "ink", "scale": 2}, {"name": "wash"}]', [("ink", 2), ("wash", 1)]),
+        ([{"name": "ink", "scale": 2}, {"name": "wash", "scale": -1}], [("ink", 2), ("wash", -1)]),
+        ([{"name": "ink"}], [("ink", 1)]),
+    ],
+)
+def test_loras_and_words_of_a_form(place: Place, client: openai.OpenAI, loras: Any, expected: Any) -> None:
+    place.service.change("talbot", loras=("ink", "wash"))
+    extra = {"loras": loras, "fast": True, "num_inference_steps": 2, "seed": None, "negative_prompt": ""}
+    client.images.edit(image=image_file(Image.new("RGB", (64, 64))), prompt="x", size=None, extra_body=extra)
     request = place.service.submitted[0].request
-    assert request.loras is not None and request.loras[0].scale == 2
+    assert request.loras is not None and [(str(own.path), own.scale) for own in request.loras] == expected
     assert request.fast is True and request.num_inference_steps == 2
 
 

@@ -133,7 +133,8 @@ def test_pictures_that_are_refused(place: Place, client: openai.OpenAI) -> None:
     refused(edit([image_file(SQUARE), image_file(SQUARE)], n=6), 400, "n", "n is 12 pictures")
     refused(edit(image_file(SQUARE), extra_body={"feather": 3}), 400, "feather", "about a mask")
     refused(edit(image_file(SQUARE), extra_body={"num_inference_steps": "many"}), 400, "num_inference_steps")
-    refused(edit(image_file(SQUARE), extra_body={"loras": "{"}), 400, "loras")
+    for loras in ("{", [{"name": "a", "scale": 1}, {"name": "b"}], [{"scale": 1}], [{"name": "a", "scale": "much"}]):
+        refused(edit(image_file(SQUARE), extra_body={"loras": loras}), 400, "loras", "loras is no list")
     markup = image_file(SQUARE)
     refused(edit(image_file(SQUARE), markup=markup), 400, "markup", "the picture 'markup' has no use here")
     assert not place.service.submitted

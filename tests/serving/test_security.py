@@ -14,7 +14,7 @@ from calotype.runtime.errors import InputError
 from calotype.serving.drawing import Settings
 from calotype.serving.errors import AccessError, ForbiddenError, RateLimitError, RequestRefusedError
 from calotype.serving.keys import Allowance, Key, find_key, read_keys
-from calotype.serving.security import Access, address_of, admit, check_names
+from calotype.serving.security import Access, address_of, admit, check_names, scheme_of
 from tests.serving.conftest import Place
 
 ALICE, BOB, ROOT = "alice-0123456789abcdef", "bob-0123456789abcdef", "root-0123456789abcdef"
@@ -202,6 +202,8 @@ def test_pages_of_others_over_the_socket(place: Place) -> None:
         assert post(content_type=kind) == 415
     assert post(content_type=json, origin="https://evil.example") == 403
     assert post(content_type=json, host="evil.example") == 403
+    assert place.ask("GET", "/v1/models", host="evil.example")[0] == 403
+    assert place.ask("GET", "/readyz", host="10.0.0.7:8000")[0] == 200
     assert place.ask("POST", "/v1/images/edits", body, content_type=json)[0] == 415
     status, headers, _ = place.ask(
         "OPTIONS", "/v1/images/generations", origin=place.url, access_control_request_method="POST"
@@ -225,3 +227,17 @@ def test_pages_of_others_over_the_socket(place: Place) -> None:
 def test_where_a_request_comes_from(peer: str | None, forwarded: str, proxies: tuple[str, ...], address: str) -> None:
     scope = {"client": None if peer is None else (peer, 1)}
     assert address_of(scope, {b"x-forwarded-for": forwarded.encode()}, Access(proxies=proxies)) == address
+
+
+@pytest.mark.parametrize(
+    ("said", "proxies", "scheme"),
+    [
+        (b"https", ("127.0.0.1",), "https"),
+        (b"https", (), "http"),
+        (b"javascript", ("127.0.0.1",), "http"),
+        (b"", ("127.0.0.1",), "http"),
+    ],
+)
+def test_how_a_client_has_come(said: bytes, proxies: tuple[str, ...], scheme: str) -> None:
+    scope = {"client": ("127.0.0.1", 1), "scheme": "http"}
+    assert scheme_of(scope, {b"x-forwarded-proto": said}, Access(proxies=proxies)) == scheme

@@ -125,3 +125,4 @@ def test_pictures_are_png_with_their_settings() -> None:
     for text in ("a cat\nSteps: 3", "ein Kätzchen ☂\nSteps: 3"):
         with Image.open(io.BytesIO(base64.b64decode(encoded(np.zeros((2, 3, 3), np.uint8), text)))) as image:
             assert (image.format, image.size, image.info["parameters"]) == ("PNG", (3, 2), text)
+            assert "trainedAlgorithmicMedia" in image.info["XML:com.adobe.xmp"]
