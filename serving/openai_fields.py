@@ -211,7 +211,12 @@ class Edit(Wanted):
 
         Raises:
             RequestValidationError: one of them is no such value.
+            RequestRefusedError: one is given twice, or the LoRAs are none.
         """
+        given = [name for name, _ in items if name not in BRACKETS]
+        twice = next((name for name in given if given.count(name) > 1), None)
+        if twice is not None:
+            raise RequestRefusedError(f"the field {quoted(twice)} is given more than once", param=twice[:100])
         values: dict[str, Any] = {name: text for name, text in items if name not in BRACKETS}
         names, scales = ([text for name, text in items if name == own] for own in BRACKETS)
         try:

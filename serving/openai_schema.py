@@ -81,7 +81,6 @@ class PicturesAnswer(BaseModel):
     safety_identifier: str | None = None
 
 
-STREAMED = {"schema": {"type": "string", "description": "Server-sent events, where stream is true."}}
 STATUSES = {
     400: "The request cannot be drawn as it is; param names the field.",
     401: "A key is needed.",
@@ -100,7 +99,8 @@ STATUSES = {
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text} for status, text in STATUSES.items()
 }
-PICTURES: dict[int | str, dict[str, Any]] = {200: {"model": PicturesAnswer, "content": {"text/event-stream": STREAMED}}}
+# Where stream is true, the answer is events.
+PICTURES: dict[int | str, dict[str, Any]] = {200: {"model": PicturesAnswer, "content": {"text/event-stream": {}}}}
 
 
 def _edit_body() -> dict[str, Any]:

@@ -98,7 +98,7 @@ def image_file(image: Image.Image, kind: str = "PNG") -> io.BytesIO:
 
 
 def transparent(width: int, height: int, hole: tuple[int, int, int, int]) -> Image.Image:
-    """OpenAI's mask: black, and transparent in the box ``hole``."""
-    mask = Image.new("RGBA", (width, height), (0, 0, 0, 255))
+    """OpenAI's mask: transparent in the box ``hole``; its colours, which say nothing, are ours the other way round."""
+    mask = Image.new("RGBA", (width, height), (255, 255, 255, 255))
     mask.paste((0, 0, 0, 0), hole)
     return mask

@@ -38,7 +38,6 @@ CHECKS = (
     status_code_conformance,
     content_type_conformance,
     response_schema_conformance,
-    negative_data_rejection,
     unsupported_method,
 )
 SMALL = Settings(
@@ -76,6 +75,8 @@ def small(place: Place) -> Iterator[Place]:
 def fuzz(schema: Any, place: Place, name: str, examples: int) -> None:
     method, path = name.split(" ")
 
+    # A form has no types and no empty list, and AUTOMATIC1111's clients may write 0 for false.
+    strict = not path.startswith(("/v1/images/edits", "/sdapi"))
     operation = schema[path][method]
     cases = operation.as_strategy()
     if method == "POST":
@@ -93,7 +94,7 @@ def fuzz(schema: Any, place: Place, name: str, examples: int) -> None:
     def ask(case: Any) -> None:
         headers = {"Authorization": f"Bearer {ROOT}"} if path.startswith("/admin") else {}
         response = case.call(base_url=place.url, headers=headers, timeout=30)
-        case.validate_response(response, checks=CHECKS)
+        case.validate_response(response, checks=(*CHECKS, negative_data_rejection) if strict else CHECKS)
 
     ask()
     place.until(lambda: place.service.load.waiting == 0 and not place.service.running)

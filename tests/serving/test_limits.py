@@ -138,16 +138,21 @@ def test_a_connection_that_is_kept_has_as_long_for_its_next_request(place: Place
 
 def test_an_answer_that_nobody_takes_is_cut_off() -> None:
     """One that is taken slowly, and still by more than a kilobyte a second, is not."""
+    begun = []
 
     async def application(_scope: Any, _receive: Any, send: Any) -> None:
+        begun.append(len(begun))
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": bytes(1 << 25)})
 
     with started(application, http=connections(Limits(stalled_seconds=1))) as server:
         host, _, port = address(server).removeprefix("http://").partition(":")
+        end = time.monotonic() + 60
         for reads in (False, True):
             with socket.create_connection((host, int(port)), timeout=20) as connection:
                 connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                while len(begun) <= reads and time.monotonic() < end:
+                    time.sleep(0.005)
                 taken, until = 0, time.monotonic() + 1.5  # for longer than nothing may be taken
                 while reads and time.monotonic() < until:
                     taken += len(connection.recv(1 << 17))
@@ -155,6 +160,7 @@ def test_an_answer_that_nobody_takes_is_cut_off() -> None:
                 if reads:
                     assert taken + len(everything(connection)) > 1 << 25
                 while server.server_state.connections:
+                    assert time.monotonic() < end, "the connection stays"
                     time.sleep(0.005)
 
 

@@ -135,9 +135,17 @@ def test_pictures_that_are_refused(place: Place, client: openai.OpenAI) -> None:
     refused(edit(image_file(SQUARE), extra_body={"num_inference_steps": "many"}), 400, "num_inference_steps")
     for loras in ("{", [{"name": "a", "scale": 1}, {"name": "b"}], [{"scale": 1}], [{"name": "a", "scale": "much"}]):
         refused(edit(image_file(SQUARE), extra_body={"loras": loras}), 400, "loras", "loras is no list")
+    refused(edit(image_file(SQUARE), extra_body={"seed": [1, 2]}), 400, "seed[]", "more than once")
     markup = image_file(SQUARE)
     refused(edit(image_file(SQUARE), markup=markup), 400, "markup", "the picture 'markup' has no use here")
     assert not place.service.submitted
+
+
+def test_a_field_that_is_given_twice(place: Place) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="seed"\r\n\r\n1\r\n'
+    kind = "multipart/form-data; boundary=x"
+    status, _, answer = place.ask("POST", "/v1/images/edits", part * 2 + b"--x--\r\n", content_type=kind)
+    assert status == 400 and answer["error"]["message"] == "the field 'seed' is given more than once"
 
 
 def test_a_form_that_is_none(place: Place) -> None:

@@ -13,7 +13,14 @@ from PIL import Image, ImageCms
 
 from calotype.runtime.errors import InputError
 from calotype.runtime.pictures.masks import fit_mask
-from calotype.runtime.pictures.reading import load_image, open_mask, open_picture, to_brightness, to_rgb
+from calotype.runtime.pictures.reading import (
+    load_image,
+    open_mask,
+    open_picture,
+    to_brightness,
+    to_rgb,
+    to_transparency,
+)
 from tests.runtime.pictures.samples import GREY, RGB, chunk, png
 
 WHITE, BLACK = 255, 0
@@ -140,6 +147,22 @@ def test_a_mask_stands_upright_as_its_picture_does() -> None:
     mask.save(file, "PNG", exif=exif)
     upright = open_mask(Image.open(file))
     assert (upright.size, upright.getpixel((1, 0))) == ((2, 4), 255)
+
+
+def test_transparency_is_told_apart_from_none() -> None:
+    """Upright, whatever the mode; a picture that has no alpha says nothing of it."""
+    image = Image.new("RGBA", (4, 2), (9, 9, 9, 255))
+    image.putpixel((0, 0), (9, 9, 9, 0))
+    image.putpixel((1, 0), (9, 9, 9, 100))
+    turned = image.copy()
+    turned.getexif()[0x0112] = 3  # upside down
+    for own, places in ((image, ((0, 0), (1, 0))), (image.convert("LA"), ((0, 0), (1, 0))), (turned, ((3, 1), (2, 1)))):
+        found = to_transparency(own)
+        assert found is not None and found.mode == "L"
+        assert [found.getpixel(place) for place in places] == [255, 155]
+        assert np.asarray(found).sum() == 255 + 155
+    for mode in ("RGB", "L", "1", "CMYK"):
+        assert to_transparency(Image.new(mode, (4, 2))) is None
 
 
 def test_a_picture_that_cannot_be_decoded_is_an_input_error() -> None:

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 from PIL import Image
@@ -38,6 +39,17 @@ def test_settings_come_back(tmp_path: Path, suffix: str, prompt: str) -> None:
     assert read_parameters(path) == str(parameters)
     assert parse_parameters(read_parameters(path)).prompt == prompt
     assert names(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_a_file_says_that_a_trained_model_made_it(tmp_path: Path, suffix: str) -> None:
+    """In the IPTC's words, as XML that can be read."""
+    path = tmp_path / f"picture{suffix}"
+    save_new(PICTURE, path, PARAMETERS)
+    with Image.open(path) as image:
+        xmp = image.info.get("xmp") or image.info["XML:com.adobe.xmp"]
+    (found,) = [own for own in ET.fromstring(xmp).iter() if own.tag.endswith("}DigitalSourceType")]
+    assert found.text == "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
 def test_the_same_picture_gives_the_same_bytes(tmp_path: Path) -> None:
