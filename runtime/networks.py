@@ -65,7 +65,7 @@ class Networks:
         self._weights = MergedWeights(bundle, (*self.encoders, denoiser))
         self._most = 0 if low_memory else lora_memory
         self.sessions: OrderedDict[SessionKey, Session] = OrderedDict()
-        self._bytes: dict[SessionKey, int] = {}  # of weights that a session shares with nobody
+        self._waiting: dict[SessionKey, int] = {}  # bytes of the changes of a network that takes turns
 
     @property
     def engines(self) -> dict[str, Path | None]:
@@ -75,7 +75,7 @@ class Networks:
     @property
     def kept_bytes(self) -> int:
         """Bytes of weights that the open sessions hold and share with nobody, those in use among them."""
-        return sum(self._bytes.values())
+        return sum(map(self._held, self.sessions))
 
     def key(self, network: str, form: Form, loras: Weights = ()) -> SessionKey:
         """What names the session of a network with a set of LoRAs; () are its weights where they leave it alone.
@@ -183,13 +183,17 @@ class Networks:
     def _make_room(self, used: Container[SessionKey]) -> None:
         changing = (*self.encoders, self.denoiser)
         others = [key for key in self.sessions if key not in used and weights_of(key.network) in changing]
-        held = sum(self._bytes[key] for key in others)
+        held = {key: self._held(key) for key in others}
         for key in others:
-            if held <= self._most:
+            if sum(held.values()) <= self._most:
                 break
-            if self._bytes[key]:  # the others would come back slowly, and cost nothing
-                held -= self._bytes.pop(key)
+            if held.pop(key):  # the others would come back slowly, and cost nothing
+                self._waiting.pop(key, None)
                 self.sessions.pop(key).close()
+
+    def _held(self, key: SessionKey) -> int:
+        """Bytes of weights that a session has to itself, between its turns too."""
+        return self.sessions[key].own_bytes + self._waiting.get(key, 0)
 
     def _opened(self, keys: Sequence[SessionKey]) -> dict[SessionKey, Session]:
         opened: dict[SessionKey, Session] = {}
@@ -198,15 +202,15 @@ class Networks:
 
         def add(key: SessionKey) -> None:
             overrides = merged[key.weights].get(weights_of(key.network))
-            opened[key] = session = self._open(self.bundle, key, overrides)
-            waiting = 0 if self._turn is None or overrides is None else sum(own.nbytes for own in overrides.values())
-            self._bytes[key] = waiting + session.own_bytes  # what waits for its turn has its changes at hand
+            opened[key] = self._open(self.bundle, key, overrides)
+            if self._turn is not None and overrides is not None:
+                self._waiting[key] = sum(own.nbytes for own in overrides.values())
 
         try:
             run_parallel(add, keys)
         except BaseException:
             for key, session in opened.items():
-                self._bytes.pop(key, None)
+                self._waiting.pop(key, None)
                 session.close()
             raise
         return opened

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.runtime.adapters import keys, steps
-from calotype.runtime.adapters.changes import Change, Module
+from calotype.runtime.adapters.changes import Change, Difference, Module
 from calotype.runtime.adapters.files import AdapterFile, read_adapter
 from calotype.runtime.adapters.kinds import changes
 from calotype.runtime.adapters.names import Place, Weights, names_of
@@ -31,7 +32,7 @@ Array = NDArray[Any]
 # A network, and a tensor's name in it.
 Target = tuple[str, str]
 Parts = dict[str, Array]
-WORKERS = 4  # threads that merge; most of it is waiting for memory
+WORKERS = min(8, os.cpu_count() or 1)  # threads that merge
 ANOTHER = "take the publisher's own, or save it again"  # the file is whole: fetching the same one would not help
 
 
@@ -118,16 +119,22 @@ def merged(
 
     def changed(target: Target) -> tuple[Target, Array]:
         old = weights[target[0]][target[1]]
-        new = old.astype(np.float32)
+        first, *rest = found[target]
         with np.errstate(all="ignore"):
-            for change in found[target]:
+            if isinstance(first, Difference):  # one array less to go through
+                new = first.difference().reshape(old.shape)
+                new += old
+            else:
+                new = old.astype(np.float32)
+                first.add_to(new, old)
+            for change in rest:
                 change.add_to(new, old)
+            edges = np.array([new.min(initial=0), new.max(initial=0)]).astype(old.dtype)
             stored = new.astype(old.dtype, copy=False)
-        if not np.isfinite(stored).all():
+        if not np.isfinite(edges).all():
             files = ", ".join(str(lora.path) for lora in loras)
-            raise InputError(
-                f"with {files} the weight {target[1]} is beyond what {old.dtype} holds; use a smaller scale"
-            )
+            what = f"the weight {target[1]} is beyond what {old.dtype} holds"
+            raise InputError(f"with {files} {what}; use a smaller scale")
         return target, stored
 
     return run_parallel(changed, found, most=WORKERS)

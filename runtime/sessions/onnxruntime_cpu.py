@@ -44,7 +44,6 @@ SHARED = 32 * 32
 # Bytes of weights up to which an engine packs them when it opens: a private copy that costs little, and products of few
 # rows are faster for it. Larger ones stay in the file's pages.
 PACKED = 256 << 20
-WORKERS = 4  # threads that lay weights out; most of it is waiting for memory
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 logger = logging.getLogger(__name__)
 
@@ -292,7 +291,7 @@ def _laid_out(path: Path, data: bytes, overrides: Changes) -> dict[str, NDArray[
         logger.warning("the engine %s cannot change %s, so this LoRA runs without it", path.name, ", ".join(fixed[:3]))
         return None
     affected = layouts.affected(list(overrides))
-    made = run_parallel(lambda own: own.apply(overrides[own.tensor]), affected.values(), most=WORKERS)
+    made = run_parallel(lambda own: own.apply(overrides[own.tensor]), affected.values(), most=usable_threads())
     return dict(zip(affected, made, strict=True))
 
 

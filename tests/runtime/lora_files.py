@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,18 @@ MODULES = {
 }
 
 
-def write_lora(path: Path, seed: int, networks: tuple[str, ...] = (UNET, TEXT), strength: float = 0.1) -> Path:
-    """A LoRA that changes some tensors of each of ``networks``."""
+def write_lora(
+    path: Path,
+    seed: int,
+    networks: tuple[str, ...] = (UNET, TEXT),
+    strength: float = 0.1,
+    modules: Mapping[str, tuple[str, ...]] = MODULES,
+) -> Path:
+    """A LoRA that changes ``modules`` of each of ``networks``."""
     rng, state = np.random.default_rng(seed), {}
     for network in networks:
         own = SafetensorsFile(BUNDLED / "talbot" / f"{network}.safetensors")
-        for module in MODULES[network]:
+        for module in modules[network]:
             rows, *columns = own.shape(f"{module}.weight")
             name = f"{network}.{module}"
             state[f"{name}.lora_A.weight"] = rng.standard_normal((RANK, *columns), np.float32)
