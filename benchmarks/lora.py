@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from safetensors.numpy import save_file
 
 from benchmarks.checkpoints import MODELS, model
@@ -36,6 +35,7 @@ from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.request import Request
+from calotype.runtime.sessions.plans import has_plan
 
 PROMPT = "a castle on a hill"
 LINEAR = {
@@ -53,10 +53,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     chosen = model(arguments.model, WORK / "benchmarks")
-    build_engines(Bundle.open(chosen.bundle), networks=["unet", "text_encoder"], say=print)
+    bundle = Bundle.open(chosen.bundle)
+    missing = [name for name in LINEAR if not has_plan(bundle.manifest, bundle.manifest.networks[name], "cpu")]
+    if missing:
+        build_engines(bundle, networks=missing, say=print)
     with tempfile.TemporaryDirectory() as folder:
         files = lora_files(chosen.bundle, Path(folder), arguments.rank)
-        sides = {"calotype": Calotype(chosen.bundle, arguments.size), "diffusers": Diffusers(chosen.checkpoint)}
+        sides = {
+            "calotype": Calotype(chosen.bundle, arguments.size),
+            "diffusers": Diffusers(chosen.checkpoint, arguments.size),
+        }
         report = {
             **origin(f"python -m benchmarks.lora --model {arguments.model} --rank {arguments.rank}"),
             "machine": machine(),
@@ -94,7 +100,7 @@ def lora_files(bundle: Path, folder: Path, rank: int) -> Iterator[Path]:
 def measured(sides: dict[str, Any], files: Iterator[Path], rounds: int, size: int) -> dict[str, Any]:
     """The figures of both, by what was measured."""
     plain = in_turns({name: side.step for name, side in sides.items()}, rounds)[0]
-    bytes_before = psutil.Process().memory_info().rss
+    before = own_memory()
     kept = next(files)
     for side in sides.values():
         side.use(kept)
@@ -124,8 +130,14 @@ def measured(sides: dict[str, Any], files: Iterator[Path], rounds: int, size: in
             for name in sides
         },
         "kept_mb": round(sides["calotype"].pipeline.networks.kept_bytes / 1e6),
-        "grown_mb": round((psutil.Process().memory_info().rss - bytes_before) / 1e6),
+        "grown_mb": round((own_memory() - before) / 1e6),
     }
+
+
+def own_memory() -> int:
+    """Bytes of this process that are no pages of a file."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["RssAnon"].split()[0]) * 1024
 
 
 class Calotype:
@@ -152,7 +164,7 @@ class Calotype:
 class Diffusers:
     """Its pipeline with PEFT; a file is loaded once, and then set."""
 
-    def __init__(self, checkpoint: Path, size: int = 256) -> None:
+    def __init__(self, checkpoint: Path, size: int) -> None:
         import diffusers
         import torch
 
