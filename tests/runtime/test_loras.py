@@ -274,6 +274,16 @@ def test_jobs_that_a_lora_of_words_alone_tells_apart_share_a_run(pipeline: Pipel
     assert all(pipeline.is_open(job) for job in jobs)
 
 
+def test_networks_that_take_turns_keep_the_set_in_use_alone(pipeline: Pipeline, folder: Path) -> None:
+    wanted = [drawn(pipeline, loras) for loras in (["style"], [], ["lines"])]
+    with Pipeline.load(TALBOT, "cpu", lora_folder=folder, low_memory=True) as turns:
+        for _ in range(2):
+            assert [drawn(turns, loras) for loras in (["style"], [], ["lines"])] == wanted
+        changed = {key.weights for key in turns.networks.sessions if key.weights}
+        assert len(changed) == 1
+        assert turns.networks.kept_bytes > 0
+
+
 class KilledError(BaseException):
     """Stands for what ends a process."""
 
