@@ -238,6 +238,11 @@ def check_apart(pipeline: Pipeline, requests: Sequence[Request], data: st.DataOb
         return bytes(pipeline.finish(job).image.tobytes())
 
     running: list[Drawing] = [pipeline.prepare(request) for request in requests]
+    for request, job in zip(requests, running, strict=True):
+        named = [lora for lora in request.loras or () if isinstance(lora, NamedLora)]
+        changing = any(lora.name != "words" for lora in named)  # the UNet, that is
+        weights = [(lora.path.stem, lora.scale) for lora in job.key.session.weights]  # type: ignore[attr-defined]
+        assert weights == ([(lora.name, lora.scale) for lora in named] if changing else [])
     while any(not job.done for job in running):
         waiting = [job for job in running if not job.done]
         moved = data.draw(st.lists(st.sampled_from(waiting), min_size=1, unique_by=id))
