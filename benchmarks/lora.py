@@ -38,6 +38,7 @@ from calotype.runtime.request import Request
 from calotype.runtime.sessions.plans import has_plan
 
 PROMPT = "a castle on a hill"
+KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te"}
 LINEAR = {
     "unet": re.compile(r"\.(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|proj_in|proj_out)\.weight$"),
     "text_encoder": re.compile(r"\.(self_attn\.\w+_proj|mlp\.fc\d)\.weight$"),
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def lora_files(bundle: Path, folder: Path, rank: int) -> Iterator[Path]:
-    """New LoRAs without end, in float16, named as PEFT names them."""
+    """New LoRAs without end, in float16, named as kohya's trainers name them."""
     shapes = {
         (network, name.removesuffix(".weight")): own.shape(name)
         for network, pattern in LINEAR.items()
@@ -88,10 +89,12 @@ def lora_files(bundle: Path, folder: Path, rank: int) -> Iterator[Path]:
     for number in itertools.count():
         rng, state = np.random.default_rng(number), {}
         for (network, module), (rows, columns, *pixels) in shapes.items():
-            parts = {"A": (rank, columns, *pixels), "B": (rows, rank, *pixels)}
+            parts = {"down": (rank, columns, *pixels), "up": (rows, rank, *pixels)}
+            own = f"{KOHYA[network]}_{module.replace('.', '_')}"
+            state[f"{own}.alpha"] = np.array(rank, np.float16)
             for part, shape in parts.items():
                 values = 0.01 * rng.standard_normal(shape, np.float32)
-                state[f"{network}.{module}.lora_{part}.weight"] = values.astype(np.float16)
+                state[f"{own}.lora_{part}.weight"] = values.astype(np.float16)
         path = folder / f"{number}.safetensors"
         save_file(state, path)
         yield path
