@@ -60,6 +60,7 @@ COMMANDS = (
         "--peers calotype-unbuilt --rounds 1",
     ),
     ("benchmarks.cold", "cold starts beside peers", "--peers calotype-unbuilt --rounds 1"),
+    ("benchmarks.lora", "LoRAs switched per call, beside diffusers", "--model talbot --size 128 --rounds 1"),
     (
         "benchmarks.gpu",
         "everything that a GPU shows",
@@ -147,6 +148,7 @@ def speed(name: str, report: Mapping[str, Any], folder: Path) -> str:
 
 
 OPENING = ("imports", "load")
+SWITCHES = ("first_s", "again_s")
 
 
 def cold(_name: str, report: Mapping[str, Any], _folder: Path) -> str:
@@ -179,6 +181,32 @@ def cold(_name: str, report: Mapping[str, Any], _folder: Path) -> str:
         "With nothing cached, model and packages were dropped from the system's cache before each start."
     )
     return f"## {report['model']}, cold start beside peers\n\n{about}\n\n{table(heads, rows)}\n"
+
+
+def lora(name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """Switching LoRAs, beside diffusers."""
+    rows = []
+    for side in ("calotype", "diffusers"):
+        item = report[side]
+        steps = item["step_s"]
+        rows.append(
+            [
+                side,
+                *(
+                    f"{item[key]['median']:.3g} s ({item[key]['min']:.3g} to {item[key]['max']:.3g})"
+                    for key in SWITCHES
+                ),
+                f"{steps['without']['median']:.3g} s",
+                f"{steps['with']['median']:.3g} s, {spread_text(item['step_ratio'])} times",
+            ]
+        )
+    about = (
+        f"{origin(name, report)} Rank {report['rank']}, {report['size']}x{report['size']} pixels, {report['rounds']} "
+        f"rounds in turns, load {report['machine']['load']} at their end. Calotype's kept sets held "
+        f"{report['kept_mb']} MB then; both together had grown by {report['grown_mb']} MB of their own."
+    )
+    heads = ["", "a file that is new", "back to one that was used", "a guided step without", "with one"]
+    return f"## {report['model']}, LoRAs switched\n\n{about}\n\n{table(heads, rows)}\n"
 
 
 def _found(item: Mapping[str, Any], split: str) -> str:
@@ -290,6 +318,7 @@ def _distance(figures: Mapping[str, Any]) -> str:
 SECTIONS = {
     "speed-": speed,
     "cold-": cold,
+    "lora-": lora,
     "micro-": micro,
     "modes-": modes,
     "host-": host,

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from calotype.engine import bands, calibration, cpu_operators, graph, int8, winograd
+from calotype.engine import bands, calibration, cpu_operators, graph, int8, layouts, winograd
 from calotype.engine.cache import Built, Say, obtain, plan_path
 from calotype.engine.calibration import Evaluation, evaluations
 from calotype.engine.graph import Arrays
@@ -31,6 +31,8 @@ from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.diagnostics.verification import read_tokens
 from calotype.runtime.errors import BackendError, BuildError, InputError
+from calotype.runtime.graphs import layouts as runtime_layouts
+from calotype.runtime.graphs import winograd as runtime_winograd
 from calotype.runtime.onnx_runtime import import_onnxruntime
 from calotype.runtime.sessions.plans import cache_folder, weights_of
 from calotype.runtime.sessions.processor import instruction_sets, multiplies_bytes, usable_threads
@@ -45,7 +47,9 @@ MAX_ROOT_MEAN_SQUARE = 0.1  # in int8: that of the difference over that of the f
 PROMPTS = 4  # drawn to see what values an int8 engine meets; the last is kept for the comparison
 PRECISIONS = ("float32", "int8")
 INT8_NETWORK = "unet"  # where nearly all the time goes
-OPERATORS = (graph.__file__, cpu_operators.__file__, winograd.__file__, bands.__file__)
+OPERATORS = tuple(
+    str(own.__file__) for own in (graph, cpu_operators, winograd, bands, layouts, runtime_layouts, runtime_winograd)
+)
 ROUNDING = (int8.__file__, calibration.__file__)
 WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -216,11 +220,13 @@ def _float32(bundle: Bundle, network: str, weights: Path, say: Say) -> tuple[onn
     for largest in (4, 2, 1):
         weights.unlink(missing_ok=True)
         model, stored = _prepare(bundle.path, spec)
+        uses = layouts.Uses(model.graph, stored)
         spread = winograd.rewrite(model, stored, largest)
         model, engine = _optimize(model, {**stored, **spread}, weights)
         figures, miss = _check(bundle, network, engine)
         if miss is None:
-            return model, {"max_relative": figures.max_relative}
+            fixed = layouts.annotate(model, weights, uses, stored).fixed
+            return model, {"max_relative": figures.max_relative, "fixed": float(len(fixed))}
         if not spread:
             break
         say(f"with convolutions by tiles of {largest} x {largest} pixels it is {miss}; smaller ones round less")

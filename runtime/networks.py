@@ -5,47 +5,46 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Container, Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from calotype.runtime.adapters.lora import Lora, merge
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.form import INT8, Form
-from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.denoising.feature_cache import DEEP, SHALLOW
 from calotype.runtime.denoising.job import SessionKey
 from calotype.runtime.errors import BundleError, InputError
+from calotype.runtime.merged_weights import MergedWeights, Weights
 from calotype.runtime.parallel import run_parallel
 from calotype.runtime.sessions import Session, choose_backend, default_form, has_int8, open_session
 from calotype.runtime.sessions.low_memory import Turn, TurnTakingSession
+from calotype.runtime.sessions.session import Changes
 from calotype.runtime.sessions.traced import Trace
 
-Weights = tuple[Lora, ...]
-Overrides = Mapping[str, Mapping[str, NDArray[np.floating[Any]]]]
+LORA_MEMORY = 2 << 30  # room for two of rank 32 at SD 1.5's size on a CPU with engines, beside the one in use
 logger = logging.getLogger(__name__)
 
 
 class Networks:
-    """The sessions of one bundle on one backend. Those of one set of weights are open at a time.
+    """The sessions of one bundle on one backend, those of several sets of LoRAs at a time.
+
+    A set of LoRAs is a tuple of them, () the model's own weights. A network that a set leaves alone has one session for
+    all of them. Those of the set that was opened last stay; of the others, those that were used last, up to
+    ``lora_memory`` bytes.
 
     Args:
         bundle: the model.
         backend: a name in ``BACKENDS``, or ``"auto"``.
         denoiser: the denoising network's name.
         encoders: the text encoders' names; these and the denoising network are what LoRAs change.
-        weights: the LoRAs that are merged to begin with.
+        lora_memory: bytes of weights that sessions hold which are kept for their set to come again.
         low_memory: keep the network that runs alone in memory.
         trace: is told where the time goes.
         threads: that the CPU backend computes with; None is as many as this process may use.
         device: the number of the GPU; None is the first, where one is used.
 
     Attributes:
-        weights: the LoRAs that are merged.
-        sessions: what is open, by network and form.
+        sessions: what is open, that which was used last at the end.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Networks:
         *,
         denoiser: str,
         encoders: Sequence[str],
-        weights: Weights = (),
+        lora_memory: int = LORA_MEMORY,
         low_memory: bool = False,
         trace: Trace | None = None,
         threads: int | None = None,
@@ -63,36 +62,50 @@ class Networks:
     ) -> None:
         self.bundle, self.backend = bundle, choose_backend(backend, bundle.path, device)
         self.denoiser, self.encoders = denoiser, tuple(encoders)
-        self.weights = weights
         self._turn = Turn() if low_memory else None
         self._trace, self._threads, self._device = trace, threads, device
-        self.sessions: dict[tuple[str, Hashable], Session] = {}
-        self._changed: frozenset[str] = frozenset()
+        self._weights = MergedWeights(bundle, (*self.encoders, denoiser))
+        self._most = 0 if low_memory else lora_memory
+        self.sessions: OrderedDict[SessionKey, Session] = OrderedDict()
+        self._waiting: dict[SessionKey, int] = {}  # bytes of the changes of a network that takes turns
 
     @property
     def engines(self) -> dict[str, Path | None]:
         """By open network: the plan that runs it, None where it is the bundle's own graph."""
-        return {_label(*key): session.engine for key, session in self.sessions.items()}
+        return {_label(key): session.engine for key, session in self.sessions.items()}
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of weights that the open sessions hold and share with nobody, those in use among them."""
+        return sum(map(self._held, self.sessions))
+
+    def key(self, network: str, form: Form, loras: Weights = ()) -> SessionKey:
+        """What names the session of a network with a set of LoRAs; () are its weights where they leave it alone.
+
+        Raises:
+            InputError: a file cannot be read, or does not fit the model.
+        """
+        return SessionKey(network, form, loras if self._changes(network, loras) else ())
 
     def session(self, key: SessionKey) -> Session:
-        """The session of that network, form and weights; opened where it is not, with its weights merged."""
-        if key.weights != self.weights:
-            self.use(key.weights)  # type: ignore[arg-type]
-        found = self.sessions.get((key.network, key.form))
+        """The session of that key, opened where it is not."""
+        found = self.sessions.get(key)
         if found is None:
             self.open([key])
-            found = self.sessions[key.network, key.form]
+            found = self.sessions[key]
+        elif len(self.sessions) > 1:
+            self.sessions.move_to_end(key)
         return found
 
-    def encoder(self, network: str) -> Session:
+    def encoder(self, network: str, loras: Weights = ()) -> Session:
         """The session of a text encoder."""
-        return self.session(SessionKey(network, self.form(network), self.weights))
+        return self.session(self.key(network, self.form(network, loras=loras), loras))
 
-    def encoding(self) -> list[SessionKey]:
+    def encoding(self, loras: Weights = ()) -> list[SessionKey]:
         """The sessions of the text encoders."""
-        return [SessionKey(network, self.form(network), self.weights) for network in self.encoders]
+        return [self.key(network, self.form(network, loras=loras), loras) for network in self.encoders]
 
-    def form(self, network: str, precision: str | None = None, *, whole: bool = True) -> Form:
+    def form(self, network: str, precision: str | None = None, *, whole: bool = True, loras: Weights = ()) -> Form:
         """What ``network`` is computed in.
 
         Args:
@@ -100,19 +113,25 @@ class Networks:
             precision: ``"int8"``, ``"float16"`` or ``"float32"``; ``"auto"`` is int8 where an engine in it was built,
                 and None what the backend is fast in.
             whole: whether it is evaluated whole; deep-feature caching takes networks that have no engines in int8.
+            loras: what is merged into its weights.
 
         Raises:
-            InputError: a LoRA is merged, and an engine in int8 was asked for.
+            InputError: LoRAs change its weights, and an engine in int8 was asked for.
         """
-        if precision == "int8" and self.weights:
-            raise InputError("an engine in int8 takes no LoRA: its weights were rounded when it was built; use float32")
+        changed = self._changes(network, loras)
+        if precision == "int8" and changed:
+            files = ", ".join(lora.path.name for lora in loras)
+            raise InputError(
+                f"an engine in int8 takes no LoRA that changes its weights, which were rounded when it was built, as "
+                f"{files} does; use float32"
+            )
         spec = self.bundle.manifest.networks[network]
         if precision == "auto":
-            built = whole and not self.weights and has_int8(self.bundle.path, spec, self.backend)
+            built = whole and not changed and has_int8(self.bundle.path, spec, self.backend)
             precision = "int8" if built else None
         return default_form(spec, self.backend) if precision is None else Form.parse(precision)
 
-    def denoising(self, form: Form, *, caching: bool) -> list[SessionKey]:
+    def denoising(self, form: Form, *, caching: bool, loras: Weights = ()) -> list[SessionKey]:
         """The sessions that jobs of a form take, with deep-feature caching or without.
 
         Raises:
@@ -125,36 +144,24 @@ class Networks:
                 f"{self.bundle.path} has no {', '.join(missing)}, which deep-feature caching takes; "
                 "export the bundle again"
             )
-        return [SessionKey(name, form, self.weights) for name in names]
+        return [self.key(name, form, loras) for name in names]
 
-    def open(self, keys: Iterable[SessionKey]) -> None:
-        """Open what of ``keys`` is not open yet, at the same time; all of it or nothing."""
-        missing = [key for key in keys if (key.network, key.form) not in self.sessions]
-        if missing:
-            overrides = self._merged(self.weights)
-            self.sessions |= self._opened(missing, overrides)
-            self._changed = frozenset(overrides)
+    def open(self, keys: Sequence[SessionKey]) -> None:
+        """Open what of ``keys`` is not open yet, at the same time; all of it or nothing.
 
-    def use(self, loras: Weights) -> None:
-        """Have ``loras`` merged into the weights in place of those before; () is the model's own weights, bit for bit.
-
-        What changes is opened first, and takes the place of what is open when all of it is: an error leaves everything
-        as it was.
+        Then sessions of other weights are closed, those that were used longest ago first, until the rest hold no more
+        than ``lora_memory``.
 
         Raises:
-            InputError: a file cannot be read, or does not fit the model.
+            InputError: a file cannot be read, does not fit the model, or has changed since it was looked at.
         """
-        if loras == self.weights:
-            return
-        overrides = self._merged(loras)
-        changing = [key for key in self.sessions if weights_of(key[0]) in self._changed | overrides.keys()]
-        # An engine in int8 takes no LoRA, and is opened again when one without is asked for.
-        opened = self._opened([SessionKey(*key) for key in changing if key[1] != INT8], overrides)
-        replaced = [self.sessions.pop(key) for key in changing]
-        self.sessions |= opened
-        self.weights, self._changed = loras, frozenset(overrides)
-        for session in replaced:
-            session.close()
+        missing = [key for key in keys if key not in self.sessions]
+        if missing:
+            self.sessions |= self._opened(missing)
+        for key in keys:
+            self.sessions.move_to_end(key)
+        if missing:
+            self._make_room(set(keys))
 
     def open_session(self, bundle: Bundle, network: str) -> Session:
         """Open a network of any bundle as these are, such as another autoencoder's; the caller closes it."""
@@ -172,23 +179,47 @@ class Networks:
         while self.sessions:
             self.sessions.popitem()[1].close()
 
-    def _opened(self, keys: Sequence[SessionKey], overrides: Overrides) -> dict[tuple[str, Hashable], Session]:
-        opened: dict[tuple[str, Hashable], Session] = {}
+    def _changes(self, network: str, loras: Weights) -> bool:
+        return bool(loras) and weights_of(network) in self._weights.changed(loras)
+
+    def _make_room(self, used: Container[SessionKey]) -> None:
+        changing = (*self.encoders, self.denoiser)
+        others = [key for key in self.sessions if key not in used and weights_of(key.network) in changing]
+        held = {key: self._held(key) for key in others}
+        for key in others:
+            if sum(held.values()) <= self._most:
+                break
+            if held.pop(key):  # the others would come back slowly, and cost nothing
+                self._waiting.pop(key, None)
+                self.sessions.pop(key).close()
+
+    def _held(self, key: SessionKey) -> int:
+        """Bytes of weights that a session has to itself, between its turns too."""
+        return self.sessions[key].own_bytes + self._waiting.get(key, 0)
+
+    def _opened(self, keys: Sequence[SessionKey]) -> dict[SessionKey, Session]:
+        opened: dict[SessionKey, Session] = {}
+        sets = {key.weights for key in keys}
+        merged = {weights: self._weights.merged(weights, _read(keys, weights)) for weights in sets}
 
         def add(key: SessionKey) -> None:
-            opened[key.network, key.form] = self._open(self.bundle, key, overrides.get(weights_of(key.network)))
+            overrides = merged[key.weights].get(weights_of(key.network))
+            opened[key] = self._open(self.bundle, key, overrides)
+            if self._turn is not None and overrides is not None:
+                self._waiting[key] = sum(own.nbytes for own in overrides.values())
 
         try:
             run_parallel(add, keys)
         except BaseException:
-            for session in opened.values():
+            for key, session in opened.items():
+                self._waiting.pop(key, None)
                 session.close()
             raise
         return opened
 
-    def _open(self, bundle: Bundle, key: SessionKey, overrides: Mapping[str, NDArray[Any]] | None) -> Session:
+    def _open(self, bundle: Bundle, key: SessionKey, overrides: Changes | None) -> Session:
         trace, spec = self._trace, bundle.manifest.networks[key.network]
-        label, form = _label(key.network, key.form), key.form
+        label, form = _label(key), key.form
         assert isinstance(form, Form)
 
         def opener() -> Session:
@@ -217,22 +248,16 @@ class Networks:
             return watched()
         return TurnTakingSession(spec, watched, self._turn)
 
-    def _merged(self, loras: Weights) -> dict[str, dict[str, NDArray[Any]]]:
-        """The weights that ``loras`` change, by network and name; always from the bundle's own."""
-        if not loras:
-            return {}
-        return merge(loras, {name: self._weights(name) for name in (*self.encoders, self.denoiser)})
-
-    def _weights(self, network: str) -> SafetensorsFile:
-        spec = self.bundle.manifest.networks[network]
-        self.bundle.check_weights(spec)
-        return SafetensorsFile(self.bundle.path / spec.weights[0])
-
 
 def weights_of(network: str) -> str:
     """The network whose weights ``network`` reads."""
     return "unet" if network in (DEEP, SHALLOW) else network
 
 
-def _label(network: str, form: Hashable) -> str:
-    return f"{network}_int8" if form == INT8 else network
+def _read(keys: Iterable[SessionKey], weights: Hashable) -> set[str]:
+    """The networks whose weights those of ``keys`` read that have ``weights``."""
+    return {weights_of(key.network) for key in keys if key.weights == weights}
+
+
+def _label(key: SessionKey) -> str:
+    return f"{key.network}_int8" if key.form == INT8 else key.network

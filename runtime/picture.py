@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.arrays import Array
 from calotype.runtime.bundle.form import Form
 from calotype.runtime.bundle.manifest import Manifest
@@ -110,7 +111,8 @@ class Settings:
         )
 
     def _additions(self) -> dict[str, Any]:
-        loras = [f"{own.path.name}:{_exactly(own.scale)} {digest_of(own.path)}" for own in self.request.loras or ()]
+        merged = [own for own in self.request.loras or () if isinstance(own, Lora)]
+        loras = [f"{own.path.name}:{_exactly(own.scale)} {own.digest or digest_of(own.path)}" for own in merged]
         words = [f"{own.path.name}:{own.token} {digest_of(own.path)}" for own in self.model.embeddings]
         return {
             "Lora": loras or None,

@@ -12,8 +12,8 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from calotype.runtime.adapters.lora import Lora
-from calotype.runtime.arguments import MOST_THREADS, at_least, between, instance, instances
+from calotype.runtime.adapters.named import Asked, asked_all
+from calotype.runtime.arguments import MOST_THREADS, as_path, at_least, between, instance, instances
 from calotype.runtime.arrays import Array
 from calotype.runtime.bundle.folder import Bundle, check_kind
 from calotype.runtime.call import Call, Callback
@@ -23,7 +23,9 @@ from calotype.runtime.denoising.denoiser import Denoiser
 from calotype.runtime.denoising.job import Job, Key
 from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.families import family_of
-from calotype.runtime.networks import Networks
+from calotype.runtime.loras import Loras
+from calotype.runtime.merged_weights import Weights
+from calotype.runtime.networks import LORA_MEMORY, Networks
 from calotype.runtime.parallel import run_parallel
 from calotype.runtime.picture import Kind, Model, Output, Picture, Settings
 from calotype.runtime.pictures.autoencoder import Tiles, Vae
@@ -34,7 +36,9 @@ from calotype.runtime.sessions import check_backend
 from calotype.runtime.sessions.traced import Trace
 from calotype.runtime.text.textual_inversion import Embedding
 
-LORAS, WORDS = "[Lora(path=…, scale=…)]", "[Embedding.read(path)]"
+WORDS = "[Embedding.read(path)]"
+# A LoRA, a file, a folder or a registered name; or one of the latter and a scale.
+LoraLike = Asked | str | Path | tuple[str | Path, float]
 
 
 class Pipeline(Closing):
@@ -51,7 +55,10 @@ class Pipeline(Closing):
         backend: str,
         *,
         low_memory: bool = False,
-        loras: Sequence[Lora] | None = None,
+        loras: Sequence[LoraLike] | None = None,
+        lora_folder: str | Path | None = None,
+        prompt_loras: bool = False,
+        lora_memory: int = LORA_MEMORY,
         embeddings: Sequence[Embedding] | None = None,
         vae: str | Path | None = None,
         vae_tiles: Tiles | None = None,
@@ -60,7 +67,7 @@ class Pipeline(Closing):
         threads: int | None = None,
         device: int | None = None,
     ) -> None:
-        merged, words = instances("loras", loras, Lora, LORAS), instances("embeddings", embeddings, Embedding, WORDS)
+        given, words = asked_all("loras", loras), instances("embeddings", embeddings, Embedding, WORDS)
         if vae_tiles is not None:
             instance("vae_tiles", vae_tiles, Tiles, "Tiles(size=64, overlap=16)")
         if trace is not None:
@@ -71,13 +78,15 @@ class Pipeline(Closing):
         self._fast, self.low_memory = chosen(fast), low_memory
         self._lock, self._calls = threading.RLock(), threading.RLock()
         self._process, self._closed = os.getpid(), False
+        folder = None if lora_folder is None else as_path("lora_folder", lora_folder)
+        self._loras = Loras(given, folder, instance("prompt_loras", prompt_loras, bool, "True or False"))
         encoders = [encoder.network for encoder in self._family.encoders]
         self.networks = Networks(
             bundle,
             backend,
             denoiser=self._family.denoiser,
             encoders=encoders,
-            weights=merged,
+            lora_memory=at_least("lora_memory", lora_memory, 0),
             low_memory=low_memory,
             trace=trace,
             threads=None if threads is None else between("threads", threads, 1, MOST_THREADS),
@@ -95,8 +104,11 @@ class Pipeline(Closing):
             scale, opener = self.manifest.vae.scaling_factor, self.networks.open_session
             autoencoder.append(Vae(bundle if other is None else other, opener, vae_tiles, scale))
 
+        def open_networks() -> None:
+            self._open(self._loras.default)
+
         try:
-            run_parallel(lambda work: work(), [open_vae, self._open])
+            run_parallel(lambda work: work(), [open_vae, open_networks])
             (self._vae,) = autoencoder
             self._vae.check_fits(self.manifest.vae)
         except BaseException:
@@ -105,7 +117,7 @@ class Pipeline(Closing):
             self.networks.close()
             raise
         self._denoiser = Denoiser(self.networks.session)
-        self._preparation = Preparation(self.manifest, self._family, self.networks, self._vae, words)
+        self._preparation = Preparation(self.manifest, self._family, self.networks, self._vae, self._loras, words)
 
     @classmethod
     def load(
@@ -114,7 +126,10 @@ class Pipeline(Closing):
         backend: str = "auto",
         *,
         low_memory: bool = False,
-        loras: Sequence[Lora] | None = None,
+        loras: Sequence[LoraLike] | None = None,
+        lora_folder: str | Path | None = None,
+        prompt_loras: bool = False,
+        lora_memory: int = LORA_MEMORY,
         embeddings: Sequence[Embedding] | None = None,
         vae: str | Path | None = None,
         vae_tiles: Tiles | None = None,
@@ -130,6 +145,10 @@ class Pipeline(Closing):
             backend: a name in ``BACKENDS``, or ``"auto"``.
             low_memory: keep the network that runs alone in memory.
             loras: see :meth:`set_loras`.
+            lora_folder: whose LoRAs requests may name, files without their ``.safetensors`` and adapters' folders.
+            prompt_loras: have ``<lora:NAME:SCALE>`` in a prompt name one of those; else it is read as words.
+            lora_memory: bytes of merged weights that are kept for their LoRAs to come again, those that were used last.
+                Those in use come on top.
             embeddings: words of textual inversion that prompts may use.
             vae: a bundle whose autoencoder takes the place of the model's own, such as a tiny one.
             vae_tiles: work on large pictures in tiles; None is whole.
@@ -153,6 +172,9 @@ class Pipeline(Closing):
             backend,
             low_memory=low_memory,
             loras=loras,
+            lora_folder=lora_folder,
+            prompt_loras=prompt_loras,
+            lora_memory=lora_memory,
             embeddings=embeddings,
             vae=vae,
             vae_tiles=vae_tiles,
@@ -167,16 +189,29 @@ class Pipeline(Closing):
         """By open network: the plan that runs it, None where it is the bundle's own graph."""
         return self.networks.engines
 
-    def set_loras(self, loras: Sequence[Lora] | None) -> None:
-        """Merge ``loras`` into the weights in place of those before, for requests that name none; None restores it.
+    @property
+    def lora_names(self) -> tuple[str, ...]:
+        """The LoRAs that requests may name; see ``lora_folder`` of :meth:`load`."""
+        return tuple(self._loras.registered)
+
+    def set_loras(self, loras: Sequence[LoraLike] | None) -> None:
+        """Merge ``loras`` into the weights for requests that say nothing of them, in place of those before.
+
+        Args:
+            loras: each as in :class:`Request`; () and None are the model's own weights, bit for bit.
 
         Raises:
             InputError: a file cannot be read, or does not fit the model; the pipeline is as it was.
         """
-        merged = instances("loras", loras, Lora, LORAS)
+        given = asked_all("loras", loras)
         with self._usable():
-            self.networks.use(merged)
-            self._preparation.loras = merged
+            files = self._loras.files(given)
+            self._open(files)
+            self._loras.default = files
+
+    def is_open(self, job: Job) -> bool:
+        """Whether the next run of ``job`` needs no network to be opened, which with other LoRAs can take seconds."""
+        return job.key.session in self.networks.sessions
 
     def prepare(self, request: Request, *, latents: Array | None = None) -> Drawing:
         """Turn a request into a job: check it, encode its prompts and the picture it starts from, draw its noise.
@@ -295,6 +330,7 @@ class Pipeline(Closing):
         guidance_rescale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         fast: bool | Acceleration | None = None,
+        loras: Sequence[LoraLike] | None = None,
         clip_skip: int | None = None,
         original_size: tuple[int, int] | None = None,
         crops_coords_top_left: tuple[int, int] | None = None,
@@ -328,6 +364,7 @@ class Pipeline(Closing):
             guidance_rescale: see :class:`Request`.
             guidance_interval: see :class:`Request`.
             fast: see :class:`Request`.
+            loras: see :class:`Request`; ``[("style.safetensors", 0.8)]``, say. Nothing of them stays after the call.
             clip_skip: see :class:`Request`.
             original_size: see :class:`Request`.
             crops_coords_top_left: see :class:`Request`.
@@ -362,6 +399,7 @@ class Pipeline(Closing):
             guidance_rescale=guidance_rescale,
             guidance_interval=guidance_interval,
             fast=fast,
+            loras=loras,
             clip_skip=clip_skip,
             original_size=original_size,
             crops_coords_top_left=crops_coords_top_left,
@@ -400,11 +438,11 @@ class Pipeline(Closing):
                 self.networks.close()
                 self._vae.close()
 
-    def _open(self) -> None:
-        """Open what requests need that say nothing of precision and caching."""
-        form = self.networks.form(self._family.denoiser, self._fast.precision, whole=not self._fast.caches)
-        keys = [*self.networks.encoding(), *self.networks.denoising(form, caching=self._fast.caches)]
-        self.networks.open(keys)
+    def _open(self, loras: Weights) -> None:
+        """Open what requests need that have ``loras`` and say nothing of precision and caching."""
+        networks, caching = self.networks, self._fast.caches
+        form = networks.form(self._family.denoiser, self._fast.precision, whole=not caching, loras=loras)
+        networks.open([*networks.encoding(loras), *networks.denoising(form, caching=caching, loras=loras)])
 
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.arrays import Array, Inputs
 from calotype.runtime.bundle.form import Form
 from calotype.runtime.bundle.manifest import Manifest
@@ -27,6 +26,8 @@ from calotype.runtime.denoising.start import Posterior, Start
 from calotype.runtime.errors import InputError
 from calotype.runtime.families import Family
 from calotype.runtime.families.base import Conditioner
+from calotype.runtime.loras import Loras, merged_into
+from calotype.runtime.merged_weights import Weights
 from calotype.runtime.networks import Networks
 from calotype.runtime.pictures.autoencoder import Vae
 from calotype.runtime.pictures.canvas import Canvas
@@ -41,6 +42,7 @@ from calotype.runtime.text.vocabulary import read_words, unknown_words
 MOST_POSTERIORS = 8  # of pictures to start from, kept encoded
 MOST_SOLVERS = 32
 MOST_ROWS = 8  # prompts' rows, which pictures of one prompt share
+MOST_CONDITIONERS = 4  # text encoders with other weights, and what they have encoded
 MOST_SAID = 256
 FAR = 3.0  # times as many pixels as the model's own size has, or as few
 logger = logging.getLogger(__name__)
@@ -81,16 +83,21 @@ class Preparation:
     """Turns requests into jobs. What pictures have in common is made once: solvers, encoded prompts and pictures."""
 
     def __init__(
-        self, manifest: Manifest, family: Family, networks: Networks, vae: Vae, embeddings: Sequence[Embedding] = ()
+        self,
+        manifest: Manifest,
+        family: Family,
+        networks: Networks,
+        vae: Vae,
+        loras: Loras,
+        embeddings: Sequence[Embedding] = (),
     ) -> None:
         self._manifest, self._family, self._networks, self._vae = manifest, family, networks, vae
-        self._embeddings = embeddings
-        self.loras: tuple[Lora, ...] = networks.weights  # of a request that says nothing of them
-        self._conditioner: tuple[list[Session], Conditioner] | None = None
+        self._loras, self._embeddings = loras, embeddings
+        self._conditioners: OrderedDict[tuple[int, ...], tuple[list[Session], Conditioner]] = OrderedDict()
         self._posteriors: OrderedDict[bytes, Posterior] = OrderedDict()
         self._solvers: OrderedDict[str, Solver] = OrderedDict()
         self._rows: OrderedDict[tuple[Any, ...], tuple[Inputs, Inputs | None]] = OrderedDict()
-        self._conditioned()  # with the model, so that no picture waits for it
+        self._conditioned(loras.default)  # with the model, so that no picture waits for it
         self._said: OrderedDict[str, None] = OrderedDict()
         path = manifest.words
         self._words = None if path is None else read_words(networks.bundle.path / path)
@@ -106,13 +113,11 @@ class Preparation:
         Raises:
             InputError: it asks for what this model cannot do.
         """
-        request = request.resolved(self._manifest, fast, self.loras)
+        request = self._loras.resolved(request.resolved(self._manifest, fast, self._loras.default))
         canvas = Canvas.open(self._manifest, request) if canvas is None else canvas
         request = dataclasses.replace(request, height=canvas.height, width=canvas.width)
         solver = self._solver(request)
         index = self._first_evaluation(canvas, solver)
-        assert request.loras is not None
-        self._networks.use(request.loras)
         form = self._form(request)
         self._warn(request)
         rows = _kept(self._rows, _text_of(request), lambda: self._encoded(request, canvas), MOST_ROWS)
@@ -188,31 +193,36 @@ class Preparation:
             cache=self._cache(request.fast.cache_interval, shape, rows=1 if unconditional is None else 2),
             network=self._family.denoiser,
             form=encoded.form,
-            weights=request.loras,
+            weights=self._networks.key(self._family.denoiser, encoded.form, merged_into(request)).weights,
             index=encoded.index,
             drawn_in=encoded.form,
             picture_seconds=picture_seconds,
         )
 
     def _encoded(self, request: Request, canvas: Canvas) -> tuple[Inputs, Inputs | None]:
-        return self._family.rows(self._manifest, self._conditioned(), request, canvas)
+        return self._family.rows(self._manifest, self._conditioned(merged_into(request)), request, canvas)
 
     def _form(self, request: Request) -> Form:
-        """What the denoising network is computed in; its sessions are opened."""
-        fast = request.fast
+        """What the denoising network is computed in; its sessions and the text encoders' are opened."""
+        fast, loras = request.fast, merged_into(request)
         assert isinstance(fast, Acceleration)
-        form = self._networks.form(self._family.denoiser, fast.precision, whole=not fast.caches)
-        self._networks.open(self._networks.denoising(form, caching=fast.caches))
+        form = self._networks.form(self._family.denoiser, fast.precision, whole=not fast.caches, loras=loras)
+        keys = [*self._networks.encoding(loras), *self._networks.denoising(form, caching=fast.caches, loras=loras)]
+        self._networks.open(keys)
         return form
 
-    def _conditioned(self) -> Conditioner:
-        """The text encoders, with what they have encoded, as long as their weights are the same."""
-        sessions = [self._networks.encoder(encoder.network) for encoder in self._family.encoders]
-        known = self._conditioner
-        if known is None or any(one is not other for one, other in zip(known[0], sessions, strict=True)):
-            conditioner = self._family.conditioner(self._networks.bundle, self._networks.encoder, self._embeddings)
-            known = self._conditioner = sessions, conditioner
-        return known[1]
+    def _conditioned(self, loras: Weights) -> Conditioner:
+        """The text encoders with these LoRAs, and what they have encoded, as long as their sessions are open."""
+        sessions = {
+            encoder.network: self._networks.encoder(encoder.network, loras) for encoder in self._family.encoders
+        }
+
+        def make() -> tuple[list[Session], Conditioner]:
+            # With the sessions, whose identities stay theirs as long as they are held.
+            conditioner = self._family.conditioner(self._networks.bundle, sessions.__getitem__, self._embeddings)
+            return list(sessions.values()), conditioner
+
+        return _kept(self._conditioners, tuple(map(id, sessions.values())), make, MOST_CONDITIONERS)[1]
 
     def _solver(self, request: Request) -> Solver:
         settings = {**self._manifest.scheduler, **request.scheduler_config}

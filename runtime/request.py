@@ -15,6 +15,7 @@ from PIL import Image
 
 from calotype.runtime import arguments
 from calotype.runtime.adapters.lora import Lora
+from calotype.runtime.adapters.named import Asked, NamedLora, asked_all
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.denoising.acceleration import EXACT, Acceleration, chosen
 from calotype.runtime.denoising.guidance import Guidance
@@ -55,7 +56,9 @@ class Request:
         original_size: SDXL's (height, width) before scaling; None is the picture's own.
         crops_coords_top_left: SDXL's (top, left); None is (0, 0).
         target_size: SDXL's (height, width); None is the picture's own.
-        loras: what is merged into the weights; None is as the pipeline has them.
+        loras: what is merged into the weights; None is as the pipeline has them. Each is a
+            :class:`calotype.runtime.adapters.lora.Lora`, or a file, a folder or a registered name, alone or with a
+            scale in a pair; see :func:`calotype.runtime.adapters.named.asked`.
 
     Raises:
         InputError: a value is of a wrong type or out of range. What the model decides is checked later.
@@ -83,7 +86,7 @@ class Request:
     original_size: tuple[int, int] | None = None
     crops_coords_top_left: tuple[int, int] | None = None
     target_size: tuple[int, int] | None = None
-    loras: tuple[Lora, ...] | None = None
+    loras: tuple[Asked, ...] | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -107,7 +110,7 @@ class Request:
         if self.timesteps is not None and self.sigmas is not None:
             raise InputError("timesteps and sigmas were both given; give one of them")
 
-    def resolved(self, manifest: Manifest, fast: bool | Acceleration = EXACT, loras: tuple[Lora, ...] = ()) -> Self:
+    def resolved(self, manifest: Manifest, fast: bool | Acceleration = EXACT, loras: tuple[Asked, ...] = ()) -> Self:
         """Fill in every default of the model; only the size of a picture to start from stays None.
 
         Args:
@@ -222,6 +225,8 @@ def _plain(value: Any) -> Any:
         return {"file": str(value)}
     if isinstance(value, Lora):
         return {"file": str(value.path), "scale": value.scale}
+    if isinstance(value, NamedLora):
+        return {"name": value.name, "scale": value.scale}
     if isinstance(value, Acceleration):
         return {name: _plain(own) for name, own in dataclasses.asdict(value).items()}
     if isinstance(value, Mapping):
@@ -250,15 +255,20 @@ def _picture(name: str, value: Any, files: bool) -> Source:
     return read_picture(data, name)
 
 
-def _loras(value: Any, files: bool) -> tuple[Lora, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(item, Mapping | Lora) for item in value):
-        raise InputError('loras is no list; give [{"file": "style.safetensors", "scale": 0.8}]')
-    return tuple(
-        item
-        if isinstance(item, Lora)
-        else Lora(path=_file("loras", item, files), scale=arguments.finite("a LoRA's scale", item.get("scale", 1.0)))
-        for item in value
-    )
+def _loras(value: Any, files: bool) -> tuple[Asked, ...]:
+    kinds = (Mapping, Lora, NamedLora)
+    if not isinstance(value, list | tuple) or not all(isinstance(item, kinds) for item in value):
+        raise InputError('loras is no list; give [{"name": "style", "scale": 0.8}], or a file in place of the name')
+    return tuple(_lora(item, files) if isinstance(item, Mapping) else item for item in value)
+
+
+def _lora(value: Mapping[Any, Any], files: bool) -> Asked:
+    scale = arguments.finite("a LoRA's scale", value.get("scale", 1.0))
+    if value.keys() - {"file", "name", "scale"} or ("file" in value) == ("name" in value):
+        raise InputError(f'loras has {quoted(value)}; give a "name" or a "file", and a "scale" or none')
+    if "name" in value:
+        return NamedLora(name=value["name"], scale=scale)
+    return Lora(path=_file("loras", value, files), scale=scale)
 
 
 def _acceleration(value: Mapping[str, Any]) -> Acceleration:
@@ -307,12 +317,6 @@ def _source(name: str, value: Any) -> Source:
     raise InputError(f"{name} is of type {kind}, not a picture; give a PIL image, an array or a file's path")
 
 
-def _merged(name: str, value: Any) -> tuple[Lora, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(item, Lora) for item in value):
-        raise InputError(f"{name}={quoted(value)} is no list of LoRAs; give [Lora(path=…, scale=…)]")
-    return tuple(value)
-
-
 def _chosen(_: str, value: Any) -> bool | Acceleration:
     chosen(value)
     return value  # type: ignore[no-any-return]
@@ -341,5 +345,5 @@ _CHECKS: Mapping[str, Any] = {
     "original_size": lambda name, value: arguments.pair(name, value, 1),
     "crops_coords_top_left": lambda name, value: arguments.pair(name, value, 0),
     "target_size": lambda name, value: arguments.pair(name, value, 1),
-    "loras": _merged,
+    "loras": asked_all,
 }

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.pictures.autoencoder import Tiles
 from calotype.runtime.sessions import check_backend
@@ -78,7 +77,7 @@ class ModelConfig:
             tiles=Tiles() if self.vae_tiling else None,
             sizes=tuple(map(size_of, self.warm)),
         )
-        return Served.of(order, {name: Lora(path=path).path for name, path in self.loras.items()})
+        return Served.of(order, self.loras)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from fastapi.exceptions import RequestValidationError
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from calotype.runtime.adapters.lora import Lora
+from calotype.runtime.adapters.named import NamedLora
 from calotype.runtime.arguments import seeds
 from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.pictures.canvas import MAX_SIZE
@@ -181,7 +180,7 @@ class Wanted(BaseModel):
                     param="size",
                 )
 
-    def _loras(self, model: ModelState) -> tuple[Lora, ...] | None:
+    def _loras(self, model: ModelState) -> tuple[NamedLora, ...] | None:
         """By name: what the service makes of it is no file that a client could name."""
         if self.loras is None:
             return None
@@ -189,7 +188,7 @@ class Wanted(BaseModel):
             if lora.name not in model.loras:
                 valid = ", ".join(sorted(model.loras)) or "none"
                 raise RequestRefusedError(f"there is no LoRA {quoted(lora.name)}; valid: {valid}", param="loras")
-        return tuple(Lora(path=Path(lora.name), scale=lora.scale) for lora in self.loras)
+        return tuple(NamedLora(name=lora.name, scale=lora.scale) for lora in self.loras)
 
 
 class Generation(Wanted):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from calotype.runtime.adapters.lora import Lora
+from calotype.runtime.adapters.named import NamedLora, chosen
 from calotype.runtime.bundle.folder import Bundle, check_kind
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.errors import InputError
@@ -55,18 +55,13 @@ class Served:
         return cls(name=order.name, open=order, manifest=bundle.manifest, digest=digest, loras=loras or {})
 
     def resolved(self, request: Request) -> Request:
-        """``request`` with the files of the LoRAs that it names: a path in it is a name in the list.
+        """``request`` with the files of the LoRAs that it names.
 
         Raises:
-            InputError: there is no such LoRA.
+            InputError: there is no such LoRA, or one is asked for by its file.
         """
         if not request.loras:
             return request
-        return dataclasses.replace(request, loras=tuple(map(self._lora, request.loras)))
-
-    def _lora(self, lora: Lora) -> Lora:
-        path = self.loras.get(str(lora.path))
-        if path is None:
-            valid = ", ".join(sorted(self.loras)) or "none"
-            raise InputError(f"there is no LoRA {str(lora.path)!r}; valid: {valid}")
-        return dataclasses.replace(lora, path=path)
+        if not all(isinstance(lora, NamedLora) for lora in request.loras):
+            raise InputError("a LoRA is asked for by its name here, not by its file")
+        return dataclasses.replace(request, loras=tuple(chosen(lora, self.loras) for lora in request.loras))

@@ -6,10 +6,9 @@ import dataclasses
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
-from calotype.runtime.adapters.lora import Lora
+from calotype.runtime.adapters.named import NamedLora
 from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.families import family_of
 from calotype.runtime.request import Request
@@ -183,7 +182,7 @@ def _over(body: ImageToImage, size: tuple[int, int], limits: Limits) -> Over:
     )
 
 
-def _without_loras(prompt: str, model: ModelState) -> tuple[str, list[Lora]]:
+def _without_loras(prompt: str, model: ModelState) -> tuple[str, list[NamedLora]]:
     """The prompt without ``<lora:NAME:SCALE>``, and those; raises RequestRefusedError."""
     found = []
     for name, scale in LORA.findall(prompt):
@@ -191,7 +190,7 @@ def _without_loras(prompt: str, model: ModelState) -> tuple[str, list[Lora]]:
             valid = ", ".join(model.loras) or "none"
             raise RequestRefusedError(f"there is no LoRA {quoted(name)}; valid: {valid}", param="prompt")
         try:
-            found.append(Lora(path=Path(name), scale=float(scale or 1.0)))  # a name in the list, no path
+            found.append(NamedLora(name=name, scale=float(scale or 1.0)))
         except ValueError:
             raise RequestRefusedError(
                 f"the LoRA {quoted(name)} has a scale that is no number", param="prompt"

@@ -175,7 +175,7 @@ class Worker:
         self._say(Running(ids=(work.id,), what="encode", seconds=seconds))
         task, pipeline = work.order.task, work.model.pipeline
         work.begun = begin = time.monotonic()
-        switched = (task.request.loras or ()) != pipeline.networks.weights
+        known = {key.weights for key in pipeline.networks.sessions}
         job = self._tried(work, lambda: pipeline.prepare(task.request))
         if job is None:
             return
@@ -183,7 +183,7 @@ class Worker:
         took = work.encoded - begin
         work.due = spread(task.previews, job.steps)
         name = work.model.name
-        seen = [Observation(name, SWITCH if switched else TEXT, 0, 1, took - job.picture_seconds)]
+        seen = [Observation(name, TEXT if job.weights in known else SWITCH, 0, 1, took - job.picture_seconds)]
         if task.request.image is not None:
             seen.append(Observation(name, ENCODE, work.order.outline.area, 1, job.picture_seconds))
         self._batcher.prepared({work.id: job})

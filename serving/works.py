@@ -11,6 +11,7 @@ import numpy as np
 
 from calotype.runtime.errors import BackendError, CalotypeError, InputError
 from calotype.runtime.families import family_of
+from calotype.runtime.loras import merged_into
 from calotype.runtime.picture import Picture
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.preparation import Drawing
@@ -77,7 +78,7 @@ def drawn_of(work: Work, picture: Picture, decoding: float) -> Drawn:
     if request.image is not None:
         plain |= {"strength": request.strength, "feather": request.feather}
     if request.loras:
-        plain["loras"] = [{"name": lora.path.stem, "scale": lora.scale} for lora in request.loras]
+        plain["loras"] = [{"name": lora.path.stem, "scale": lora.scale} for lora in merged_into(request)]
     return Drawn(
         pixels=np.asarray(picture.image),
         parameters=str(picture.settings.parameters()),

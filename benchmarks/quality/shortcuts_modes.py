@@ -11,6 +11,7 @@ from benchmarks.quality.fast_modes import NEVER
 from benchmarks.shortcuts import Mode, TorchUNet, first, load
 from calotype.runtime.bundle.form import FLOAT32
 from calotype.runtime.denoising.acceleration import Acceleration
+from calotype.runtime.denoising.job import SessionKey
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.schedulers import create_solver
 from calotype.runtime.sessions import Session
@@ -22,7 +23,7 @@ MODES = {
     **{f"{merged:.0%} of the tokens merged": Mode(merged=merged) for merged in (0.25, 0.5, 0.75)},
 }
 NAMES = ("exact", *MODES)
-UNET = ("unet", FLOAT32)
+UNET = SessionKey("unet", FLOAT32)
 
 
 def opened(stack: contextlib.ExitStack, names: Sequence[str], steps: int) -> dict[str, Draw]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.runtime.adapters import keys, steps
-from calotype.runtime.adapters.changes import Change, Module
+from calotype.runtime.adapters.changes import Change, Difference, Module
 from calotype.runtime.adapters.files import AdapterFile, read_adapter
 from calotype.runtime.adapters.kinds import changes
 from calotype.runtime.adapters.names import Place, Weights, names_of
 from calotype.runtime.arguments import as_path, finite
 from calotype.runtime.errors import InputError, quoted
+from calotype.runtime.parallel import run_parallel
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ Array = NDArray[Any]
 # A network, and a tensor's name in it.
 Target = tuple[str, str]
 Parts = dict[str, Array]
+WORKERS = min(8, os.cpu_count() or 1)  # threads that merge
 ANOTHER = "take the publisher's own, or save it again"  # the file is whole: fetching the same one would not help
 
 
@@ -41,10 +44,12 @@ class Lora:
         path: a ``.safetensors`` file, or a folder by PEFT or diffusers.
         scale: of what is added. A rotation (OFT, BOFT) is turned that part of the way, and so is DoRA, but in PEFT's
             layout: there the direction's change alone is scaled.
+        digest: of what lies there, once that was looked at; see :func:`calotype.runtime.picture.digest_of`.
     """
 
     path: Path
     scale: float = 1.0
+    digest: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", as_path("a LoRA's path", self.path))
@@ -79,25 +84,60 @@ def merge(loras: Sequence[Lora], weights: Weights) -> dict[str, dict[str, Array]
         InputError: a file cannot be read, is of another kind (GLoRA, IA3 …) or for another model, or the merged
             weights are too large for their dtype.
     """
-    names = names_of(weights) if loras else {}
+    found = read_changes(loras, weights, names_of(weights) if loras else {})
+    results: dict[str, dict[str, Array]] = {}
+    for (network, name), array in merged(loras, found, weights):
+        results.setdefault(network, {})[name] = array
+    return results
+
+
+def read_changes(
+    loras: Sequence[Lora], weights: Weights, names: Mapping[str, Sequence[Place]]
+) -> dict[Target, list[Change]]:
+    """What ``loras`` change, by network and name, and how; those of the scale 0 are looked at, and change nothing.
+
+    Args:
+        loras: any number.
+        weights: see :func:`merge`; their shapes alone are read.
+        names: see :func:`calotype.runtime.adapters.names.names_of`.
+
+    Raises:
+        InputError: a file cannot be read, is of another kind, or for another model.
+    """
     found: dict[Target, list[Change]] = {}
     for lora in loras:
         for target, own in _Reader(lora, names, weights).read().items():
             if lora.scale != 0:
                 found.setdefault(target, []).extend(own)
-    merged: dict[str, dict[str, Array]] = {}
-    for (network, name), own in found.items():
-        old = weights[network][name]
-        new = old.astype(np.float32)
+    return found
+
+
+def merged(
+    loras: Sequence[Lora], found: Mapping[Target, Sequence[Change]], weights: Weights
+) -> list[tuple[Target, Array]]:
+    """The weights with the changes made that were ``found`` in ``loras``; see :func:`merge`."""
+
+    def changed(target: Target) -> tuple[Target, Array]:
+        old = weights[target[0]][target[1]]
+        first, *rest = found[target]
         with np.errstate(all="ignore"):
-            for change in own:
+            if isinstance(first, Difference):  # one array less to go through
+                new = first.difference().reshape(old.shape)
+                new += old
+            else:
+                new = old.astype(np.float32)
+                first.add_to(new, old)
+            for change in rest:
                 change.add_to(new, old)
-            stored = new.astype(old.dtype)
-        if not np.isfinite(stored).all():
+            edges = np.array([new.min(initial=0), new.max(initial=0)]).astype(old.dtype)
+            stored = new.astype(old.dtype, copy=False)
+        if not np.isfinite(edges).all():
             files = ", ".join(str(lora.path) for lora in loras)
-            raise InputError(f"with {files} the weight {name} is beyond what {old.dtype} holds; use a smaller scale")
-        merged.setdefault(network, {})[name] = stored
-    return merged
+            what = f"the weight {target[1]} is beyond what {old.dtype} holds"
+            raise InputError(f"with {files} {what}; use a smaller scale")
+        return target, stored
+
+    return run_parallel(changed, found, most=WORKERS)
 
 
 class _Reader:

@@ -168,8 +168,13 @@ FILE = click.Path(path_type=Path)
     "--lora",
     "loras",
     multiple=True,
-    metavar="FILE[:SCALE]",
-    help="A LoRA to merge into the weights, 0.8 of it, say; can be given several times.",
+    metavar="LORA[:SCALE]",
+    help="A LoRA to merge into the weights, 0.8 of it, say: a file, a folder by PEFT, or a name in --lora-folder; can "
+    "be given several times.",
+)
+@click.option("--lora-folder", type=FILE, help="A folder whose LoRAs can be named, files without their suffix.")
+@click.option(
+    "--prompt-loras", is_flag=True, help="Have <lora:NAME:SCALE> in PROMPT name one of --lora-folder, not be words."
 )
 @click.option(
     "--embedding",
@@ -308,12 +313,14 @@ def _draw(pipeline: Pipeline, requests: list[Request], output: Path, overwrite: 
 
 def _additions(options: dict[str, Any]) -> dict[str, Any]:
     """What is added to the model when it is loaded."""
-    from calotype.runtime.adapters.lora import Lora
+    from calotype.runtime.adapters.named import parse
     from calotype.runtime.pictures.autoencoder import Tiles
     from calotype.runtime.text.textual_inversion import Embedding
 
     return {
-        "loras": [Lora.parse(text) for text in options["loras"]],
+        "loras": [parse(text) for text in options["loras"]],
+        "lora_folder": options["lora_folder"],
+        "prompt_loras": options["prompt_loras"],
         "embeddings": [Embedding.parse(text) for text in options["embeddings"]],
         "vae": options["vae"],
         "vae_tiles": Tiles() if options["vae_tiling"] else None,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype.runtime.errors import InputError
+from calotype.runtime.untrusted import open_regular
 from calotype.runtime.version import __version__
 
 NEGATIVE = "Negative prompt:"
@@ -110,7 +111,7 @@ def parse_parameters(text: str) -> Parameters:
 
 def file_hash(path: Path) -> str:
     """The first ten digits of the file's SHA-256."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:10]
 
 

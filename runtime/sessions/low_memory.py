@@ -46,6 +46,11 @@ class TurnTakingSession(WrappingSession):
         """See :attr:`Session.engine`."""
         return self._described()[1]
 
+    @property
+    def own_bytes(self) -> int:
+        """See :attr:`Session.own_bytes`. Between turns it has none, and in one they are all that there is."""
+        return 0
+
     def capacity(self, sizes: Sizes) -> int:
         """See :meth:`Session.capacity`."""
         key = tuple(sizes.items())

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,10 +22,13 @@ from numpy.typing import NDArray
 from calotype.runtime.arguments import MOST_THREADS, between
 from calotype.runtime.bundle.form import FLOAT32, INT8, Form
 from calotype.runtime.bundle.manifest import Manifest
+from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BackendError
 from calotype.runtime.graphs.files import initializer_names
+from calotype.runtime.graphs.layouts import Layouts
 from calotype.runtime.onnx_runtime import import_onnxruntime
+from calotype.runtime.parallel import run_parallel
 from calotype.runtime.sessions.plans import WantedOnCpu, find_plans, list_plans, plan_trouble, read_plan
 from calotype.runtime.sessions.processor import instruction_sets, is_whole_machine, usable_threads
 from calotype.runtime.sessions.records import PlanRecord
@@ -76,7 +80,7 @@ class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
             raise BackendError(f"the CPU computes in float32, or in int8 with an engine; {form} was asked for")
         self._threads = usable_threads() if threads is None else between("threads", threads, 1, MOST_THREADS)
         self._traces = tempfile.TemporaryDirectory(prefix="calotype-") if trace else None
-        self._engine, self._session = self._open(overrides or {})
+        self._engine, self._session, self._held, self._own_bytes = self._open(overrides or {})
         self._traced, self._seconds = not trace, dict[str, float]()
         self._ran_large = False
 
@@ -84,6 +88,11 @@ class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
     def engine(self) -> Path | None:
         """See :attr:`Session.engine`."""
         return self._engine
+
+    @property
+    def own_bytes(self) -> int:
+        """See :attr:`Session.own_bytes`. An engine's weights are mapped, all but those that took their place."""
+        return self._own_bytes
 
     @property
     def keeps_bytes(self) -> bool:
@@ -111,13 +120,13 @@ class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
             raise _explained(f"run at {', '.join(f'{name}={size}' for name, size in sizes.items())}", error) from error
 
     def set_weights(self, changes: Changes | None) -> None:
-        """See :meth:`Session.set_weights`. An engine makes way for the bundle's graph, and comes back without."""
+        """See :meth:`Session.set_weights`."""
         self._check_usable()
         if self._form != FLOAT32:
             raise BackendError(f"{self._name} in {self._form} keeps the weights that it was built with; use float32")
-        engine, session = self._open(changes or {})  # before the other is given up: this may fail
+        opened = self._open(changes or {})  # before the other is given up: this may fail
         self._read_profile()
-        self._engine, self._session = engine, session
+        self._engine, self._session, self._held, self._own_bytes = opened
         self._traced = self._traces is None
         for shape in self._shapes.values():
             shape.binding = self._bind(shape.views)
@@ -149,7 +158,7 @@ class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
     def _close(self) -> None:
         self._read_profile()
         super()._close()
-        del self._session
+        del self._session, self._held
         if self._traces is not None:
             self._traces.cleanup()
 
@@ -163,19 +172,22 @@ class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
                 operator = event["args"]["op_name"]
                 self._seconds[operator] = self._seconds.get(operator, 0.0) + event["dur"] / 1e6
 
-    def _open(self, overrides: Changes) -> tuple[Path | None, Any]:
-        """The plan that is opened, None for the bundle's graph, and ONNX Runtime's session."""
-        if not overrides:
-            engine, session = _open_engine(self._folder, self._spec, self._form, self._options())
-            if session is not None:
-                return engine, session
+    def _open(self, overrides: Changes) -> tuple[Path | None, Any, list[Any], int]:
+        """The plan that is opened, None for the bundle's graph; ONNX Runtime's session, the weights that it reads in
+        place, and the bytes of all that are its own.
+        """
+        engine = _open_engine(self._folder, self._spec, self._form, self._options(), overrides)
+        if engine is not None:
+            path, session, held = engine
+            return path, session, held, sum(value.tensor_size_in_bytes() for value in held)
         if self._form != FLOAT32:
             raise BackendError(
                 f"{self._name} has no engine in {self._form} for this machine; build one with: "
                 f"calotype build {self._folder} --backend cpu --precision {self._form}"
             )
         self._before_reading()
-        return None, _open_graph(self._folder / self._name, overrides, self._options())
+        session = _open_graph(self._folder / self._name, overrides, self._options())
+        return None, session, [], _float32_bytes(self._folder / self._spec.weights[0])
 
     def _options(self) -> Any:
         options = onnxruntime.SessionOptions()
@@ -217,6 +229,12 @@ def _open_graph(graph: Path, overrides: Changes, options: Any) -> Any:
         raise _explained(f"open {graph.name}", error) from error
 
 
+def _float32_bytes(weights: Path) -> int:
+    """Bytes of all weights in the file, in float32."""
+    file = SafetensorsFile(weights)
+    return sum(4 * math.prod(file.shape(name)) for name in file)
+
+
 def _explained(what: str, error: Exception) -> BackendError:
     text = " ".join(str(error).split())
     if any(words in text for words in ("allocate memory", "bad allocation", "bad_alloc")):
@@ -227,11 +245,13 @@ def _explained(what: str, error: Exception) -> BackendError:
     return BackendError(f"ONNX Runtime cannot {what}: {text}")
 
 
-def _open_engine(folder: Path, spec: ModelSpec, form: Form, options: Any) -> tuple[Path | None, Any]:
-    """The engine that serves ``spec`` here, and its session; None and None where there is none that is sound."""
+def _open_engine(
+    folder: Path, spec: ModelSpec, form: Form, options: Any, overrides: Changes
+) -> tuple[Path, Any, list[Any]] | None:
+    """The engine that serves ``spec`` here, its session, and its own weights; None where none is sound and fits."""
     found = serving_engine(folder, spec, form)
     if found is None:
-        return None, None
+        return None
     path, record = found
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was done before
     # Large weights in float32 stay in the file's pages. In int8 kernels would arrange theirs anew in every run.
@@ -240,12 +260,39 @@ def _open_engine(folder: Path, spec: ModelSpec, form: Form, options: Any) -> tup
     options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     try:
         data = read_plan(path, record)
+        weights = _laid_out(path, data, overrides)
+        if weights is None:
+            return None
+        held = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        for name, value in zip(weights, held, strict=True):
+            options.add_initializer(name, value)  # read where it lies, not copied
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         logger.info("%s: its engine in %s", spec.graphs[form.graph], form)
-        return path, session
+        return path, session, held
     except Exception as error:
         logger.warning("the engine %s cannot be opened: %s; build it again with: calotype build", path.name, error)
-        return None, None
+        return None
+
+
+def _laid_out(path: Path, data: bytes, overrides: Changes) -> dict[str, NDArray[np.float32]] | None:
+    """What takes the place of an engine's weights, by their names there; None where it cannot be."""
+    if not overrides:
+        return {}
+    layouts = Layouts.read(data)
+    if layouts is None:
+        logger.warning(
+            "the engine %s is of a version whose weights could not be changed, so LoRAs run without it, and slower; "
+            "build it again with: calotype build --force",
+            path.name,
+        )
+        return None
+    fixed = sorted(layouts.fixed & overrides.keys())
+    if fixed:
+        logger.warning("the engine %s cannot change %s, so this LoRA runs without it", path.name, ", ".join(fixed[:3]))
+        return None
+    affected = layouts.affected(list(overrides))
+    made = run_parallel(lambda own: own.apply(overrides[own.tensor]), affected.values(), most=usable_threads())
+    return dict(zip(affected, made, strict=True))
 
 
 def serving_engine(folder: Path, spec: ModelSpec, form: Form) -> tuple[Path, PlanRecord] | None:

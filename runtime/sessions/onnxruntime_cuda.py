@@ -12,7 +12,7 @@ import numpy as np
 from calotype.runtime.bundle.form import Form
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BackendError, install_line
-from calotype.runtime.graphs.files import initializer_names
+from calotype.runtime.graphs.files import initializer_names, weight_bytes
 from calotype.runtime.onnx_runtime import import_onnxruntime
 from calotype.runtime.sessions.cuda_fusions import FUSIONS
 from calotype.runtime.sessions.cuda_operators import for_cuda
@@ -77,6 +77,7 @@ class OnnxRuntimeCudaSession(StagedSession[_Bound]):
             raise BackendError(f"the installed onnxruntime has no CUDA; both packages own one name, so: {way_out}")
         super().__init__(spec.inputs, spec.outputs, spec.graphs[form.graph], backend="cuda", device=device)
         self._graphs = 0
+        self._own_bytes = weight_bytes(folder / self._name)  # of a float32 graph of halves it is twice as much
         self._session: Any = None
         latent = LATENT_BYTES * np.dtype(form.compute).itemsize
         self._most_latents = int(self._device.gpu.memory * SHARE_OF_MEMORY) // latent
@@ -85,6 +86,11 @@ class OnnxRuntimeCudaSession(StagedSession[_Bound]):
         except BaseException:
             self.close()
             raise
+
+    @property
+    def own_bytes(self) -> int:
+        """See :attr:`Session.own_bytes`. On the GPU."""
+        return self._own_bytes
 
     def capacity(self, sizes: Sizes) -> int:
         """See :meth:`Session.capacity`. As many rows as a share of the GPU's memory has room for.

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.runtime.errors import BackendError
+from calotype.runtime.graphs.files import initializer_names
 from calotype.runtime.sessions.device import Device
 from calotype.runtime.sessions.libraries import Library
 from calotype.runtime.sessions.plans import read_plan
@@ -124,6 +125,9 @@ class OpenedPlan:
         if not api.OnnxParserRefitter(refitter, logger).refit_from_file(str(graph)):
             raise BackendError(self.complaint(f"read the weights of {graph.name}"))
         names = set(refitter.get_all_weights())
+        fixed = sorted((overrides.keys() & initializer_names(graph)) - names)
+        if fixed:  # or the picture would be drawn with a part of the LoRA
+            raise BackendError(self.complaint(f"change the weights {', '.join(fixed[:3])}, which a LoRA changes"))
         # Kept until the refit is done: the library reads them in place.
         arrays = {name: np.ascontiguousarray(value) for name, value in overrides.items() if name in names}
         for name, array in arrays.items():

@@ -46,6 +46,10 @@ class Session(Protocol):
     def engine(self) -> Path | None:
         """The plan that is opened; None where it is the bundle's graph."""
 
+    @property
+    def own_bytes(self) -> int:
+        """About how many bytes its weights take that it shares with no other session; 0 where that is next to none."""
+
     def operators(self) -> dict[str, float]:
         """Seconds that each kind of operator took in all runs; empty where that is not known."""
 
@@ -136,6 +140,11 @@ class BaseSession(Closing):
     def engine(self) -> Path | None:
         """See :attr:`Session.engine`."""
         return None
+
+    @property
+    def own_bytes(self) -> int:
+        """See :attr:`Session.own_bytes`."""
+        return 0
 
     def operators(self) -> dict[str, float]:
         """See :meth:`Session.operators`."""

@@ -120,6 +120,11 @@ class TensorRtSession(StagedSession[_Shape]):
         """See :attr:`Session.engine`. The one that was used last."""
         return self._plans[next(reversed(self._opened))][0] if self._opened else None
 
+    @property
+    def own_bytes(self) -> int:
+        """See :attr:`Session.own_bytes`. Of the plans that are open, on the GPU."""
+        return sum(map(self._weight, self._opened))
+
     def capacity(self, sizes: Sizes) -> int:
         """See :meth:`Session.capacity`. The most that a profile for the size has, of those that runs have."""
         key = tuple(sizes.items())

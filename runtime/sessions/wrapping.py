@@ -29,6 +29,11 @@ class WrappingSession(BaseSession):
         """See :attr:`Session.engine`."""
         return self._wrapped().engine
 
+    @property
+    def own_bytes(self) -> int:
+        """See :attr:`Session.own_bytes`."""
+        return self._wrapped().own_bytes
+
     def operators(self) -> dict[str, float]:
         """See :meth:`Session.operators`."""
         return self._wrapped().operators()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterator
 
+from calotype.runtime.errors import InputError
+
 logger = logging.getLogger(__name__)
 
+LORA = r"<(?:lora|lyco):(?P<lora>[^<>]*)>"
 # What it looks like, and what to do instead.
 SYNTAX = {
-    r"<(?:lora|lyco):(?P<name>[^<>]*)>": "give the file with --lora FILE:SCALE",
+    LORA: "give the file with --lora FILE:SCALE, or --prompt-loras to have it read",
     r"<hypernet:[^<>]*>": "hypernetworks are not supported",
     r"\bBREAK\b": "a chunk ends where it is full",
     r"\bAND\b": "prompts are not composed; give one after the other",
@@ -29,6 +33,26 @@ CHOICE = "none is chosen; write one out"
 _BRACKETS = re.compile(r"(?<!\\)\[([^\[\]]*)(?<!\\)\]|(?<!\\)\{([^{}]*)\}")
 _NUMBER = re.compile(r"\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*")
 MOST = 4
+
+
+def take_loras(prompt: str) -> tuple[str, list[tuple[str, float]]]:
+    """The prompt without its ``<lora:NAME:SCALE>``, and their names and scales, 1 where none stands there.
+
+    As in AUTOMATIC1111, ``<lyco:…>`` is the same, and what stands around it stays as it is.
+
+    Raises:
+        InputError: it has no name, or what follows that is not one finite number.
+    """
+    found = []
+    for match in re.finditer(LORA, prompt):
+        name, _, scale = match["lora"].partition(":")
+        number = 1.0 if not scale else float(scale) if _NUMBER.fullmatch(scale) else math.nan
+        if not name or not math.isfinite(number):
+            raise InputError(
+                f"the prompt has {_short(match.group())!r}, which is no name and one scale; write <lora:NAME:0.8>"
+            )
+        found.append((name, number))
+    return (re.sub(LORA, "", prompt) if found else prompt), found
 
 
 def prompt_warnings(prompt: str) -> list[str]:

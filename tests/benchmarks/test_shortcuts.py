@@ -16,6 +16,7 @@ from benchmarks.shortcuts import KeptAttention, Merge, MergedAttention, Mode
 from calotype.export.models.layers import Attention
 from calotype.export.models.unet import UNet, UNetConfig
 from calotype.runtime.bundle.form import FLOAT32
+from calotype.runtime.denoising.job import SessionKey
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions.onnxruntime_cpu import OnnxRuntimeCpuSession
 
@@ -74,9 +75,9 @@ def drawing() -> Iterator[tuple[Pipeline, shortcuts.TorchUNet, np.ndarray]]:
     """Talbot with its UNet in PyTorch, and what it draws with the engine in its place."""
     with Pipeline.load("talbot", "cpu") as pipeline:
         exact = draw(pipeline)
-        stand_in = shortcuts.TorchUNet(pipeline.networks.sessions["unet", FLOAT32], shortcuts.load())
+        stand_in = shortcuts.TorchUNet(pipeline.networks.sessions[SessionKey("unet", FLOAT32)], shortcuts.load())
         stand_in.steps = STEPS
-        pipeline.networks.sessions["unet", FLOAT32] = stand_in
+        pipeline.networks.sessions[SessionKey("unet", FLOAT32)] = stand_in
         yield pipeline, stand_in, exact
 
 

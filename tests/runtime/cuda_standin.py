@@ -201,7 +201,10 @@ Network = Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 
 
 class Library:
-    """What stands for ``tensorrt_rtx`` at run time: any plan is ``network``, its arena of ``activations`` bytes."""
+    """What stands for ``tensorrt_rtx`` at run time: any plan is ``network``, its arena of ``activations`` bytes.
+
+    Where it is ``weighted``, the weights that were put into a plan are added to what it computes.
+    """
 
     class ILogger:
         class Severity(enum.Enum):
@@ -235,6 +238,8 @@ class Library:
         self.open = self.deserialized = 0
         self.refuses: str | None = None
         self.refitted: dict[str, Any] = {}
+        self.refittable = ["conv_in.weight", "conv_out.weight"]
+        self.weighted = False
         self.capturable = True
         self.kernels: list[bytes] = []
 
@@ -243,7 +248,7 @@ class Library:
         return Runtime(self, logger)
 
     def Refitter(self, engine: Engine, logger: Any) -> Refitter:
-        return Refitter(self)
+        return Refitter(self, engine)
 
     def OnnxParserRefitter(self, refitter: Refitter, logger: Any) -> Refitter:
         return refitter
@@ -253,15 +258,15 @@ class Library:
 
 
 class Refitter:
-    def __init__(self, library: Library) -> None:
-        self.library, self.held = library, dict[str, Any]()
+    def __init__(self, library: Library, engine: Engine) -> None:
+        self.library, self.engine, self.held = library, engine, dict[str, Any]()
 
     def refit_from_file(self, path: str) -> bool:
         self.held["from"] = path
         return True
 
     def get_all_weights(self) -> list[str]:
-        return ["conv_in.weight", "conv_out.weight"]
+        return self.library.refittable
 
     def set_named_weights(self, name: str, weights: Any) -> bool:
         self.held[name] = weights
@@ -270,6 +275,9 @@ class Refitter:
     def refit_cuda_engine_async(self, stream: int) -> bool:
         self.library.cuda.check_stream(stream)
         self.library.refitted = dict(self.held)
+        # What was put in stays until it is replaced; the file's own weights come first, and with it all of them.
+        self.engine.weights.clear()
+        self.engine.weights.update({name: np.array(value) for name, value in self.held.items() if name != "from"})
         return True
 
     def get_missing_weights(self) -> list[str]:
@@ -314,6 +322,7 @@ class Configuration:
 class Engine:
     def __init__(self, library: Library) -> None:
         self.library, self.gpu = library, library.cuda.current
+        self.weights = dict[str, NDArray[Any]]()
         library.open += 1
         library.deserialized += 1
 
@@ -331,13 +340,13 @@ class Engine:
 
     def create_execution_context(self, configuration: Configuration) -> Context:
         assert self.gpu == self.library.cuda.current, "a plan is used where another GPU is the current one"
-        return Context(self.library, self.gpu)
+        return Context(self.library, self.gpu, self.weights)
 
 
 class Context:
-    def __init__(self, library: Library, gpu: int) -> None:
+    def __init__(self, library: Library, gpu: int, weights: dict[str, NDArray[Any]]) -> None:
         library.contexts += 1
-        self.gpu = gpu
+        self.gpu, self.weights = gpu, weights
         self.library, self.ran = library, False
         self.profile: int | None = None
         self.arena = 0
@@ -378,9 +387,10 @@ class Context:
         def work() -> None:
             cuda.check(cuda.device, arena, self.library.activations)
             inputs = {name: self._array(name, shape) for name, shape in self.shapes.items()}
+            shift = sum(float(np.abs(own).sum()) for own in self.weights.values())
             for name, value in self.library.network(inputs).items():
                 if name in self.addresses:
-                    self._array(name, value.shape)[...] = value
+                    self._array(name, value.shape)[...] = value + shift if self.library.weighted else value
 
         cuda.queue(work)
         return True

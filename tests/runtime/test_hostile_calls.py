@@ -218,7 +218,7 @@ def test_none_is_the_default_of_what_a_pipeline_is_opened_with_and_told() -> Non
     with Pipeline.load("talbot", loras=None, embeddings=None, vae=None, vae_tiles=None, trace=None) as pipeline:
         pipeline.set_loras(None)
         for wrong in ("x", [None], Lora(path=Path("x")), 7):
-            with pytest.raises(InputError, match=r"^loras=.* is no list of Lora values; give \[Lora\(path="):
+            with pytest.raises(InputError, match=r"^loras=.* is no list of LoRAs; give \[\("):
                 pipeline.set_loras(wrong)  # type: ignore[arg-type]
         for wrong in (None, "an apple", {"prompt": "a"}):
             with pytest.raises(InputError, match=r"^request=.*; give Request\(prompt=…\)"):

@@ -82,17 +82,19 @@ class OnnxRuntime:
     def io_binding(self) -> Binding:
         return Binding()
 
+    def array(self, binding: Binding, name: str) -> Any:
+        """What lies where ``name`` is bound."""
+        kind, number, dtype, shape, pointer = {**binding.inputs, **binding.outputs}[name]
+        assert (kind, str(number)) == ("cuda", self.opened[-1]["device_id"])
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self.cuda.check(self.cuda.device, pointer, size)
+        return np.frombuffer(memoryview((ctypes.c_byte * size).from_address(pointer)), dtype).reshape(shape)
+
     def run_with_iobinding(self, binding: Binding, options: RunOptions) -> None:
         if self.fails is not None:
             raise RuntimeError(self.fails)
         self.runs += 1
-        arrays = {}
-        for name, (kind, number, dtype, shape, pointer) in {**binding.inputs, **binding.outputs}.items():
-            assert (kind, str(number)) == ("cuda", self.opened[-1]["device_id"])
-            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            self.cuda.check(self.cuda.device, pointer, size)
-            memory = (ctypes.c_byte * size).from_address(pointer)
-            arrays[name] = np.frombuffer(memoryview(memory), dtype).reshape(shape)
+        arrays = {name: self.array(binding, name) for name in (*binding.inputs, *binding.outputs)}
         number, address = options.entries["gpu_graph_id"], binding.inputs["sample"][-1]
         known = address if number == "-1" else self.graphs.setdefault(number, address)
         assert known == address, "a graph is launched with addresses it does not know"

@@ -16,8 +16,11 @@ from calotype.runtime.text.syntax import prompt_warnings
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
-        ("a cat <lora:style:0.8>", "<lora:style:0.8> (give the file with --lora FILE:SCALE)"),
-        ("<lyco:style>", "<lyco:style> (give the file with --lora FILE:SCALE)"),
+        (
+            "a cat <lora:style:0.8>",
+            "<lora:style:0.8> (give the file with --lora FILE:SCALE, or --prompt-loras to have it read)",
+        ),
+        ("<lyco:style>", "<lyco:style> (give the file with --lora FILE:SCALE, or --prompt-loras to have it read)"),
         ("<hypernet:style:1>", "<hypernet:style:1> (hypernetworks are not supported)"),
         ("a cat BREAK a dog", "BREAK (a chunk ends where it is full)"),
         ("a cat AND a dog :1.2", "AND (prompts are not composed; give one after the other)"),
