@@ -98,7 +98,7 @@ def test_everything_of_ours_reaches_the_service(place: Place, client: openai.Ope
     (task,) = place.service.submitted
     assert {name: getattr(task.request, name) for name in ours} == ours
     assert task.request.loras is not None
-    assert [(str(own.path), own.scale) for own in task.request.loras] == [("ink", -0.5)]
+    assert [(own.name, own.scale) for own in task.request.loras] == [("ink", -0.5)]
     assert task.deadline is not None and 0 < task.deadline - time.monotonic() <= 30
 
 
@@ -184,7 +184,7 @@ def test_loras_and_words_of_a_form(place: Place, client: openai.OpenAI, loras: A
     extra = {"loras": loras, "fast": True, "num_inference_steps": 2, "seed": None, "negative_prompt": ""}
     client.images.edit(image=image_file(Image.new("RGB", (64, 64))), prompt="x", size=None, extra_body=extra)
     request = place.service.submitted[0].request
-    assert request.loras is not None and [(str(own.path), own.scale) for own in request.loras] == expected
+    assert request.loras is not None and [(own.name, own.scale) for own in request.loras] == expected
     assert request.fast is True and request.num_inference_steps == 2
 
 
