@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from calotype.runtime.errors import BackendError, CalotypeError, InputError
-from calotype.serving.config import ServeConfig, model_names
+from calotype.serving.config import ModelConfig, ServeConfig, from_table, model_names
+from calotype.serving.limits import Limits
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
 
 FULL = """
 port = 0
@@ -109,3 +114,12 @@ def test_names_of_models(tmp_path: Path) -> None:
         model_names(["talbot", "talbot=other"])
     with pytest.raises(InputError, match="write NAME=BUNDLE"):
         model_names(["=x"])
+
+
+def test_the_file_in_the_documentation_is_one() -> None:
+    (text,) = re.findall(r"^```toml\n(.*?)^```", (DOCS / "serving.md").read_text(), re.M | re.S)
+    table = tomllib.loads(text)
+    models = {name: from_table(ModelConfig, own, name) for name, own in table.pop("models").items()}
+    limits = from_table(Limits, table.pop("limits"), "limits")
+    config = from_table(ServeConfig, table, "the file", models=models, limits=limits)
+    assert (config.max_seconds, config.limits.steps, list(config.models)) == (120.0, 60, ["talbot", "photo"])
