@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from calotype.runtime.adapters.lora import Lora
-from calotype.runtime.arguments import MOST_THREADS, at_least, between, instance, instances
+from calotype.runtime.arguments import MOST_THREADS, at_least, between, instance, instances, switch
 from calotype.runtime.arrays import Array
 from calotype.runtime.bundle.folder import Bundle, check_kind
 from calotype.runtime.call import Call, Callback
@@ -68,7 +68,7 @@ class Pipeline(Closing):
         check_kind(bundle, "model")
         self.manifest, self._family = bundle.manifest, family_of(bundle.manifest.family)
         self._family.check(bundle.manifest)
-        self._fast, self.low_memory = chosen(fast), low_memory
+        self._fast, self.low_memory = chosen(fast), switch("low_memory", low_memory)
         self._lock, self._calls = threading.RLock(), threading.RLock()
         self._process, self._closed = os.getpid(), False
         encoders = [encoder.network for encoder in self._family.encoders]
@@ -78,7 +78,7 @@ class Pipeline(Closing):
             denoiser=self._family.denoiser,
             encoders=encoders,
             weights=merged,
-            low_memory=low_memory,
+            low_memory=self.low_memory,
             trace=trace,
             threads=None if threads is None else between("threads", threads, 1, MOST_THREADS),
             device=None if device is None else at_least("device", device, 0),
