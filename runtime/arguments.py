@@ -86,6 +86,13 @@ def text(name: str, value: Any) -> str:
     return str(value)
 
 
+def switch(name: str, value: Any) -> bool:
+    """True or False; None is False."""
+    if value is not None and not isinstance(value, bool):
+        raise InputError(f"{name}={quoted(value)} is neither True nor False")
+    return value is True
+
+
 def listed(value: Any) -> bool:
     """Whether a value is several, in an order: a list, a tuple, an array, but no text."""
     if isinstance(value, np.ndarray):

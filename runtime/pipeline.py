@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from calotype.runtime.adapters.named import Asked, asked_all
-from calotype.runtime.arguments import MOST_THREADS, as_path, at_least, between, instance, instances
+from calotype.runtime.arguments import MOST_THREADS, as_path, at_least, between, instance, instances, switch
 from calotype.runtime.arrays import Array
 from calotype.runtime.bundle.folder import Bundle, check_kind
 from calotype.runtime.call import Call, Callback
@@ -75,7 +75,7 @@ class Pipeline(Closing):
         check_kind(bundle, "model")
         self.manifest, self._family = bundle.manifest, family_of(bundle.manifest.family)
         self._family.check(bundle.manifest)
-        self._fast, self.low_memory = chosen(fast), low_memory
+        self._fast, self.low_memory = chosen(fast), switch("low_memory", low_memory)
         self._lock, self._calls = threading.RLock(), threading.RLock()
         self._process, self._closed = os.getpid(), False
         folder = None if lora_folder is None else as_path("lora_folder", lora_folder)
@@ -87,7 +87,7 @@ class Pipeline(Closing):
             denoiser=self._family.denoiser,
             encoders=encoders,
             lora_memory=at_least("lora_memory", lora_memory, 0),
-            low_memory=low_memory,
+            low_memory=self.low_memory,
             trace=trace,
             threads=None if threads is None else between("threads", threads, 1, MOST_THREADS),
             device=None if device is None else at_least("device", device, 0),

@@ -60,7 +60,7 @@ class Bundle:
 
     def check_pin(self, sha256: str) -> None:
         """Raises BundleError where the manifest's hash is not ``sha256``, and InputError where that is none."""
-        if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
             raise InputError(f"sha256={quoted(sha256)} is no SHA-256; give the 64 digits that calotype info shows")
         if self.manifest.sha256 != sha256.lower():
             raise BundleError(

@@ -33,7 +33,7 @@ BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda", "cpu")
 
 def check_backend(name: str) -> None:
     """Raises BackendError when ``name`` is neither ``"auto"`` nor a backend."""
-    if name != "auto" and name not in BACKENDS:
+    if not isinstance(name, str) or (name != "auto" and name not in BACKENDS):
         raise BackendError(f"there is no backend {quoted(name)}; valid: auto, {', '.join(BACKENDS)}")
 
 

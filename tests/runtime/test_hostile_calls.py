@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import decimal
 import fractions
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -167,6 +168,29 @@ def check_call(pipeline: Pipeline, numbers: dict[str, int]) -> None:
     if callable(fields.get("callback_on_step_end")):  # what it raises is its own
         del fields["callback_on_step_end"]
     answered(lambda: pipeline(**{**usual, **fields}))
+
+
+# What has the right type is called by its value.
+SHOWN = {
+    "name_or_folder": ("name_or_folder", "bundle"),
+    "vae": ("vae", "bundle"),
+    "loras": ("loras", "x does not exist"),
+}
+
+
+@pytest.mark.parametrize("name", list(inspect.signature(Pipeline.load).parameters))
+def test_a_pipeline_opens_with_a_value_or_refuses_it_by_name(format1: Path, name: str) -> None:
+    usual = {"name_or_folder": format1, "backend": "cpu", "threads": 1}
+    for value in VALUES:
+        message = answered(lambda own=value: Pipeline.load(**{**usual, name: own}).close())
+        assert message is None or any(shown in message for shown in SHOWN.get(name, (name,))), message
+
+
+def test_other_loras_are_taken_or_refused_by_name(pipeline: Pipeline) -> None:
+    for value in VALUES:
+        message = answered(lambda own=value: pipeline.set_loras(own))
+        assert message is None or any(shown in message for shown in SHOWN["loras"]), message
+    pipeline.set_loras(())
 
 
 @pytest.mark.parametrize(
