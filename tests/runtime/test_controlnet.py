@@ -12,14 +12,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.control import Control
 from calotype.runtime.errors import BundleError, CalotypeError, InputError
-from calotype.runtime.pictures.canvas import Canvas
-from calotype.runtime.pictures.control_pictures import control_pixels
 from calotype.runtime.pictures.embedded import read_parameters
 from calotype.runtime.pictures.parameters import parse_parameters
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.request import Request
+from tests.runtime.adapters.test_lora import fused, kohya, saved, sd1_kohya_names, weights_of
 from tests.runtime.command_line import calotype
 from tests.runtime.conftest import Model
 from tests.runtime.references import draws, injected, psnr
@@ -189,6 +189,26 @@ def test_sdxl_equals_diffusers_to_50_db(sdxl: Model, sdxl_controlnet: Model) -> 
     assert psnr(got, expected) >= 50
 
 
+def test_a_lora_goes_with_it(
+    pipeline: Pipeline, tiny_checkpoint: Path, controlnets: tuple[Model, ...], tmp_path: Path
+) -> None:
+    other = reference(tiny_checkpoint, [controlnets[0].checkpoint], "StableDiffusionControlNetPipeline")
+    lora = saved(tmp_path / "a.safetensors", kohya(weights_of(other), sd1_kohya_names()))
+    control = Control(model="one", image=picture(1))
+    before = drawn(pipeline, controls=[control], **SIZE)
+    pipeline.set_loras([Lora(path=lora, scale=0.05)])
+    try:
+        got = drawn(pipeline, controls=[control], **SIZE)
+    finally:
+        pipeline.set_loras([])
+    fused(other, (lora, 0.05))
+    with injected(other, noise=draws(5, (4, 16, 24), 1)[0]):
+        expected = other("red apple", picture(1), negative_prompt="le", output_type="np", **SIZE, **STEPS).images[0]
+    assert psnr(got, expected) >= 50
+    assert psnr(got, before) < 45
+    assert drawn(pipeline, controls=[control], **SIZE).tobytes() == before.tobytes()
+
+
 def requests() -> list[Request]:
     """Jobs of all kinds, of which some share runs: none, one, two ControlNets, guessing, over early, unguided."""
     one, two = Control(model="one", image=picture(1)), Control(model="two", image=picture(2), scale=0.4)
@@ -314,77 +334,6 @@ def test_a_bundle_that_does_not_fit_is_refused_in_one_line(
         with pytest.raises(kind, match=message) as caught:
             Pipeline.load(model, controls={"one": control})
         assert "\n" not in str(caught.value)
-
-
-def test_a_request_is_json_both_ways_and_a_stranger_s_path_is_not_followed(tmp_path: Path) -> None:
-    picture(1).save(tmp_path / "edges.png")
-    one = Control(model="one", image=picture(1), scale=0.5, start=0.1, end=0.9, guess=True, resize="fill")
-    two = Control(model=tmp_path / "control", image=tmp_path / "edges.png", preprocess="threshold")
-    value = Request(prompt="a", controls=(one, two)).to_json()
-    found = Request.from_json(value, files=True)
-    assert found.to_json() == value
-    assert (found.controls[1], found.controls[0].scale, found.controls[0].guess) == (two, 0.5, True)
-    for control, what in (
-        (value["controls"][1], "a control's model"),
-        ({"model": "x", "image": {"file": "/"}}, "image"),
-    ):
-        with pytest.raises(InputError, match=f"{what} names a file, and files of a request are not opened here"):
-            Request.from_json({"prompt": "a", "controls": [control]})
-    for control in ({"image": None}, {"model": "x", "strength": 1}):
-        with pytest.raises(InputError, match="a control needs a model, and may have end, guess, image, preprocess"):
-            Request.from_json({"prompt": "a", "controls": [control]})
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"scale": float("nan")}, "a control's scale=nan is not a finite number"),
-        ({"start": 0.6, "end": 0.5}, "a control from 0.6 to 0.5 is no share of the steps; use 0 <= start < end <= 1"),
-        ({"guess": "yes"}, "a control's guess='yes' is not known; use True or False"),
-        ({"resize": "tile"}, "a control's resize='tile' is not known; valid: crop, stretch, fill"),
-        ({"preprocess": "hed"}, "a control's preprocess='hed' is not known; valid: grayscale, threshold, inpaint"),
-        ({"model": 3}, "a control's model=3 is no name and no path; give one of them"),
-        ({"image": 3}, "a control's image is of type int, not a picture"),
-    ],
-)
-def test_values_out_of_range_get_one_line(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message.replace("(", r"\(")) as caught:
-        Control(**{"model": "one", **values})
-    assert "\n" not in str(caught.value)
-
-
-def test_the_command_line_s_spelling() -> None:
-    assert Control.parse("canny=my-control:edges.png:0.8:0:0.6") == (
-        "canny", Path("my-control"), Control(model="canny", image="edges.png", scale=0.8, end=0.6),
-    )  # fmt: skip
-    assert Control.parse("x=a/b:inpaint@") == ("x", Path("a/b"), Control(model="x", preprocess="inpaint"))
-    for text in ("a:b", "x=a", "x=:b", "x=a:b:1:2", "=a:b"):
-        with pytest.raises(InputError, match=r"cannot be read; valid: NAME=BUNDLE:PICTURE\[:SCALE\[:START:END\]\]"):
-            Control.parse(text)
-    with pytest.raises(InputError, match="has no number where one is due"):
-        Control.parse("x=a:b:much")
-
-
-@pytest.mark.parametrize("resize", ["crop", "stretch", "fill"])
-def test_pictures_of_other_sizes_are_fitted(resize: str) -> None:
-    canvas = Canvas(height=32, width=48)
-    bands = Image.new("RGB", (96, 32), "red")
-    bands.paste("lime", (24, 0, 72, 32))
-    pixels = control_pixels(bands, canvas, preprocess=None, resize=resize)
-    assert (pixels.shape, pixels.dtype) == ((3, 32, 48), np.float32)
-    lime, black = (pixels[1] > 0.9).mean(), (pixels.max(0) < 0.1).mean()
-    assert (round(float(lime), 1), round(float(black), 1)) == {"crop": (1, 0), "stretch": (0.5, 0), "fill": (0.2, 0.5)}[
-        resize
-    ]
-
-
-def test_preprocessors_that_need_no_model() -> None:
-    canvas = Canvas(height=32, width=48)
-    grey = control_pixels(picture(1), canvas, preprocess="grayscale", resize="crop")
-    assert np.array_equal(grey[0] * 255, np.asarray(picture(1).convert("L"), np.float32))
-    assert np.array_equal(grey[0], grey[1]) and np.array_equal(grey[0], grey[2])
-    black = control_pixels(picture(1), canvas, preprocess="threshold", resize="crop")
-    assert np.array_equal(black[0], grey[0] * 255 >= 128)
 
 
 def test_the_command_line_draws_with_controls_and_again(
