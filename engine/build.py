@@ -16,7 +16,7 @@ from calotype.engine.cache import Built, Say, is_kept, kept_file, obtain
 from calotype.engine.memory import estimate_activations
 from calotype.engine.profiles import Profile, Shapes, check_profiles, default_profile, network_shapes
 from calotype.runtime.bundle.folder import Bundle
-from calotype.runtime.bundle.manifest import CACHING, FileRecord
+from calotype.runtime.bundle.manifest import ASIDE, FileRecord
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
 from calotype.runtime.sessions.cuda import Gpu, load_cuda
 from calotype.runtime.sessions.libraries import Library, load_library
@@ -90,7 +90,7 @@ def build_bundle(
         )
     profiles = [default_profile(bundle.manifest)] if profiles is None else profiles
     check_profiles(profiles)
-    names = [name for name in bundle.manifest.networks if name not in CACHING] if networks is None else networks
+    names = [name for name in bundle.manifest.networks if name not in ASIDE] if networks is None else networks
     jobs = [_job(bundle, name, profiles, options.precision) for name in names]
     library = load_library(backend)
     if not library.builds:

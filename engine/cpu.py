@@ -25,7 +25,7 @@ from calotype.engine.calibration import Evaluation, evaluations
 from calotype.engine.graph import Arrays
 from calotype.runtime.bundle import parity
 from calotype.runtime.bundle.folder import Bundle
-from calotype.runtime.bundle.manifest import CACHING, FileRecord
+from calotype.runtime.bundle.manifest import ASIDE, FileRecord
 from calotype.runtime.bundle.parity import SIZES, Figures, Inputs, cases, compare
 from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.bundle.spec import ModelSpec
@@ -82,7 +82,7 @@ def build_engines(
     if precision not in PRECISIONS:
         raise InputError(f"precision={precision!r} has no engines for the CPU; valid: {', '.join(PRECISIONS)}")
     valid = [name for name in manifest.networks if precision == "float32" or name == INT8_NETWORK]
-    names = [name for name in valid if name not in CACHING] if networks is None else networks
+    names = [name for name in valid if name not in ASIDE] if networks is None else networks
     for name in names:
         if name not in manifest.networks:
             raise InputError(f"the bundle has no network {name!r}; valid: {', '.join(valid)}")

@@ -11,6 +11,7 @@ from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import InputError
 
 MOST_CHUNKS = 4  # of a long prompt
+CLIP_TOKENS = 77  # of a chunk, in bundles without a tokenizer of their own
 MOST_EXTRA = 64  # rows that textual inversion adds to the token table
 MOST_VECTORS = 64  # of textual inversion
 SYMBOLS = ("batch", "height", "width")
@@ -137,7 +138,7 @@ def network_shapes(profile: Profile, spec: ModelSpec, manifest: Manifest) -> Sha
     Raises:
         InputError: a size is no multiple of the model's downscale, or the graph has a symbol no profile speaks of.
     """
-    length = max((tokenizer.max_length for tokenizer in manifest.tokenizers.values()), default=1)
+    length = max((tokenizer.max_length for tokenizer in manifest.tokenizers.values()), default=CLIP_TOKENS)
     one_shape = all(item.min == item.max for item in (profile.batch, profile.height, profile.width))
     ranges = {
         "rows": profile.batch,

@@ -163,9 +163,9 @@ def _write_component(
         if half:
             begin(f"measuring {plan.network}")
             path = folder / specs[plan.network].graphs["float16"]
-            if plan.whole is None:
+            if plan.whole is None or plan.residuals:
                 measured[plan.network] = measure(graph, plan.cases())
-            gauges = part_of(measured[plan.whole or plan.network], graph)
+            gauges = part_of(measured.get(plan.network) or measured[plan.whole or ""], graph)
             islands = find_islands(graph, gauges)
             write_float16(graph, islands, path)
             begin(f"checking {plan.network} in float16")

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from calotype.export.models.autoencoder import Autoencoder
 from calotype.export.models.clip import TextEncoder
+from calotype.export.models.controlnet import ControlNet
 from calotype.export.models.tiny_autoencoder import TinyAutoencoder
-from calotype.export.models.unet import UNet
+from calotype.export.models.unet import UNet, UNetConfig, skip_connections
 from calotype.export.tokenizer import Tokenizer
 from calotype.runtime.bundle.manifest import TokenizerSpec, VaeSpec
 from calotype.runtime.bundle.parity import Inputs, Tokens, cases
@@ -53,6 +54,29 @@ class UNetPart(nn.Module):
         return out
 
 
+class ControlNetGraph(nn.Module):
+    """A ControlNet under its prefix."""
+
+    def __init__(self, model: ControlNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        control_image: Tensor,
+        conditioning_scale: Tensor,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        out: tuple[Tensor, ...] = self.model(
+            sample, timestep, encoder_hidden_states, control_image, conditioning_scale, text_embeds, time_ids
+        )
+        return out
+
+
 class VaeDecoderGraph(nn.Module):
     """The half of the autoencoder that draws."""
 
@@ -80,6 +104,7 @@ class GraphPlan:
     """One graph to be made: the module, its inputs and outputs, and the component whose weights it reads.
 
     ``whole`` is the network whose graph this one is a part of, by the names of its inputs and outputs; None is traced.
+    With ``residuals``, inputs that are added to skip connections and the middle, it is more than a part.
     """
 
     network: str
@@ -90,6 +115,7 @@ class GraphPlan:
     tokens: Tokens | None = None
     max_clip_skip: int = 0
     whole: str | None = None
+    residuals: tuple[TensorSpec, ...] = ()
 
     def cases(self) -> dict[str, Inputs]:
         """The inputs it is tried on."""
@@ -154,25 +180,21 @@ def text_encoder_plan(
 
 
 def unet_plans(unet: UNet) -> list[GraphPlan]:
-    """Of one trace, which takes longest: with the deep feature as one more output, without, and as an input."""
+    """Of one trace, which takes longest: with the deep feature as one more output, without, and as an input; and with
+    what ControlNets add.
+    """
     config = unet.config
-    inputs = [
-        float_spec("sample", "rows", config.in_channels, "height", "width"),
-        float_spec("timestep", "rows"),
-        float_spec("encoder_hidden_states", "rows", "tokens", config.cross_attention_dim),
-    ]
-    if config.projection_class_embeddings_input_dim is not None and config.addition_time_embed_dim is not None:
-        pooled = config.projection_class_embeddings_input_dim - SIZE_IDS * config.addition_time_embed_dim
-        inputs += [float_spec("text_embeds", "rows", pooled), float_spec("time_ids", "rows", SIZE_IDS)]
+    given = _conditioned_inputs(config)
     if config.time_cond_proj_dim is not None:
-        inputs.append(float_spec("timestep_cond", "rows", config.time_cond_proj_dim))
-    given = tuple(inputs)
+        given = (*given, float_spec("timestep_cond", "rows", config.time_cond_proj_dim))
     noise_pred = float_spec("noise_pred", "rows", config.out_channels, "height", "width")
     feature = float_spec("deep_feature", "rows", config.block_out_channels[0], "height", "width")
+    residuals = residual_specs(config)
     kinds = {
         "unet_deep": (UNetGraph(unet), given, (noise_pred, feature)),
         "unet": (UNetPart(unet, "forward"), given, (noise_pred,)),
         "unet_shallow": (UNetPart(unet, "shallow"), (*given, feature), (noise_pred,)),
+        "unet_control": (UNetPart(unet, "controlled"), (*given, *residuals), (noise_pred,)),
     }
     return [
         GraphPlan(
@@ -182,9 +204,57 @@ def unet_plans(unet: UNet) -> list[GraphPlan]:
             inputs=taken,
             outputs=made,
             whole=None if network == "unet_deep" else "unet_deep",
+            residuals=residuals if network == "unet_control" else (),
         )
         for network, (module, taken, made) in kinds.items()
     ]
+
+
+def controlnet_plan(controlnet: ControlNet) -> GraphPlan:
+    """Of a ControlNet, whose outputs have the names of the inputs that they are for."""
+    config, half = controlnet.config, controlnet.config.half
+    made = residual_specs(half)
+    if config.global_pool_conditions:
+        made = tuple(dataclasses.replace(spec, shape=(*spec.shape[:2], 1, 1)) for spec in made)
+    sample, timestep, context, *further = _conditioned_inputs(half)
+    factor = config.downscale
+    return GraphPlan(
+        network="controlnet",
+        component="controlnet",
+        module=ControlNetGraph(controlnet),
+        inputs=(
+            sample,
+            timestep,
+            context,
+            float_spec("control_image", "rows", 3, f"{factor}*height", f"{factor}*width"),
+            float_spec("conditioning_scale", "rows", len(made)),
+            *further,
+        ),
+        outputs=made,
+    )
+
+
+def residual_specs(config: UNetConfig) -> tuple[TensorSpec, ...]:
+    """What is added to each skip connection of a UNet, the outermost first, and to what comes out of its middle."""
+    skips = skip_connections(config)
+    named = {f"down_residual_{index}": skip for index, skip in enumerate(skips)} | {"mid_residual": skips[-1]}
+    return tuple(
+        float_spec(name, "rows", channels, *(f"{side}/{2**level}" if level else side for side in ("height", "width")))
+        for name, (channels, level) in named.items()
+    )
+
+
+def _conditioned_inputs(config: UNetConfig) -> tuple[TensorSpec, ...]:
+    """What a UNet or a ControlNet is given of latents, time, prompt and sizes."""
+    inputs = [
+        float_spec("sample", "rows", config.in_channels, "height", "width"),
+        float_spec("timestep", "rows"),
+        float_spec("encoder_hidden_states", "rows", "tokens", config.cross_attention_dim),
+    ]
+    if config.projection_class_embeddings_input_dim is not None and config.addition_time_embed_dim is not None:
+        pooled = config.projection_class_embeddings_input_dim - SIZE_IDS * config.addition_time_embed_dim
+        inputs += [float_spec("text_embeds", "rows", pooled), float_spec("time_ids", "rows", SIZE_IDS)]
+    return tuple(inputs)
 
 
 def vae_plans(vae: Autoencoder | TinyAutoencoder) -> list[GraphPlan]:

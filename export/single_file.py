@@ -84,7 +84,7 @@ class SingleFile:
     @cached_property
     def unet(self) -> Part:
         """The UNet's tensors; none where there is no UNet."""
-        return self._part(_UNET)
+        return self.part(_UNET)
 
     @cached_property
     def marks(self) -> UNetMarks | None:
@@ -94,7 +94,7 @@ class SingleFile:
     @cached_property
     def autoencoder(self) -> Part:
         """The autoencoder's tensors; none where there is none."""
-        return self._part(_AUTOENCODER)
+        return self.part(_AUTOENCODER)
 
     @cached_property
     def towers(self) -> list[Tower]:
@@ -143,7 +143,8 @@ class SingleFile:
                 "model that is read, so it may need more than those: take the publisher's own"
             )
 
-    def _part(self, mark: str) -> Part:
+    def part(self, mark: str) -> Part:
+        """The tensors of the component that has one called ``mark``; none where there is none."""
         # An own component before one that goes beside a model, as a ControlNet's.
         found = sorted((name.removesuffix(mark) for name in self.state if name.endswith(mark)), key=len, reverse=True)
         prefixes = [prefix for prefix in found if not prefix or prefix.endswith(".")]

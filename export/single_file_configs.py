@@ -70,7 +70,7 @@ def unet_config(part: Part, *, heads: int | None, pooled_width: int | None) -> U
     marks = unet_marks(part)
     if marks is None:
         raise CheckpointError(f"the UNet under {part.prefix} has no attention to a prompt; it is of no known model")
-    channels, depths = _unet_levels(part)
+    channels, depths = unet_levels(part)
     up_depths = _up_depths(part, [len(level) for level in depths])
     time_ids = None if pooled_width is None else (part.size("label_emb.0.0.weight", 1) - pooled_width) // 6
     # The deepest level shares its depth with the middle, which has attention even where that level has none.
@@ -107,7 +107,7 @@ def _mid_block_type(part: Part) -> str | None:
     return "UNetMidBlock2D" if part.count("middle_block.") else None
 
 
-def _unet_levels(part: Part) -> tuple[list[int], list[list[int]]]:
+def unet_levels(part: Part) -> tuple[list[int], list[list[int]]]:
     """Channels of each level, and the transformer depth behind each of its resnets."""
     channels, depths = [0], [list[int]()]
     for number in range(1, part.count("input_blocks.")):

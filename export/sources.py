@@ -77,7 +77,7 @@ def load_file(file: SingleFile) -> Checkpoint:
     """Load a single file by the family whose tensors it has; raises as :func:`load_checkpoint`."""
     known = ", ".join(family.known_as for family in families())
     refuse_alike(file, known)
-    for family in families():
-        if family.has_file(file):
-            return family.load_file(file)
+    found = [family for family in families() if family.has_file(file)]
+    if found:
+        return found[-1].load_file(file)
     refuse(file, known)

@@ -22,14 +22,19 @@ FIRST = {
     r"edm_(mean|std)": "an EDM model (as Playground 2.5), whose noise schedule is not supported",
     r".*\.(time_stack|time_mixer)\..*": "Stable Video Diffusion",
     r".*motion_modules\..*": "a motion module (AnimateDiff)",
+    r"lora_controlnet": "a Control-LoRA, which changes a UNet into a ControlNet",
+    r"lllite_unet_.*": "a ControlNet-LLLite",
+    r"task_embedding|control_add_embedding\..*": "a ControlNet of several kinds (union, ProMax)",
+    r"difference": "the difference of a ControlNet to a model; take the whole ControlNet",
+    r"(adapter\.)?body\.\d+\..*": "a T2I-Adapter",
     r"(base_model\.model\.)?.*([._]lora(_linear_layer)?\.(up|down)|[._]lora_([AB]|up|down|mid)(\.\w+)?)\.weight": _LORA,
     r"lora_(unet|te\d?)_.*": _LORA,
     r".*\.(hada_w\d_[ab]|lokr_w\d(_[ab])?|oft_blocks|oft_diag|ia3_l|dora_scale)": _LORA,
-    r"control_model\..*|controlnet_cond_embedding\..*|input_hint_block\..*": "a ControlNet",
     r"ip_adapter\..*|image_proj\..*": "an IP-Adapter",
 }
 # Anything else; the first that fits counts.
 OTHERS = {
+    r"control_model\..*": "a ControlNet without what reads its picture",
     r"(model\.diffusion_model\.)?joint_blocks\..*": "Stable Diffusion 3",
     r"(model\.diffusion_model\.)?double_blocks\..*": "Flux",
     r"emb_params|string_to_param.*|<.*>": _EMBEDDING,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from calotype.export.graphs import PREFIX, GraphPlan
 from calotype.export.weights import locate
 from calotype.runtime.bundle.parity import random_inputs
 from calotype.runtime.bundle.spec import TensorSpec
+from calotype.runtime.errors import ExportError
 
 OPSET = 23
 SIZES = {"batch": 2, "rows": 2, "extra": 3, "tokens": 7, "height": 8, "width": 16}
@@ -68,7 +70,11 @@ def write_graph(plan: GraphPlan, weights: Path, path: Path) -> None:
 
 
 def write_part(whole: Path, plan: GraphPlan, path: Path) -> None:
-    """Write the part of the graph ``whole`` that makes the plan's outputs of its inputs; outputs may become inputs."""
+    """Write the part of the graph ``whole`` that makes the plan's outputs of its inputs; outputs may become inputs.
+
+    Raises:
+        ExportError: there are residuals to add, and it is not seen where.
+    """
     model = ir.load(whole)
     graph = model.graph
     graph.name = plan.network
@@ -81,8 +87,41 @@ def write_part(whole: Path, plan: GraphPlan, path: Path) -> None:
             value.replace_all_uses_with(given)
             value.name, given.name = f"{spec.name}.unused", spec.name
             graph.inputs.append(given)
+    _add_residuals(graph, plan.residuals)
     RemoveUnusedNodesPass()(model)
     ir.save(model, path)
+
+
+def _add_residuals(graph: ir.Graph, residuals: Sequence[TensorSpec]) -> None:
+    """Make inputs of ``residuals``, which are added to a UNet's skip connections and, the last, behind its middle.
+
+    Where the way up joins a skip connection is a concatenation of feature maps: the deepest comes first, and what it
+    is joined to there is what comes out of the middle.
+    """
+    if not residuals:
+        return
+    joins = [node for node in graph if _joins_feature_maps(node)]
+    if len(joins) != len(residuals) - 1:
+        raise ExportError(
+            f"the UNet's graph joins {len(joins)} skip connections, and it has {len(residuals) - 1}; "
+            "report this with the versions of torch and onnxscript"
+        )
+    places = [(join, 1) for join in reversed(joins)] + [(joins[0], 0)]
+    for spec, (join, index) in zip(residuals, places, strict=True):
+        given = ir.Value(name=spec.name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(list(spec.shape)))
+        graph.inputs.append(given)
+        value = join.inputs[index]
+        total = ir.node("Add", [value, given], name=f"add.{spec.name}")
+        total.outputs[0].name = f"{spec.name}.added"
+        total.outputs[0].type, total.outputs[0].shape = given.type, None if value is None else value.shape
+        graph.insert_before(join, total)
+        join.replace_input_with(index, total.outputs[0])
+
+
+def _joins_feature_maps(node: ir.Node) -> bool:
+    shape = node.outputs[0].shape
+    axis = node.attributes.get_int("axis", 0)
+    return node.op_type == "Concat" and shape is not None and len(shape) == 4 and axis in (1, -3)
 
 
 def _dynamic(spec: TensorSpec) -> dict[int, Any]:

@@ -10,7 +10,7 @@ from calotype.export.parity import check, run_graph, run_module
 from calotype.export.precision import run_float16
 from calotype.export.sources import load_checkpoint
 from calotype.runtime.bundle.folder import Bundle
-from calotype.runtime.bundle.manifest import CACHING
+from calotype.runtime.bundle.manifest import ASIDE
 from calotype.runtime.bundle.parity import Figures
 from calotype.runtime.errors import ExportError
 
@@ -29,7 +29,7 @@ def verify_against(bundle: Bundle, source: str) -> Iterator[tuple[str, Figures]]
     checkpoint = load_checkpoint(source, variant=manifest.source.get("variant"))
     networks = manifest.networks
     # An old bundle has not got the networks of today's exports that a pipeline can do without.
-    made = {plan.network: plan for plan in checkpoint.graphs if plan.network in networks or plan.network not in CACHING}
+    made = {plan.network: plan for plan in checkpoint.graphs if plan.network in networks or plan.network not in ASIDE}
     specs = {name: plan.spec(tuple(networks[name].graphs)) for name, plan in made.items() if name in networks}
     if made.keys() != networks.keys() or specs != networks:
         raise ExportError(

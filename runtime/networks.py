@@ -11,6 +11,7 @@ from pathlib import Path
 
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.form import INT8, Form
+from calotype.runtime.bundle.manifest import CONTROLLED
 from calotype.runtime.denoising.feature_cache import DEEP, SHALLOW
 from calotype.runtime.denoising.job import SessionKey
 from calotype.runtime.errors import BundleError, InputError
@@ -22,6 +23,7 @@ from calotype.runtime.sessions.session import Changes
 from calotype.runtime.sessions.traced import Trace
 
 LORA_MEMORY = 2 << 30  # room for two of rank 32 at SD 1.5's size on a CPU with engines, beside the one in use
+CONTROLNET = "controlnet"  # of a ControlNet's own bundle
 logger = logging.getLogger(__name__)
 
 
@@ -131,13 +133,15 @@ class Networks:
             precision = "int8" if built else None
         return default_form(spec, self.backend) if precision is None else Form.parse(precision)
 
-    def denoising(self, form: Form, *, caching: bool, loras: Weights = ()) -> list[SessionKey]:
-        """The sessions that jobs of a form take, with deep-feature caching or without.
+    def denoising(
+        self, form: Form, *, caching: bool, controlled: bool = False, loras: Weights = ()
+    ) -> list[SessionKey]:
+        """The sessions that jobs of a form take, with deep-feature caching, with ControlNets, or with neither.
 
         Raises:
             BundleError: the bundle has not got them.
         """
-        names = (DEEP, SHALLOW) if caching else (self.denoiser,)
+        names = (DEEP, SHALLOW) if caching else (CONTROLLED if controlled else self.denoiser,)
         missing = sorted(set(names) - self.bundle.manifest.networks.keys())
         if missing:
             raise BundleError(
@@ -243,15 +247,15 @@ class Networks:
             return session
 
         watched: Callable[[], Session] = opener if trace is None else lambda: trace.open(label, opener)
-        # The shallow network is small, and every second evaluation would send the rest away.
-        if self._turn is None or key.network == SHALLOW:
+        # The shallow network is small, and every second evaluation would send the rest away; so would a ControlNet.
+        if self._turn is None or key.network in (SHALLOW, CONTROLNET):
             return watched()
         return TurnTakingSession(spec, watched, self._turn)
 
 
 def weights_of(network: str) -> str:
     """The network whose weights ``network`` reads."""
-    return "unet" if network in (DEEP, SHALLOW) else network
+    return "unet" if network in (DEEP, SHALLOW, CONTROLLED) else network
 
 
 def _read(keys: Iterable[SessionKey], weights: Hashable) -> set[str]:

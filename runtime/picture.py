@@ -78,11 +78,13 @@ class Settings:
         request: what was asked for, every default filled in.
         model: what it was drawn with.
         form: what the denoising network was computed in.
+        controlnets: name and hash of the ControlNet of each of the request's controls.
     """
 
     request: Request
     model: Model
     form: Form
+    controlnets: tuple[tuple[str, str], ...] = ()
 
     def parameters(self) -> Parameters:
         """The same as the text that a picture's file carries; the files that the request names are hashed for it."""
@@ -120,7 +122,27 @@ class Settings:
             "VAE": self.model.vae,
             "VAE hash": self.model.vae_digest,
             "VAE tiles": self.model.tiled or None,
+            "ControlNets": self._controls() or None,
         }
+
+    def _controls(self) -> dict[str, Any]:
+        """By number: each control's ControlNet and picture, with their hashes, and what else is not its default."""
+        found = {}
+        for number, (control, (name, digest)) in enumerate(zip(self.request.controls, self.controlnets, strict=True)):
+            image = control.image
+            fields = {
+                "model": name,
+                "model_hash": digest,
+                "image": image.name if isinstance(image, Path) else None,
+                "image_hash": _digest_if_there(image),
+                "scale": control.scale,
+            }
+            for field in dataclasses.fields(control):
+                own = getattr(control, field.name)
+                if field.name not in (*fields, "image") and own != field.default:
+                    fields[field.name] = own
+            found[str(number)] = {name: value for name, value in fields.items() if value is not None}
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

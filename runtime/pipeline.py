@@ -16,23 +16,26 @@ from calotype.runtime.adapters.named import Asked, asked_all
 from calotype.runtime.arguments import MOST_THREADS, as_path, at_least, between, instance, instances, switch
 from calotype.runtime.arrays import Array
 from calotype.runtime.bundle.folder import Bundle, check_kind
+from calotype.runtime.bundle.manifest import CONTROLLED
 from calotype.runtime.call import Call, Callback
 from calotype.runtime.closing import Closing
+from calotype.runtime.control import Control
+from calotype.runtime.controlnets import ControlNets
 from calotype.runtime.denoising.acceleration import Acceleration, chosen
 from calotype.runtime.denoising.denoiser import Denoiser
-from calotype.runtime.denoising.job import Job, Key
+from calotype.runtime.denoising.job import Job, Key, SessionKey
 from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.families import family_of
 from calotype.runtime.loras import Loras
 from calotype.runtime.merged_weights import Weights
-from calotype.runtime.networks import LORA_MEMORY, Networks
+from calotype.runtime.networks import CONTROLNET, LORA_MEMORY, Networks
 from calotype.runtime.parallel import run_parallel
 from calotype.runtime.picture import Kind, Model, Output, Picture, Settings
 from calotype.runtime.pictures.autoencoder import Tiles, Vae
 from calotype.runtime.pictures.reading import Source
 from calotype.runtime.preparation import Drawing, Encoded, Preparation
 from calotype.runtime.request import Request, expand
-from calotype.runtime.sessions import check_backend
+from calotype.runtime.sessions import Session, check_backend
 from calotype.runtime.sessions.traced import Trace
 from calotype.runtime.text.textual_inversion import Embedding
 
@@ -62,6 +65,7 @@ class Pipeline(Closing):
         embeddings: Sequence[Embedding] | None = None,
         vae: str | Path | None = None,
         vae_tiles: Tiles | None = None,
+        controls: Mapping[str, str | Path] | None = None,
         fast: bool | Acceleration = False,
         trace: Trace | None = None,
         threads: int | None = None,
@@ -98,6 +102,7 @@ class Pipeline(Closing):
             check_kind(other, "vae", "model")
         extra = None if other is None else other.manifest
         self._model = Model.of(bundle.manifest, self._family.denoiser, words, extra, vae_tiles is not None)
+        self._controlnets = ControlNets(self.networks, controls or {})
         autoencoder: list[Vae] = []
 
         def open_vae() -> None:
@@ -108,16 +113,19 @@ class Pipeline(Closing):
             self._open(self._loras.default)
 
         try:
-            run_parallel(lambda work: work(), [open_vae, open_networks])
+            run_parallel(lambda work: work(), [open_vae, open_networks, self._controlnets.open])
             (self._vae,) = autoencoder
             self._vae.check_fits(self.manifest.vae)
         except BaseException:
             for vae_ in autoencoder:
                 vae_.close()
+            self._controlnets.close()
             self.networks.close()
             raise
-        self._denoiser = Denoiser(self.networks.session)
-        self._preparation = Preparation(self.manifest, self._family, self.networks, self._vae, self._loras, words)
+        self._denoiser = Denoiser(self._session)
+        self._preparation = Preparation(
+            self.manifest, self._family, self.networks, self._vae, self._loras, self._controlnets, words
+        )
 
     @classmethod
     def load(
@@ -133,6 +141,7 @@ class Pipeline(Closing):
         embeddings: Sequence[Embedding] | None = None,
         vae: str | Path | None = None,
         vae_tiles: Tiles | None = None,
+        controls: Mapping[str, str | Path] | None = None,
         fast: bool | Acceleration = False,
         trace: Trace | None = None,
         threads: int | None = None,
@@ -152,6 +161,8 @@ class Pipeline(Closing):
             embeddings: words of textual inversion that prompts may use.
             vae: a bundle whose autoencoder takes the place of the model's own, such as a tiny one.
             vae_tiles: work on large pictures in tiles; None is whole.
+            controls: folders of ControlNets' bundles, by the names that requests know them by; those are opened here,
+                and the UNet that they add to in place of the one that requests without them take.
             fast: what requests get that say nothing of it, and which of the denoising network's graphs are opened here.
                 Exact, or True for the preset ``FAST``, or settings of one's own; see
                 :class:`calotype.runtime.denoising.acceleration.Acceleration`.
@@ -164,7 +175,7 @@ class Pipeline(Closing):
         Raises:
             BundleError: it is missing, corrupt, or of a format or family this version does not run.
             BackendError: the backend is unknown or cannot run here.
-            InputError: a LoRA, an embedding or the other autoencoder does not fit the model.
+            InputError: a LoRA, an embedding, a ControlNet or the other autoencoder does not fit the model.
         """
         check_backend(backend)
         return cls(
@@ -178,6 +189,7 @@ class Pipeline(Closing):
             embeddings=embeddings,
             vae=vae,
             vae_tiles=vae_tiles,
+            controls=controls,
             fast=fast,
             trace=trace,
             threads=threads,
@@ -306,7 +318,12 @@ class Pipeline(Closing):
         if output_type == "pil":
             images = [Image.fromarray((pixels * 255).round().astype(np.uint8)) for pixels in images]
         return [
-            Picture(image=image, settings=Settings(request=job.request, model=self._model, form=job.drawn_in))
+            Picture(
+                image=image,
+                settings=Settings(
+                    request=job.request, model=self._model, form=job.drawn_in, controlnets=job.controlnets
+                ),
+            )
             for job, image in zip(jobs, images, strict=True)
         ]
 
@@ -335,6 +352,7 @@ class Pipeline(Closing):
         original_size: tuple[int, int] | None = None,
         crops_coords_top_left: tuple[int, int] | None = None,
         target_size: tuple[int, int] | None = None,
+        controls: Sequence[Control] | None = None,
         num_images_per_prompt: int | None = None,
         seed: int | None = None,
         latents: Array | None = None,
@@ -369,6 +387,7 @@ class Pipeline(Closing):
             original_size: see :class:`Request`.
             crops_coords_top_left: see :class:`Request`.
             target_size: see :class:`Request`.
+            controls: see :class:`Request`.
             num_images_per_prompt: 1 or more.
             seed: of the first picture; picture k of the call is the picture of seed + k alone. None picks a random one.
             latents: (N, C, height/f, width/f) of unit variance to start from instead of the seeds' noise.
@@ -404,6 +423,7 @@ class Pipeline(Closing):
             original_size=original_size,
             crops_coords_top_left=crops_coords_top_left,
             target_size=target_size,
+            controls=controls,
         )
         kind: Kind = "pil" if output_type is None else output_type
         with self._calls:
@@ -429,6 +449,7 @@ class Pipeline(Closing):
         """
         with self._usable():
             self.networks.trim()
+            self._controlnets.trim()
 
     def close(self) -> None:
         """Give all memory back; may be called again, also while a call runs, which then ends with an error."""
@@ -436,13 +457,20 @@ class Pipeline(Closing):
             self._closed = True
             if self._process == os.getpid():  # the sessions of a parent are not this process's to close
                 self.networks.close()
+                self._controlnets.close()
                 self._vae.close()
 
     def _open(self, loras: Weights) -> None:
         """Open what requests need that have ``loras`` and say nothing of precision and caching."""
         networks, caching = self.networks, self._fast.caches
-        form = networks.form(self._family.denoiser, self._fast.precision, whole=not caching, loras=loras)
-        networks.open([*networks.encoding(loras), *networks.denoising(form, caching=caching, loras=loras)])
+        controlled = bool(self._controlnets.named) and not caching
+        network = CONTROLLED if controlled else self._family.denoiser
+        form = networks.form(network, self._fast.precision, whole=not caching, loras=loras)
+        denoising = networks.denoising(form, caching=caching, controlled=controlled, loras=loras)
+        networks.open([*networks.encoding(loras), *denoising])
+
+    def _session(self, key: SessionKey) -> Session:
+        return (self._controlnets if key.network == CONTROLNET else self.networks).session(key)
 
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:

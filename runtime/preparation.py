@@ -17,11 +17,13 @@ import numpy as np
 
 from calotype.runtime.arrays import Array, Inputs
 from calotype.runtime.bundle.form import Form
-from calotype.runtime.bundle.manifest import Manifest
+from calotype.runtime.bundle.manifest import CONTROLLED, Manifest
+from calotype.runtime.controlnets import ControlNets
 from calotype.runtime.denoising.acceleration import Acceleration
+from calotype.runtime.denoising.controls import guess_scales
 from calotype.runtime.denoising.feature_cache import SHALLOW, FeatureCache
 from calotype.runtime.denoising.guidance import Guidance
-from calotype.runtime.denoising.job import Job
+from calotype.runtime.denoising.job import Job, JobControl
 from calotype.runtime.denoising.start import Posterior, Start
 from calotype.runtime.errors import InputError
 from calotype.runtime.families import Family
@@ -31,6 +33,7 @@ from calotype.runtime.merged_weights import Weights
 from calotype.runtime.networks import Networks
 from calotype.runtime.pictures.autoencoder import Vae
 from calotype.runtime.pictures.canvas import Canvas
+from calotype.runtime.pictures.control_pictures import control_pixels
 from calotype.runtime.pictures.masks import latent_mask
 from calotype.runtime.request import Request
 from calotype.runtime.schedulers import Solver, create_solver
@@ -59,17 +62,22 @@ class Drawing(Job):
         canvas: its size, and the picture and the mask that it started from.
         drawn_in: what the denoising network is computed in.
         picture_seconds: how long the picture that it starts from took to encode.
+        controlnets: name and hash of the ControlNet of each of the request's controls.
     """
 
     request: Request
     canvas: Canvas
     drawn_in: Form
     picture_seconds: float = 0.0
+    controlnets: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Encoded:
-    """A request whose prompts are encoded; ``rows`` are the denoising network's with and without the prompt."""
+    """A request whose prompts are encoded; ``rows`` are the denoising network's with and without the prompt.
+
+    ``controlnets`` are the names and hashes of those that ``controls`` are of.
+    """
 
     request: Request
     canvas: Canvas
@@ -77,6 +85,8 @@ class Encoded:
     index: int
     form: Form
     rows: tuple[Inputs, Inputs | None]
+    controls: tuple[JobControl, ...]
+    controlnets: tuple[tuple[str, str], ...]
 
 
 class Preparation:
@@ -89,10 +99,11 @@ class Preparation:
         networks: Networks,
         vae: Vae,
         loras: Loras,
+        controlnets: ControlNets,
         embeddings: Sequence[Embedding] = (),
     ) -> None:
         self._manifest, self._family, self._networks, self._vae = manifest, family, networks, vae
-        self._loras, self._embeddings = loras, embeddings
+        self._loras, self._controlnets, self._embeddings = loras, controlnets, embeddings
         self._conditioners: OrderedDict[tuple[int, ...], tuple[list[Session], Conditioner]] = OrderedDict()
         self._posteriors: OrderedDict[bytes, Posterior] = OrderedDict()
         self._solvers: OrderedDict[str, Solver] = OrderedDict()
@@ -118,10 +129,20 @@ class Preparation:
         request = dataclasses.replace(request, height=canvas.height, width=canvas.width)
         solver = self._solver(request)
         index = self._first_evaluation(canvas, solver)
+        controls = self._controls(request, canvas, range(index, len(solver)))
         form = self._form(request)
         self._warn(request)
         rows = _kept(self._rows, _text_of(request), lambda: self._encoded(request, canvas), MOST_ROWS)
-        return Encoded(request=request, canvas=canvas, solver=solver, index=index, form=form, rows=rows)
+        return Encoded(
+            request=request,
+            canvas=canvas,
+            solver=solver,
+            index=index,
+            form=form,
+            rows=rows,
+            controls=controls,
+            controlnets=tuple(self._controlnets.of(control.model).identity for control in request.controls),
+        )
 
     def _warn(self, request: Request) -> None:
         """Say in the log what is legal and unlikely to be what was meant, once for each prompt and size."""
@@ -176,6 +197,7 @@ class Preparation:
         noise = rng.standard_normal(shape, np.float32) if latents is None else _given(latents, shape)
         own = start.begin(noise, rng)
         conditional, unconditional = encoded.rows
+        network = CONTROLLED if encoded.controls else self._family.denoiser
         return Drawing(
             request=request,
             canvas=encoded.canvas,
@@ -191,12 +213,14 @@ class Preparation:
             state=solver.new_state(shape),
             rng=rng,
             cache=self._cache(request.fast.cache_interval, shape, rows=1 if unconditional is None else 2),
-            network=self._family.denoiser,
+            controls=encoded.controls,
+            network=network,
             form=encoded.form,
-            weights=self._networks.key(self._family.denoiser, encoded.form, merged_into(request)).weights,
+            weights=self._networks.key(network, encoded.form, merged_into(request)).weights,
             index=encoded.index,
             drawn_in=encoded.form,
             picture_seconds=picture_seconds,
+            controlnets=encoded.controlnets,
         )
 
     def _encoded(self, request: Request, canvas: Canvas) -> tuple[Inputs, Inputs | None]:
@@ -204,12 +228,34 @@ class Preparation:
 
     def _form(self, request: Request) -> Form:
         """What the denoising network is computed in; its sessions and the text encoders' are opened."""
-        fast, loras = request.fast, merged_into(request)
+        fast, loras, controlled = request.fast, merged_into(request), bool(request.controls)
         assert isinstance(fast, Acceleration)
-        form = self._networks.form(self._family.denoiser, fast.precision, whole=not fast.caches, loras=loras)
-        keys = [*self._networks.encoding(loras), *self._networks.denoising(form, caching=fast.caches, loras=loras)]
-        self._networks.open(keys)
+        network = CONTROLLED if controlled else self._family.denoiser
+        form = self._networks.form(network, fast.precision, whole=not fast.caches, loras=loras)
+        denoising = self._networks.denoising(form, caching=fast.caches, controlled=controlled, loras=loras)
+        self._networks.open([*self._networks.encoding(loras), *denoising])
         return form
+
+    def _controls(self, request: Request, canvas: Canvas, evaluations: range) -> tuple[JobControl, ...]:
+        """What the request's ControlNets add in a job's ``evaluations``; each is opened."""
+        assert isinstance(request.fast, Acceleration)
+        if request.controls and request.fast.caches:
+            raise InputError("cache_interval and controls exclude each other; use one of them")
+        found = []
+        for control in request.controls:
+            controlnet = self._controlnets.of(control.model)
+            guess, count = control.guess or controlnet.pooled, controlnet.count
+            falling = guess and not controlnet.pooled
+            found.append(
+                JobControl(
+                    session=controlnet.key,
+                    image=control_pixels(control.image, canvas, preprocess=control.preprocess, resize=control.resize),
+                    scales=guess_scales(control.scale, count) if falling else np.full(count, control.scale, np.float32),
+                    evaluations=control.evaluations(evaluations.start, evaluations.stop),
+                    guess=guess,
+                )
+            )
+        return tuple(found)
 
     def _conditioned(self, loras: Weights) -> Conditioner:
         """The text encoders with these LoRAs, and what they have encoded, as long as their sessions are open."""

@@ -16,9 +16,11 @@ from typing import Any
 from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.bundle.folder import BUNDLED
 from calotype.runtime.bundle.manifest import MANIFEST_NAME, Manifest
+from calotype.runtime.control import Control
 from calotype.runtime.denoising.acceleration import Acceleration
 from calotype.runtime.errors import BundleError, InputError, quoted
 from calotype.runtime.families import FAMILIES, family_of
+from calotype.runtime.networks import CONTROLNET
 from calotype.runtime.pictures.parameters import Parameters, parse_parameters
 from calotype.runtime.pictures.reading import Source
 from calotype.runtime.request import Request
@@ -83,7 +85,7 @@ def recall(
         _check_source(given, label, further.get(f"{label} hash"), further.get(label))
     vae = further.get("VAE")
     return Recalled(
-        request=_request(found, further, image, mask_image, loras),
+        request=_request(found, further, image, mask_image, loras, _controls(folders, further)),
         model=_bundle(folders, found.model, found.model_hash),
         embeddings=words,
         vae=None if vae is None else _bundle(folders, vae, further.get("VAE hash")),
@@ -92,7 +94,12 @@ def recall(
 
 
 def _request(
-    found: Parameters, further: Mapping[str, str], image: Source | None, mask: Source | None, loras: tuple[Lora, ...]
+    found: Parameters,
+    further: Mapping[str, str],
+    image: Source | None,
+    mask: Source | None,
+    loras: tuple[Lora, ...],
+    controls: tuple[Control, ...],
 ) -> Request:
     try:
         interval = int(further.get("Cache interval", 1))
@@ -125,9 +132,30 @@ def _request(
             crops_coords_top_left=_numbers(further, "Crop", int),
             target_size=_numbers(further, "Target size", int),
             loras=loras,
+            controls=controls,
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"the picture's settings are damaged: {error}") from None
+
+
+def _controls(folders: Sequence[Path], further: Mapping[str, str]) -> tuple[Control, ...]:
+    """The ControlNets that the picture names, and their pictures, found by their hashes."""
+    try:
+        listed = json.loads(further.get("ControlNets", "{}"))
+        found = []
+        for fields in listed.values():
+            rest = dict(fields)
+            name, digest = str(rest.pop("model")), str(rest.pop("model_hash"))
+            picture, picture_hash = rest.pop("image", None), rest.pop("image_hash", None)
+            if picture is None and picture_hash is not None:
+                raise InputError("a control's picture was no file, and cannot be found again; give it in Python")
+            image = None if picture is None else _file(folders, str(picture), str(picture_hash))
+            found.append(Control(model=_bundle(folders, name, digest), image=image, **rest))
+        return tuple(found)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"the picture's settings are damaged at ControlNets: {error}") from None
 
 
 def _numbers(further: Mapping[str, str], label: str, kind: Callable[[str], Any]) -> tuple[Any, ...] | None:
@@ -200,7 +228,10 @@ def _bundle(folders: Sequence[Path], name: str | None, digest: str | None) -> Pa
             manifest = Manifest.read(place)
         except BundleError:
             continue
-        network = family_of(manifest.family).denoiser if manifest.family in FAMILIES else "vae_decoder"
+        if manifest.kind == "control":
+            network = CONTROLNET
+        else:
+            network = family_of(manifest.family).denoiser if manifest.family in FAMILIES else "vae_decoder"
         spec = manifest.networks.get(network)
         own = None if spec is None else manifest.files[spec.weights[0]].sha256[:10]
         if own == digest or (digest is None and manifest.name == name):

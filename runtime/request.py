@@ -17,11 +17,12 @@ from calotype.runtime import arguments
 from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.adapters.named import Asked, NamedLora, asked_all
 from calotype.runtime.bundle.manifest import Manifest
+from calotype.runtime.control import Control, checked_controls
 from calotype.runtime.denoising.acceleration import EXACT, Acceleration, chosen
 from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.pictures.canvas import MAX_SIZE, default_strength
-from calotype.runtime.pictures.reading import Source, picture_of, read_picture
+from calotype.runtime.pictures.reading import Source, picture_source, read_picture
 from calotype.runtime.schedulers import scheduler_name
 
 PIXELS = ("image", "mask_image")
@@ -59,6 +60,7 @@ class Request:
         loras: what is merged into the weights; None is as the pipeline has them. Each is a
             :class:`calotype.runtime.adapters.lora.Lora`, or a file, a folder or a registered name, alone or with a
             scale in a pair; see :func:`calotype.runtime.adapters.named.asked`.
+        controls: ControlNets with their pictures, added up.
 
     Raises:
         InputError: a value is of a wrong type or out of range. What the model decides is checked later.
@@ -87,6 +89,7 @@ class Request:
     crops_coords_top_left: tuple[int, int] | None = None
     target_size: tuple[int, int] | None = None
     loras: tuple[Asked, ...] | None = None
+    controls: tuple[Control, ...] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -159,7 +162,7 @@ class Request:
 
         Args:
             value: parsed JSON.
-            files: whether paths of pictures and LoRAs are followed; what comes from a stranger must not be.
+            files: whether paths are followed: of pictures, LoRAs, ControlNets. A stranger's must not be.
 
         Raises:
             InputError: it is no object, or has an unknown or missing field, a wrong value, or a path.
@@ -180,6 +183,8 @@ class Request:
                 fields[name] = _picture(name, fields[name], files)
         if fields.get("loras") is not None:
             fields["loras"] = _loras(fields["loras"], files)
+        if fields.get("controls") is not None:
+            fields["controls"] = _controls(fields["controls"], files)
         if isinstance(fields.get("fast"), Mapping):
             fields["fast"] = _acceleration(fields["fast"])
         return cls(**fields)
@@ -227,6 +232,9 @@ def _plain(value: Any) -> Any:
         return {"file": str(value.path), "scale": value.scale}
     if isinstance(value, NamedLora):
         return {"name": value.name, "scale": value.scale}
+    if isinstance(value, Control):
+        pairs = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {field.name: _plain(own) for field, own in pairs if own != field.default}
     if isinstance(value, Acceleration):
         return {name: _plain(own) for name, own in dataclasses.asdict(value).items()}
     if isinstance(value, Mapping):
@@ -271,6 +279,26 @@ def _lora(value: Mapping[Any, Any], files: bool) -> Asked:
     return Lora(path=_file("loras", value, files), scale=scale)
 
 
+def _controls(value: Any, files: bool) -> tuple[Control, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(item, Mapping | Control) for item in value):
+        raise InputError('controls is no list; give [{"model": "canny", "image": {"png": "…"}, "scale": 0.8}]')
+    return tuple(item if isinstance(item, Control) else _control(item, files) for item in value)
+
+
+def _control(value: Mapping[str, Any], files: bool) -> Control:
+    known = {field.name for field in dataclasses.fields(Control)}
+    if not value.keys() <= known or "model" not in value:
+        raise InputError(f"a control needs a model, and may have {', '.join(sorted(known - {'model'}))}; nothing else")
+    fields = dict(value)
+    if isinstance(fields["model"], Mapping):
+        fields["model"] = _file("a control's model", fields["model"], files)
+    elif isinstance(fields["model"], Path):
+        raise InputError('a control\'s model is a path; give {"file": "…"}')
+    if fields.get("image") is not None:
+        fields["image"] = _picture("a control's image", fields["image"], files)
+    return Control(**fields)
+
+
 def _acceleration(value: Mapping[str, Any]) -> Acceleration:
     known = {field.name for field in dataclasses.fields(Acceleration)}
     if value.keys() - known:
@@ -306,17 +334,6 @@ def _setting(name: str, value: Any) -> Any:
     return arguments.finite(name, value)
 
 
-def _source(name: str, value: Any) -> Source:
-    if isinstance(value, str | Path):
-        return Path(value)
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, np.ndarray):
-        return picture_of(value, name)
-    kind = type(value).__name__
-    raise InputError(f"{name} is of type {kind}, not a picture; give a PIL image, an array or a file's path")
-
-
 def _chosen(_: str, value: Any) -> bool | Acceleration:
     chosen(value)
     return value  # type: ignore[no-any-return]
@@ -338,12 +355,13 @@ _CHECKS: Mapping[str, Any] = {
     "guidance_interval": arguments.levels,
     "fast": _chosen,
     "clip_skip": lambda name, value: arguments.at_least(name, value, 0),
-    "image": _source,
-    "mask_image": _source,
+    "image": picture_source,
+    "mask_image": picture_source,
     "strength": lambda name, value: arguments.within(name, value, 0, 1),
     "feather": lambda name, value: arguments.between(name, value, 0, MAX_SIZE),
     "original_size": lambda name, value: arguments.pair(name, value, 1),
     "crops_coords_top_left": lambda name, value: arguments.pair(name, value, 0),
     "target_size": lambda name, value: arguments.pair(name, value, 1),
     "loras": asked_all,
+    "controls": checked_controls,
 }

@@ -23,7 +23,7 @@ from calotype.engine.cache import Built
 from calotype.engine.profiles import Shapes
 from calotype.runtime import sessions
 from calotype.runtime.bundle.folder import Bundle
-from calotype.runtime.bundle.manifest import CACHING
+from calotype.runtime.bundle.manifest import ASIDE
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.graphs.files import initializer_names
 from calotype.runtime.sessions import onnxruntime_cuda
@@ -84,7 +84,7 @@ class TensorRt(cuda_standin.Library):
 
     def __init__(self, cuda: cuda_standin.Cuda, bundle: Bundle) -> None:
         self.folder = bundle.path
-        networks = {name: spec for name, spec in bundle.manifest.networks.items() if name not in CACHING}
+        networks = {name: spec for name, spec in bundle.manifest.networks.items() if name not in ASIDE}
         self.networks = {frozenset(item.name for item in spec.inputs): spec for spec in networks.values()}
         dtypes = {item.name: item.dtype for spec in networks.values() for item in (*spec.inputs, *spec.outputs)}
         self.opened: dict[tuple[str, int], onnxruntime.InferenceSession] = {}

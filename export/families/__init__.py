@@ -8,11 +8,13 @@ from importlib import import_module
 from calotype.export.families.base import Family
 
 # A family's name in the manifest to the module and the object that know it; a new family is one file and one line here.
+# Of those that know a file, the last is taken: the original ones of a ControlNet hold a model, too.
 FAMILIES = {
     "sd1": "calotype.export.families.sd:SD1",
     "sd2": "calotype.export.families.sd:SD2",
     "sdxl": "calotype.export.families.sdxl:SDXL",
     "vae": "calotype.export.families.vae:VAE",
+    "control": "calotype.export.families.control:CONTROL",
 }
 
 

@@ -325,16 +325,13 @@ class UpBlock(nn.Module):
         return x
 
 
-class UNet(nn.Module):
-    """Predicts the noise (or the velocity) in a latent; the timestep is a vector, one per row."""
+class UNetEncoder(nn.Module):
+    """The half of a UNet that leads down, which a ControlNet is a copy of; the timestep is a vector, one per row."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        self.config = config
-        channels = config.block_out_channels
-        layers = config.layers
-        last = len(channels) - 1
-        time_embed_dim = channels[0] * 4
+        channels, layers = config.block_out_channels, config.layers
+        last, time_embed_dim = len(channels) - 1, channels[0] * 4
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels[0], time_embed_dim, cond_dim=config.time_cond_proj_dim)
         if config.addition_embed_type == "text_time":
@@ -343,30 +340,72 @@ class UNet(nn.Module):
             )
         else:
             self.add_embedding = None
-
-        skips = [channels[0]]
-        down_blocks = []
-        for index, out_channels in enumerate(channels):
-            down_blocks.append(
-                DownBlock(
-                    channels[max(index - 1, 0)],
-                    out_channels,
-                    index=index,
-                    layers=layers[index],
-                    downsample=index < last,
-                    config=config,
-                )
+        self._embedded = channels[0], config.addition_time_embed_dim, config.flip_sin_to_cos, config.freq_shift
+        self.down_blocks = nn.ModuleList(
+            DownBlock(
+                channels[max(index - 1, 0)],
+                out_channels,
+                index=index,
+                layers=layers[index],
+                downsample=index < last,
+                config=config,
             )
-            skips += [out_channels] * (layers[index] + (index < last))
-        self.down_blocks = nn.ModuleList(down_blocks)
+            for index, out_channels in enumerate(channels)
+        )
         self.mid_block = None if config.mid_block_type is None else MidBlock(channels[-1], config)
+
+    def descend(self, x: Tensor, time_embedding: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What the middle makes of ``x`` (B, block_out_channels[0], H, W), and the skip connections, ``x`` first."""
+        skips = [x]
+        for block in self.down_blocks:
+            x, block_skips = block(x, time_embedding, context)
+            skips += block_skips
+        if self.mid_block is not None:
+            x = self.mid_block(x, time_embedding, context)
+        return x, skips
+
+    def embed(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        text_embeds: Tensor | None,
+        time_ids: Tensor | None,
+        timestep_cond: Tensor | None = None,
+    ) -> Tensor:
+        """The timestep, and what else holds for a whole picture, (B, 4 * block_out_channels[0])."""
+        channels, size_dim, _, _ = self._embedded
+        time_embedding: Tensor = self.time_embedding(
+            self._sinusoids(timestep, channels).to(sample.dtype), timestep_cond
+        )
+        if self.add_embedding is not None:
+            if text_embeds is None or time_ids is None or size_dim is None:
+                raise ValueError("this UNet needs text_embeds and time_ids")
+            size_embedding = self._sinusoids(time_ids.flatten(), size_dim)
+            size_embedding = size_embedding.reshape(time_ids.shape[0], -1).to(sample.dtype)
+            time_embedding = time_embedding + self.add_embedding(torch.cat([text_embeds, size_embedding], dim=-1))
+        return time_embedding
+
+    def _sinusoids(self, values: Tensor, dim: int) -> Tensor:
+        _, _, flip, shift = self._embedded
+        return sinusoidal_embedding(values, dim, flip_sin_to_cos=flip, freq_shift=shift)
+
+
+class UNet(UNetEncoder):
+    """Predicts the noise (or the velocity) in a latent; the timestep is a vector, one per row."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        self.config = config
+        channels = config.block_out_channels
+        last = len(channels) - 1
+        skips = [count for count, _ in skip_connections(config)]
         up_blocks = []
         for index, out_channels in enumerate(reversed(channels)):
             up_blocks.append(
                 UpBlock(
                     channels[last - max(index - 1, 0)],
                     out_channels,
-                    [skips.pop() for _ in range(layers[last - index] + 1)],
+                    [skips.pop() for _ in range(config.layers[last - index] + 1)],
                     index=index,
                     upsample=index < last,
                     config=config,
@@ -414,19 +453,26 @@ class UNet(nn.Module):
         It is what the last layer is given beside its skip connection: the first skip branch of Ma et al. 2023,
         "DeepCache" (arXiv 2312.00858).
         """
-        time_embedding = self._embed(sample, timestep, text_embeds, time_ids, timestep_cond)
-        x = self.conv_in(sample)
-        skips = [x]
-        for block in self.down_blocks:
-            x, block_skips = block(x, time_embedding, encoder_hidden_states)
-            skips += block_skips
-        if self.mid_block is not None:
-            x = self.mid_block(x, time_embedding, encoder_hidden_states)
-        *inner, outermost = self.up_blocks
-        for block in inner:
-            x = block(x, skips, time_embedding, encoder_hidden_states)
-        x = outermost(x, skips, time_embedding, encoder_hidden_states, slice(None, -1))
-        return self._last_layer(x, skips, time_embedding, encoder_hidden_states), x
+        time_embedding = self.embed(sample, timestep, text_embeds, time_ids, timestep_cond)
+        x, skips = self.descend(self.conv_in(sample), time_embedding, encoder_hidden_states)
+        return self._ascend(x, skips, time_embedding, encoder_hidden_states)
+
+    def controlled(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+        **residuals: Tensor,
+    ) -> Tensor:
+        """Predict with what ControlNets add to the skip connections and behind the middle, (B, C, h, w) each."""
+        time_embedding = self.embed(sample, timestep, text_embeds, time_ids, timestep_cond)
+        x, skips = self.descend(self.conv_in(sample), time_embedding, encoder_hidden_states)
+        skips = [skip + residuals[f"down_residual_{index}"] for index, skip in enumerate(skips)]
+        x = x + residuals["mid_residual"]
+        return self._ascend(x, skips, time_embedding, encoder_hidden_states)[0]
 
     def shallow(
         self,
@@ -439,39 +485,30 @@ class UNet(nn.Module):
         timestep_cond: Tensor | None = None,
     ) -> Tensor:
         """Predict with the first convolution and the last layer alone, on the ``deep_feature`` of another step."""
-        time_embedding = self._embed(sample, timestep, text_embeds, time_ids, timestep_cond)
+        time_embedding = self.embed(sample, timestep, text_embeds, time_ids, timestep_cond)
         return self._last_layer(deep_feature, [self.conv_in(sample)], time_embedding, encoder_hidden_states)
 
-    def _embed(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        text_embeds: Tensor | None,
-        time_ids: Tensor | None,
-        timestep_cond: Tensor | None,
-    ) -> Tensor:
-        """The timestep, and what else holds for a whole picture, (B, 4 * block_out_channels[0])."""
-        config = self.config
-        time_embedding: Tensor = self.time_embedding(
-            self._sinusoids(timestep, config.block_out_channels[0]).to(sample.dtype), timestep_cond
-        )
-        if self.add_embedding is not None:
-            if text_embeds is None or time_ids is None or config.addition_time_embed_dim is None:
-                raise ValueError("this UNet needs text_embeds and time_ids")
-            size_embedding = self._sinusoids(time_ids.flatten(), config.addition_time_embed_dim)
-            size_embedding = size_embedding.reshape(time_ids.shape[0], -1).to(sample.dtype)
-            time_embedding = time_embedding + self.add_embedding(torch.cat([text_embeds, size_embedding], dim=-1))
-        return time_embedding
+    def _ascend(self, x: Tensor, skips: list[Tensor], time_embedding: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        *inner, outermost = self.up_blocks
+        for block in inner:
+            x = block(x, skips, time_embedding, context)
+        x = outermost(x, skips, time_embedding, context, slice(None, -1))
+        return self._last_layer(x, skips, time_embedding, context), x
 
     def _last_layer(self, x: Tensor, skips: list[Tensor], time_embedding: Tensor, context: Tensor) -> Tensor:
         x = self.up_blocks[-1](x, skips, time_embedding, context, slice(-1, None))
         out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
         return out
 
-    def _sinusoids(self, values: Tensor, dim: int) -> Tensor:
-        return sinusoidal_embedding(
-            values, dim, flip_sin_to_cos=self.config.flip_sin_to_cos, freq_shift=self.config.freq_shift
-        )
+
+def skip_connections(config: UNetConfig) -> list[tuple[int, int]]:
+    """Channels of each skip connection, the outermost first, and the level it is of, where 0 is the latents' own."""
+    channels, last = config.block_out_channels, len(config.block_out_channels) - 1
+    found = [(channels[0], 0)]
+    for level, count in enumerate(channels):
+        found += [(count, level)] * config.layers[level]
+        found += [(count, level + 1)] * (level < last)
+    return found
 
 
 def _each_layer(name: str, blocks: tuple[Depths, ...], layers: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:

@@ -25,6 +25,12 @@ CONTRACTS: Mapping[str, tuple[Tensors, Tensors]] = {
     "text_encoder_2": TEXT_ENCODER,
     "unet": (SAMPLED, {"noise_pred": SAMPLE}),
     "unet_deep": (SAMPLED, {"noise_pred": SAMPLE, "deep_feature": SAMPLE}),
+    "unet_control": ({**SAMPLED, "down_residual_0": SAMPLE}, {"noise_pred": SAMPLE}),
+    # What it gives has to be what a UNet takes, which is not known here.
+    "controlnet": (
+        {**SAMPLED, "control_image": ("rows", 3, "f*height", "f*width"), "conditioning_scale": ("rows", None)},
+        {},
+    ),
     "unet_shallow": ({**SAMPLED, "deep_feature": SAMPLE}, {"noise_pred": SAMPLE}),
     "vae_decoder": ({"latents": LATENTS}, {"image": IMAGE}),
     "vae_encoder": ({"image": IMAGE}, {"mean": LATENTS, "logvar": LATENTS}),

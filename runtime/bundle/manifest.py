@@ -51,6 +51,10 @@ KINDS: Mapping[str, frozenset[str]] = {
 }
 # What deep-feature caching takes in place of the UNet; bundles exported before there was any have not got them.
 CACHING = ("unet_deep", "unet_shallow")
+# What takes the place of the UNet where ControlNets add to it.
+CONTROLLED = "unet_control"
+# What pictures without these can do without: engines of it are built when it is named.
+ASIDE = (*CACHING, CONTROLLED)
 
 
 def _numbers(figures: Mapping[str, Any]) -> str | None:

@@ -122,7 +122,9 @@ def cases(
         extra = ids.copy()
         extra[:, 1 : 1 + sizes["extra"]] = tokens.count + np.arange(sizes["extra"])
         found["textual inversion"] = {**random, "input_ids": extra}
-    if network.startswith("unet"):
+    if network == "controlnet":
+        found["black"] = {**random, "control_image": np.zeros_like(random["control_image"])}
+    if network.startswith("unet") or network == "controlnet":
         found["large"] = {**random, "sample": random["sample"] * 10}
         for timestep in (0, 999):
             found[f"timestep {timestep}"] = {**random, "timestep": np.full_like(random["timestep"], timestep)}
@@ -154,7 +156,7 @@ def random_inputs(
             found[spec.name] = np.linspace(0, 999, shape[0], dtype=np.float32)
         elif spec.name == "time_ids":
             found[spec.name] = rng.integers(0, 2048, shape).astype(np.float32)
-        elif spec.name == "image":
+        elif spec.name in ("image", "control_image"):
             found[spec.name] = rng.uniform(-1, 1, shape).astype(np.float32)
         else:
             found[spec.name] = rng.standard_normal(shape, np.float32)

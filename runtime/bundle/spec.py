@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from calotype.runtime.bundle.schema import (
@@ -21,15 +21,17 @@ from calotype.runtime.errors import BundleError, InputError
 
 DTYPES = ("float16", "float32", "int32", "int64")
 PRECISIONS = ("float32", "float16")
-_SYMBOL = r"([1-9][0-9]{0,5}\*)?[A-Za-z_][A-Za-z0-9_]{0,63}"
-Dimension = Annotated[int, within(1, 2**31 - 1)] | Annotated[str, matching(_SYMBOL, "4, 'height', '8*height'")]
+_SYMBOL = r"([1-9][0-9]{0,5}\*)?[A-Za-z_][A-Za-z0-9_]{0,63}|[A-Za-z_][A-Za-z0-9_]{0,63}/[1-9][0-9]{0,5}"
+_EXAMPLES = "4, 'height', '8*height', 'height/2'"
+Dimension = Annotated[int, within(1, 2**31 - 1)] | Annotated[str, matching(_SYMBOL, _EXAMPLES)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorSpec:
     """Name, dtype and shape of one input or output.
 
-    A dimension is a number, a symbol (``"height"``), or a symbol with a factor (``"8*height"``).
+    A dimension is a number, a symbol (``"height"``), a symbol with a factor (``"8*height"``), or one that is divided
+    and rounded up (``"height/2"``), as halving a picture does where its rows are odd.
     """
 
     name: Name
@@ -44,7 +46,8 @@ class TensorSpec:
         """
         try:
             return tuple(
-                factor if symbol is None else factor * sizes[symbol] for factor, symbol in map(_parse, self.shape)
+                factor if symbol is None else -(-factor * sizes[symbol] // divisor)
+                for factor, symbol, divisor in map(_parse, self.shape)
             )
         except KeyError as error:
             raise BundleError(
@@ -59,14 +62,26 @@ class TensorSpec:
             InputError: a row has another shape, or a symbol has two sizes.
         """
         for dimension, size in zip(self.shape[1:], shape, strict=False):
-            factor, symbol = _parse(dimension)
-            fits = size == factor if symbol is None else size % factor == 0
-            if not fits or (symbol is not None and sizes.setdefault(symbol, size // factor) != size // factor):
+            factor, symbol, divisor = _parse(dimension)
+            if symbol is None:
+                fits = size == factor
+            elif divisor > 1:  # what it was before it was rounded up, another tensor has to say
+                fits = size == -(-sizes.get(symbol, 0) // divisor)
+            else:
+                fits = size % factor == 0 and sizes.setdefault(symbol, size // factor) == size // factor
+            if not fits:
                 break
         else:
             if len(self.shape) == len(shape) + 1:
                 return
         raise InputError(f"a row of {self.name} has the shape {shape}; the network takes {self.shape[1:]} at {sizes}")
+
+    def sizes(self, shape: Sequence[int]) -> dict[str, int]:
+        """The sizes of its symbols where it has ``shape``; of one that was divided and rounded up, nothing is told."""
+        pairs = [(_parse(dimension), size) for dimension, size in zip(self.shape, shape, strict=True)]
+        return {
+            symbol: size // factor for (factor, symbol, divisor), size in pairs if symbol is not None and divisor == 1
+        }
 
     def count(self, sizes: Mapping[str, int]) -> int:
         """Number of elements at ``sizes``."""
@@ -75,7 +90,7 @@ class TensorSpec:
     @property
     def symbols(self) -> frozenset[str]:
         """The symbols its shape depends on."""
-        return frozenset(symbol for _, symbol in map(_parse, self.shape) if symbol is not None)
+        return frozenset(symbol for _, symbol, _ in map(_parse, self.shape) if symbol is not None)
 
     def to_json(self) -> dict[str, Any]:
         """What the manifest says of it."""
@@ -109,9 +124,10 @@ class ModelSpec:
         }
 
 
-def _parse(dimension: int | str) -> tuple[int, str | None]:
-    """A dimension as (factor, symbol)."""
+def _parse(dimension: int | str) -> tuple[int, str | None, int]:
+    """A dimension as (factor, symbol, divisor)."""
     if isinstance(dimension, int):
-        return dimension, None
-    factor, star, symbol = dimension.rpartition("*")
-    return int(factor) if star else 1, symbol
+        return dimension, None, 1
+    factor, star, rest = dimension.rpartition("*")
+    symbol, slash, divisor = rest.partition("/")
+    return int(factor) if star else 1, symbol, int(divisor) if slash else 1

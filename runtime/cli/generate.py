@@ -15,6 +15,7 @@ from calotype.runtime.cli.progress import Progress
 
 if TYPE_CHECKING:
     from calotype.runtime.call import Call
+    from calotype.runtime.control import Control
     from calotype.runtime.denoising.acceleration import Acceleration
     from calotype.runtime.pipeline import Pipeline
     from calotype.runtime.request import Request
@@ -183,6 +184,15 @@ FILE = click.Path(path_type=Path)
     metavar="FILE[:WORD]",
     help="A textual inversion whose word the prompt may use; can be given several times.",
 )
+@click.option(
+    "--control",
+    "controls",
+    multiple=True,
+    metavar="NAME=BUNDLE:PICTURE[:SCALE[:START:END]]",
+    help="A ControlNet's bundle and its picture, which inpaint@, grayscale@ or threshold@ before it prepares; without "
+    "one, that of --image. How much of it, and in which share of the steps; can be given several times.",
+)
+@click.option("--guess-mode", is_flag=True, help="Let ControlNets lead, where the prompt says little or nothing.")
 @click.option("--vae", help="A bundle whose autoencoder to use instead, such as a tiny one.")
 @click.option("--vae-tiling", is_flag=True, help="Read and draw large pictures in tiles, in less memory.")
 @click.option("--backend", default="auto", show_default=True, help="auto, tensorrt, tensorrt-rtx, cuda or cpu.")
@@ -284,6 +294,7 @@ def _requests(prompt: str | None, options: dict[str, Any]) -> list[Request]:
     from calotype.runtime.request import expand
 
     scale, (spacing, levels) = options["guidance_scale"], _sigmas(options)
+    controls = [dataclasses.replace(control, guess=options["guess_mode"]) for _, _, control in _controls(options)]
     config = {"sigma_spacing": spacing, "eta": options["eta"]}
     return expand(
         prompt,
@@ -296,6 +307,7 @@ def _requests(prompt: str | None, options: dict[str, Any]) -> list[Request]:
         num_inference_steps=options["steps"],
         sigmas=levels,
         scheduler_config={name: value for name, value in config.items() if value is not None},
+        controls=controls,
         **{name: options[name] for name in SAME_NAME},
     )
 
@@ -324,8 +336,24 @@ def _additions(options: dict[str, Any]) -> dict[str, Any]:
         "embeddings": [Embedding.parse(text) for text in options["embeddings"]],
         "vae": options["vae"],
         "vae_tiles": Tiles() if options["vae_tiling"] else None,
+        "controls": {name: folder for name, folder, _ in _controls(options)},
         "fast": _acceleration(options),
     }
+
+
+def _controls(options: dict[str, Any]) -> list[tuple[str, Path, Control]]:
+    """Each ControlNet's name, its bundle's folder, and what the pictures take of it."""
+    from calotype.runtime.control import Control
+    from calotype.runtime.errors import InputError
+
+    found = [Control.parse(text) for text in options["controls"]]
+    folders: dict[str, Path] = {}
+    for name, folder, _ in found:
+        if folders.setdefault(name, folder) != folder:
+            raise InputError(f"two controls are named {name}, and have different bundles; give each its own name")
+    if options["guess_mode"] and not found:
+        raise InputError("--guess-mode is about ControlNets, and there is none; give --control too")
+    return found
 
 
 def _acceleration(options: dict[str, Any]) -> Acceleration:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from calotype.runtime.bundle.form import INT8
-from calotype.runtime.bundle.spec import TensorSpec
+from calotype.runtime.bundle.manifest import CONTROLLED
 from calotype.runtime.denoising.batching import pick
+from calotype.runtime.denoising.buffers import Pool, Run
+from calotype.runtime.denoising.controls import add_controls
 from calotype.runtime.denoising.feature_cache import DEEP, SHALLOW
-from calotype.runtime.denoising.job import Job, Key, Layout, SessionKey
+from calotype.runtime.denoising.job import Job, Key, SessionKey
 from calotype.runtime.errors import InputError
 from calotype.runtime.sessions.session import Session, Sizes
 
@@ -25,21 +25,21 @@ class Denoiser:
     """
 
     def __init__(self, sessions: Callable[[SessionKey], Session]) -> None:
-        self._sessions = sessions
-        self._buffers: dict[SessionKey, _Buffers] = {}
+        self._pool = Pool(sessions)
 
     def capacity(self, key: Key) -> int:
         """The most rows of one run of jobs of that key. In int8 the values of a run may share one scale: 1, so that a
         picture has a run of its own.
         """
-        session = self._sessions(key.session)
+        session, buffers = self._pool.of(key)
         if key.session.form == INT8 and not session.keeps_bytes:
             return 1
-        return session.capacity(self._buffers_of(key, session).symbols(session, key.layout))
+        own = session.capacity(buffers.symbols(session, key.layout))
+        return min([own, *map(self.capacity, key.controls)])
 
     def padded(self, key: Key, rows: int) -> int:
         """The rows that a run of ``rows`` of that key really has; see :meth:`Session.padded`."""
-        return self._sessions(key.session).padded(rows)
+        return self._pool.of(key)[0].padded(rows)
 
     def pick(self, jobs: Sequence[Job]) -> list[Job]:
         """The first of ``jobs``, none of them done, and those that may share its next run."""
@@ -52,10 +52,12 @@ class Denoiser:
             for key in _keys_to_come(job):
                 alike.setdefault(key, []).append(job.rows_to_come)
         for key, rows in alike.items():
-            session, capacity = self._sessions(key.session), self.capacity(key)
+            capacity = self.capacity(key)
             counts = {*_runs(map(max, rows), capacity), *_runs(map(min, rows), capacity)}
-            for padded in sorted({session.padded(count) for count in counts}, reverse=True):
-                self._buffers_of(key, session).run(session, key.layout, padded)
+            for used in (key, *key.controls):
+                session, buffers = self._pool.of(used)
+                for padded in sorted({session.padded(count) for count in counts}, reverse=True):
+                    buffers.run(session, used.layout, padded)
 
     def step(self, jobs: Sequence[Job]) -> None:
         """Move each of ``jobs``, like or unlike, by one step, in as few runs as they may share; one that is done stays.
@@ -90,11 +92,13 @@ class Denoiser:
         for job in jobs:
             if job.key != key:
                 raise InputError(f"jobs that need {job.key} and {key} cannot share a run; use those that pick() chose")
-        session = self._sessions(key.session)
+        session, buffers = self._pool.of(key)
         rows = sum(job.rows for job in jobs)
-        run = self._buffers_of(key, session).run(session, key.layout, session.padded(rows))
+        run = buffers.run(session, key.layout, session.padded(rows))
         _fill(session, run, jobs)
         sizes, network = run.sizes, key.session.network
+        if network == CONTROLLED:
+            add_controls(self._pool, session, sizes, jobs)
         if network == SHALLOW:
             _give_features(session, jobs, sizes)
         session.run(sizes)
@@ -108,61 +112,8 @@ class Denoiser:
                 job.advance(noise_pred[row : row + taken])
                 row += taken
 
-    def _buffers_of(self, key: Key, session: Session) -> _Buffers:
-        found = self._buffers.get(key.session)
-        if found is None or found.session() is not session:
-            self._buffers = {known: own for known, own in self._buffers.items() if own.session() is not None}
-            found = self._buffers[key.session] = _Buffers(session)
-        return found
 
-
-@dataclasses.dataclass(kw_only=True)
-class _Run:
-    """The input buffers of a run of so many rows of one layout: its sizes, and the stamp of what stands in each row."""
-
-    sizes: Sizes
-    stamps: list[int]
-
-
-class _Buffers:
-    """What stands in a session's input buffers: a row's inputs are written when they change.
-
-    Rows are known by their stamps, numbers, so that a job that is done is not kept alive; neither is the session.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self.session, self._generation = weakref.ref(session), session.generation
-        self._symbols: dict[object, Sizes] = {}
-        self._runs: dict[tuple[object, int], _Run] = {}
-
-    def symbols(self, session: Session, layout: Layout) -> Sizes:
-        """The sizes of runs of rows of that layout, without their number."""
-        found = self._symbols.get(layout)
-        if found is None:
-            found = self._symbols[layout] = _symbols(session.inputs, layout)
-        return found
-
-    def run(self, session: Session, layout: Layout, rows: int) -> _Run:
-        """Have buffers for a run of so many rows."""
-        if session.generation != self._generation:
-            self._forget(session)
-        found = self._runs.get((layout, rows))
-        if found is None:
-            sizes = {"rows": rows, **self.symbols(session, layout)}
-            session.reserve(sizes)
-            if session.generation != self._generation:
-                self._forget(session)
-            found = self._runs[layout, rows] = _Run(sizes=sizes, stamps=[0] * rows)
-        return found
-
-    def _forget(self, session: Session) -> None:
-        """What was written is lost."""
-        self._generation = session.generation
-        self._runs.clear()
-        self._symbols.clear()
-
-
-def _fill(session: Session, run: _Run, jobs: Sequence[Job]) -> None:
+def _fill(session: Session, run: Run, jobs: Sequence[Job]) -> None:
     """Write a run's inputs; of those that stay the same between evaluations, what does not stand there."""
     sizes, stamps = run.sizes, run.stamps
     sample, timestep = (
@@ -186,20 +137,6 @@ def _fill(session: Session, run: _Run, jobs: Sequence[Job]) -> None:
         timestep[first:row] = solver.timesteps[job.index]
 
 
-def _symbols(inputs: Sequence[TensorSpec], layout: Layout) -> Sizes:
-    """The sizes of all symbols but the rows', by the shapes of one row's inputs.
-
-    Raises:
-        InputError: an input has another shape than the network takes.
-    """
-    shapes, symbols = dict(layout), dict[str, int]()
-    for spec in inputs:
-        shape = shapes.get(spec.name)
-        if shape is not None:
-            spec.match_row(shape, symbols)
-    return symbols
-
-
 def _urgency(job: Job) -> tuple[int, int]:
     return -job.evaluations_left, -job.rows
 
@@ -209,7 +146,7 @@ def _keys_to_come(job: Job) -> list[Key]:
     if job.done:
         return []
     if job.cache is None:
-        return [job.key]
+        return job.keys_to_come
     return [job.key._replace(session=job.key.session._replace(network=network)) for network in (DEEP, SHALLOW)]
 
 

@@ -32,10 +32,32 @@ class SessionKey(NamedTuple):
 
 
 class Key(NamedTuple):
-    """What jobs must have in common to share their next run: the session, and the shape of each of a row's inputs."""
+    """What jobs must have in common to share their next run: the session, and the shape of each of a row's inputs; and
+    the same of every ControlNet that runs before it, in the order in which they are added up.
+    """
 
     session: SessionKey
     layout: Layout
+    controls: tuple[Key, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class JobControl:
+    """What one ControlNet adds to a job; never changed, so that jobs may share it.
+
+    Attributes:
+        session: the ControlNet's.
+        image: (3, H, W) float32, the control picture, as the ControlNet takes it.
+        scales: (R,) float32, what each of its residuals is multiplied by.
+        evaluations: in which it is added.
+        guess: whether to the row with the prompt alone.
+    """
+
+    session: SessionKey
+    image: Array
+    scales: Array
+    evaluations: range
+    guess: bool = False
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -53,6 +75,7 @@ class Job:
         context: (K, h, w) float32, more channels of the network's sample, the same at every step; None is none.
         known: what of the latents is given; None is nothing.
         cache: the deep feature that is kept between evaluations; None evaluates the whole network every time.
+        controls: what ControlNets add, one after another; the denoising network takes residuals then.
         network: the denoising network's name in the bundle.
         form: what it is computed in.
         weights: which changes of its weights are merged; () is none.
@@ -75,6 +98,7 @@ class Job:
     context: Array | None = None
     known: Known | None = None
     cache: FeatureCache | None = None
+    controls: tuple[JobControl, ...] = ()
     network: str = "unet"
     form: Hashable = None
     weights: Hashable = ()
@@ -89,6 +113,8 @@ class Job:
         channels = len(self.latents) + (0 if self.context is None else len(self.context))
         sample = ("sample", (channels, *self.latents.shape[1:]))
         self._layout = (sample, *_shapes(self.conditional))
+        self._control_keys = [_control_key(control, self) for control in self.controls]
+        self._control_stamps = [2 * next(_serials) for _ in self.controls]
         self._ends = self.solver.step_ends(self.index)
         self._stamp = 2 * next(_serials)
         self.steps, self.step = len(self._ends), 0
@@ -120,8 +146,28 @@ class Job:
             return
         self.evaluations_left = self._ends[self.step] - self.index
         self.rows = self._rows_at(self.index)
+        if self.controls:
+            self.key = self.key._replace(controls=self._controls_at(self.index))
         if self.cache is not None:
             self.key = self.key._replace(session=self.key.session._replace(network=self.cache.network(self.rows)))
+
+    def _controls_at(self, index: int) -> tuple[Key, ...]:
+        pairs = zip(self.controls, self._control_keys, strict=True)
+        return tuple(key for control, key in pairs if index in control.evaluations)
+
+    @property
+    def keys_to_come(self) -> list[Key]:
+        """The keys of its evaluations to come, each once, where no feature is kept."""
+        now = self.key
+        to_come = range(self.index, self.index + self.evaluations_to_come)
+        found = map(self._controls_at, to_come) if self.controls else [now.controls]
+        return [now._replace(controls=controls) for controls in dict.fromkeys(found)]
+
+    @property
+    def active_controls(self) -> list[tuple[int, JobControl]]:
+        """What ControlNets add at the next evaluation, each with the number of its first row; see :meth:`row`."""
+        pairs = zip(self._control_stamps, self.controls, strict=True)
+        return [(stamp, control) for stamp, control in pairs if self.index in control.evaluations]
 
     def _rows_at(self, index: int) -> int:
         guided = self.unconditional is not None and self.guidance.active(self.solver.noise_level(index))
@@ -151,6 +197,12 @@ class Job:
         if self.index == self._ends[self.step]:
             self.step += 1
         self._look_ahead()
+
+
+def _control_key(control: JobControl, job: Job) -> Key:
+    """Of a ControlNet's run: it is given the latents alone, and the rest of a row's inputs."""
+    own = (("control_image", control.image.shape), ("conditioning_scale", control.scales.shape))
+    return Key(control.session, (("sample", job.latents.shape), *_shapes(job.conditional), *own))
 
 
 def _shapes(inputs: Inputs) -> Layout:

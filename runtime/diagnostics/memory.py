@@ -6,7 +6,7 @@ import dataclasses
 
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.form import default_form
-from calotype.runtime.bundle.manifest import CACHING
+from calotype.runtime.bundle.manifest import ASIDE
 from calotype.runtime.graphs.files import weight_bytes
 from calotype.runtime.sessions.plans import sound_records
 
@@ -33,7 +33,7 @@ def needs(bundle: Bundle) -> list[Need]:
     records = [record for _, record in sound_records()]
     found = []
     for network, spec in bundle.manifest.networks.items():
-        if network in CACHING:
+        if network in ASIDE:
             continue
         precision = str(default_form(spec, "cuda"))
         graph = spec.graphs[precision]

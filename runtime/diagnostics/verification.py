@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from calotype.runtime.bundle.folder import Bundle
-from calotype.runtime.bundle.manifest import CACHING, Manifest
+from calotype.runtime.bundle.manifest import ASIDE, Manifest
 from calotype.runtime.bundle.parity import SIZES, Figures, Inputs, Outputs, Tokens, cases, judge
 from calotype.runtime.errors import BundleError
 from calotype.runtime.sessions import Session, choose_backend, open_session
 from calotype.runtime.sessions.plans import has_plan
+
+CLIP_TOKENS = 77  # of a prompt, in bundles without a tokenizer of their own
 
 
 def verify_graphs(bundle: Bundle, backend: str) -> Iterator[tuple[str, Figures]]:
@@ -45,7 +47,7 @@ def compare_graphs(
     for network, spec in bundle.manifest.networks.items():
         if chosen == "cpu" and "float16" not in spec.graphs:
             continue
-        if network in CACHING and chosen not in ("cpu", "cuda") and not has_plan(bundle.manifest, spec, chosen):
+        if network in ASIDE and chosen not in ("cpu", "cuda") and not has_plan(bundle.manifest, spec, chosen):
             continue  # calotype build leaves it out where it is not asked for
         candidate = spec
         if chosen == "cpu":
@@ -67,7 +69,7 @@ def read_tokens(bundle: Bundle, network: str) -> Tokens | None:
 
 def image_sizes(manifest: Manifest, height: int | None = None, width: int | None = None) -> dict[str, int]:
     """One guided image, in pixels; of the model's own size, which every plan takes, where nothing else is said."""
-    length = max((tokenizer.max_length for tokenizer in manifest.tokenizers.values()), default=1)
+    length = max((tokenizer.max_length for tokenizer in manifest.tokenizers.values()), default=CLIP_TOKENS)
     pixels = {"height": height or manifest.defaults.height, "width": width or manifest.defaults.width}
     latents = {name: size // manifest.vae.downscale for name, size in pixels.items()}
     return {"batch": 1, "rows": 2, "extra": 1, "tokens": length, **latents}

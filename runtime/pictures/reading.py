@@ -60,6 +60,18 @@ def picture_of(array: NDArray[Any], name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
+def picture_source(name: str, value: Any) -> Source:
+    """The picture that an argument is: a PIL image, an array, or a file; raises InputError for anything else."""
+    if isinstance(value, str | Path):
+        return Path(value)
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, np.ndarray):
+        return picture_of(value, name)
+    kind = type(value).__name__
+    raise InputError(f"{name} is of type {kind}, not a picture; give a PIL image, an array or a file's path")
+
+
 def open_picture(picture: Source) -> Image.Image:
     """A call's picture as RGB; raises InputError."""
     if isinstance(picture, str | Path):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from calotype.runtime.bundle.form import FLOAT32, INT8, Form, default_form
-from calotype.runtime.bundle.manifest import CACHING, Manifest
+from calotype.runtime.bundle.manifest import ASIDE, Manifest
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BackendError, CalotypeError, quoted
 from calotype.runtime.sessions.session import Changes, Session, Sizes
@@ -106,7 +106,7 @@ def _obstacle_to_plans(backend: str, folder: Path, device: int) -> str | None:
     gpu, library = load_cuda(backend, device).gpu(), load_library(backend)
     library.check_gpu(gpu)
     for name, spec in Manifest.read(folder).networks.items():
-        if name in CACHING:
+        if name in ASIDE:
             continue
         serving_plans(folder, spec, backend, library.version, gpu.identity, gpu.driver)
     return None

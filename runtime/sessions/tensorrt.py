@@ -331,11 +331,9 @@ def _profiles(record: PlanRecord) -> list[Mapping[str, Any]]:
 
 def _sizes(inputs: Sequence[TensorSpec], profile: Mapping[str, Any], which: int) -> dict[str, int]:
     """The symbols' sizes at a profile's smallest (0), best (1) or largest (2) shapes."""
-    found = {}
+    found: dict[str, int] = {}
     for spec in inputs:
-        for dimension, size in zip(spec.shape, profile[spec.name][which], strict=True):
-            factor, _, symbol = str(dimension).rpartition("*")
-            found[symbol] = size // int(factor or 1)
+        found |= spec.sizes(profile[spec.name][which])
     return found
 
 

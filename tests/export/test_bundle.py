@@ -40,7 +40,8 @@ class Killed(BaseException):
 
 def test_every_graph_equals_its_module_to_1e4(tiny_bundle: Path) -> None:
     parity = Bundle.open(tiny_bundle).manifest.parity
-    assert set(parity) == {"text_encoder", "unet", "unet_deep", "unet_shallow", "vae_decoder", "vae_encoder"}
+    unets = {"unet", "unet_deep", "unet_shallow", "unet_control"}
+    assert set(parity) == {"text_encoder", *unets, "vae_decoder", "vae_encoder"}
     assert all(0 < report["float32"]["max_relative"] <= 1e-4 for report in parity.values())
     assert all(0.9995 <= report["float16"]["min_cosine"] < 1 for report in parity.values())
     assert all(report["float16"]["largest_in_float16"] < 65504 / 8 for report in parity.values())
@@ -50,6 +51,7 @@ def test_every_graph_equals_its_module_to_1e4(tiny_bundle: Path) -> None:
         "unet": 5,
         "unet_deep": 5,
         "unet_shallow": 5,
+        "unet_control": 5,
         "vae_decoder": 0,
         "vae_encoder": 0,
     }

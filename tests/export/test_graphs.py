@@ -255,7 +255,7 @@ def test_a_folder_and_a_single_file_of_the_same_weights_compute_the_same_bits(
                 graph = write(plan, tmp_path / layout)
                 for case, arrays in run_graph(graph, plan.cases()).items():
                     outputs[-1][f"{plan.network} {case}"] = [array.tobytes() for array in arrays]
-    assert len({name.split()[0] for name in outputs[0]}) == (1 if only else 7 if family == "sdxl" else 6)
+    assert len({name.split()[0] for name in outputs[0]}) == (1 if only else 8 if family == "sdxl" else 7)
     assert outputs[0] == outputs[1]
 
 

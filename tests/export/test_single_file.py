@@ -380,7 +380,12 @@ def test_an_unknown_prediction_type_names_the_valid_ones(single_file: Maker) -> 
     [
         (["model.diffusion_model.joint_blocks.0.x"], "Stable Diffusion 3"),
         (["lora_unet_down_blocks_0.lora_up.weight"], "a LoRA"),
-        (["control_model.input_blocks.0.0.bias"], "a ControlNet"),
+        (["control_model.input_blocks.0.0.bias"], "a ControlNet without what reads its picture"),
+        (["lora_controlnet", "input_blocks.0.0.down"], "a Control-LoRA"),
+        (["lllite_unet_input_blocks_4_1.depth"], "a ControlNet-LLLite"),
+        (["task_embedding", "controlnet_cond_embedding.conv_in.weight"], r"a ControlNet of several kinds \(union"),
+        (["difference", "control_model.input_hint_block.0.weight"], "the difference of a ControlNet to a model"),
+        (["body.0.block1.weight"], "a T2I-Adapter"),
         (["decoder.conv_in.weight"], "an autoencoder alone"),
         (["model.diffusion_model.out.0.bias"], "a UNet without its text encoders"),
         (["down_blocks.0.resnets.0.norm1.bias"], "one component in diffusers' layout"),

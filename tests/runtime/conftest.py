@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from calotype.export.bundle import export_checkpoint
+from tests.controlnets import write_controlnet
 from tests.kept import Kept
 
 
@@ -176,3 +177,52 @@ def save_sdxl(kept: Kept, vae: Path, name: str, class_name: str, in_channels: in
         )
 
     return save(kept, vae, name, make, base)
+
+
+SMALL_CONTROLNET = {
+    "block_out_channels": (32, 64),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "layers_per_block": 1,
+    "attention_head_dim": 4,
+    "cross_attention_dim": 32,
+    "conditioning_embedding_out_channels": (4, 8),
+}
+
+
+@pytest.fixture(scope="session")
+def controlnets(kept: Kept) -> tuple[Model, ...]:
+    """Two ControlNets of the tiny model, and one whose residuals hold for every pixel."""
+    changes: tuple[dict[str, Any], ...] = ({}, {}, {"global_pool_conditions": True})
+    return tuple(
+        save_controlnet(kept, f"controlnet{seed}", seed, {**SMALL_CONTROLNET, **change})
+        for seed, change in enumerate(changes)
+    )
+
+
+@pytest.fixture(scope="session")
+def sdxl_controlnet(kept: Kept) -> Model:
+    """A ControlNet of the tiny SDXL."""
+    change = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "attention_head_dim": (2, 4),
+        "transformer_layers_per_block": (1, 2),
+        "cross_attention_dim": 32 + 24,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 16 + 6 * 8,
+    }
+    return save_controlnet(kept, "sdxl_controlnet", 3, {**SMALL_CONTROLNET, **change})
+
+
+def save_controlnet(kept: Kept, name: str, seed: int, settings: dict[str, Any]) -> Model:
+    """A checkpoint of a ControlNet whose zero convolutions have values, and its bundle in float32."""
+
+    def write(folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            write_controlnet(folder / "checkpoint", seed, **settings)
+            export_checkpoint(folder / "checkpoint", folder / "bundle", precision="fp32")
+
+    folder = kept(name, write)
+    return Model(checkpoint=folder / "checkpoint", bundle=folder / "bundle")

@@ -1,0 +1,148 @@
+"""The ControlNets of an open model: bundles of the kind ``control``, checked against it, and their sessions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from calotype.runtime.bundle.folder import Bundle, check_kind
+from calotype.runtime.bundle.form import default_form
+from calotype.runtime.bundle.manifest import CONTROLLED, Manifest
+from calotype.runtime.bundle.spec import ModelSpec, TensorSpec
+from calotype.runtime.denoising.controls import is_residual
+from calotype.runtime.denoising.job import SessionKey
+from calotype.runtime.errors import BundleError, InputError, quoted
+from calotype.runtime.networks import CONTROLNET, Networks
+from calotype.runtime.sessions import Session
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ControlNet:
+    """One that fits the model.
+
+    Attributes:
+        bundle: where it lies.
+        key: names its session.
+        count: how many residuals it makes.
+        pooled: whether each holds for every pixel; such a one acts on the row with the prompt alone.
+    """
+
+    bundle: Bundle
+    key: SessionKey
+    count: int
+    pooled: bool
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Its name, and the first ten digits of the SHA-256 of its weights."""
+        manifest = self.bundle.manifest
+        return manifest.name, manifest.files[manifest.networks[CONTROLNET].weights[0]].sha256[:10]
+
+
+class ControlNets:
+    """What requests may name, and what they give by its folder; each is opened once, and stays open.
+
+    Args:
+        networks: the model's.
+        named: bundles' folders, by the names that requests know them by.
+
+    Raises:
+        BundleError: a bundle is missing or corrupt, or no ControlNet, or the model's takes none.
+        InputError: one is for another model.
+    """
+
+    def __init__(self, networks: Networks, named: Mapping[str, str | Path]) -> None:
+        self._networks = networks
+        self._by_folder: dict[Path, ControlNet] = {}
+        self._by_key: dict[SessionKey, ControlNet] = {}
+        self._sessions: dict[SessionKey, Session] = {}
+        self.named = {name: self._read(Path(folder)) for name, folder in named.items()}
+
+    def of(self, model: str | Path) -> ControlNet:
+        """The ControlNet of that name, or in that folder; its session is opened."""
+        if isinstance(model, Path):
+            found = self._read(model)
+        elif model in self.named:
+            found = self.named[model]
+        else:
+            raise InputError(
+                f"there is no control {quoted(model)}; known: {', '.join(self.named) or 'none'}; load the pipeline "
+                "with controls={name: folder}, or give the folder as a path"
+            )
+        self.session(found.key)
+        return found
+
+    def session(self, key: SessionKey) -> Session:
+        """The session of that key, opened where it is not."""
+        if key not in self._sessions:
+            self._sessions[key] = self._networks.open_session(self._by_key[key].bundle, CONTROLNET)
+        return self._sessions[key]
+
+    def open(self) -> None:
+        """Open those that have names."""
+        for found in self.named.values():
+            self.session(found.key)
+
+    def trim(self) -> None:
+        """See :meth:`Session.trim`."""
+        for session in self._sessions.values():
+            session.trim()
+
+    def close(self) -> None:
+        """Give everything back; may be called again."""
+        while self._sessions:
+            self._sessions.popitem()[1].close()
+
+    def _read(self, folder: Path) -> ControlNet:
+        if folder not in self._by_folder:
+            bundle = Bundle.open(folder, weights=False)
+            check_kind(bundle, "control")
+            spec = bundle.manifest.networks.get(CONTROLNET)
+            if spec is None:
+                raise BundleError(f"{folder} has no {CONTROLNET}; export the bundle again")
+            _check_fits(bundle, spec, self._networks.bundle)
+            key = SessionKey(CONTROLNET, default_form(spec, self._networks.backend), bundle.manifest.sha256)
+            pooled = spec.outputs[0].shape[2:] == (1, 1)
+            found = ControlNet(bundle=bundle, key=key, count=len(spec.outputs), pooled=pooled)
+            self._by_folder[folder] = self._by_key[key] = found
+        return self._by_folder[folder]
+
+
+def controlled_network(bundle: Bundle) -> ModelSpec:
+    """The UNet with residual inputs of a model's bundle; raises BundleError where it has none."""
+    spec = bundle.manifest.networks.get(CONTROLLED)
+    if spec is None:
+        raise BundleError(f"{bundle.path} has no {CONTROLLED}, which ControlNets add to; export the bundle again")
+    return spec
+
+
+def _check_fits(control: Bundle, spec: ModelSpec, model: Bundle) -> None:
+    """Raises InputError where a ControlNet is for another model."""
+    own, its = control.manifest, model.manifest
+    unet = controlled_network(model)
+    residuals = [tensor for tensor in unet.inputs if is_residual(tensor.name)]
+    makes = [(tensor.name, tensor.shape[1]) for tensor in spec.outputs]
+    if own.family != its.family or makes != [(tensor.name, tensor.shape[1]) for tensor in residuals]:
+        raise InputError(
+            f"{control.path} is a ControlNet for models as {_kind(own, spec)}, and {its.name} is {_kind(its, unet)}; "
+            "use one of its family"
+        )
+    taken = {tensor.name: tensor.shape for tensor in unet.inputs}
+    others = [tensor.name for tensor in spec.inputs if not _is_given(tensor, taken.get(tensor.name))]
+    if others or own.vae.downscale != its.vae.downscale or own.vae.latent_channels != its.vae.latent_channels:
+        wrong = ", ".join(others) or "its latents"
+        raise InputError(f"{control.path} is a ControlNet for another model than {its.name}: {wrong} differ")
+
+
+def _is_given(tensor: TensorSpec, shape: tuple[int | str, ...] | None) -> bool:
+    """Whether the UNet's own input of a name is what the ControlNet takes; inpainting models have more channels."""
+    if tensor.name in ("sample", "control_image", "conditioning_scale"):
+        return True
+    return shape == tensor.shape
+
+
+def _kind(manifest: Manifest, spec: ModelSpec) -> str:
+    """A family with the width of its text embeddings, by which its models differ."""
+    text = spec.input("encoder_hidden_states")
+    return f"{manifest.family} ({'no text' if text is None else text.shape[-1]})"

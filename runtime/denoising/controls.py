@@ -1,0 +1,79 @@
+"""ControlNets: networks that run before the denoising one, and what they make is added inside it.
+
+Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models" (arXiv 2302.05543). Each is given the
+rows that it controls alone: where guidance is off that is one row of a job, and where its share of the schedule is over
+none. What several make is added up in the input buffers of the denoising network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from calotype.runtime.arrays import Array, Inputs
+from calotype.runtime.denoising.buffers import Pool, Run
+from calotype.runtime.denoising.job import Job, JobControl, Key
+from calotype.runtime.sessions.session import Session, Sizes
+
+# Row of the denoising network's run, the number of what stands in it, its inputs, and what controls it.
+Controlled = tuple[int, int, Inputs, JobControl]
+
+
+def add_controls(pool: Pool, session: Session, sizes: Sizes, jobs: Sequence[Job]) -> None:
+    """Fill the residual inputs of ``session`` for a run of ``jobs``, whose other inputs are written."""
+    residuals = {spec.name: session.buffer(spec.name, sizes) for spec in session.inputs if is_residual(spec.name)}
+    channels = len(jobs[0].latents)
+    samples, timesteps = session.buffer("sample", sizes)[:, :channels], session.buffer("timestep", sizes)
+    count = sum(job.rows for job in jobs)
+    for residual in residuals.values():
+        residual[:count] = 0
+    for number, key in enumerate(jobs[0].key.controls):
+        rows = _controlled(jobs, number)
+        network, run = _filled(pool, key, rows, samples, timesteps)
+        network.run(run.sizes)
+        for name, residual in residuals.items():
+            made = network.buffer(name, run.sizes)
+            for place, (row, *_) in enumerate(rows):
+                residual[row] += made[place]
+
+
+def is_residual(name: str) -> bool:
+    """Whether an input is what ControlNets add."""
+    return name.endswith("_residual") or "_residual_" in name
+
+
+def guess_scales(scale: float, count: int) -> Array:
+    """What each of ``count`` residuals is multiplied by in guess mode, (count,): less further out, as in diffusers."""
+    return (np.logspace(-1, 0, count) * scale).astype(np.float32)
+
+
+def _controlled(jobs: Sequence[Job], number: int) -> list[Controlled]:
+    """The rows that the ControlNet of that number is given."""
+    found: list[Controlled] = []
+    row = 0
+    for job in jobs:
+        first, control = job.active_controls[number]
+        for own in range(1 if control.guess else job.rows):
+            _, inputs = job.row(own)
+            found.append((row + own, first + own, inputs, control))
+        row += job.rows
+    return found
+
+
+def _filled(pool: Pool, key: Key, rows: Sequence[Controlled], samples: Array, timesteps: Array) -> tuple[Session, Run]:
+    """The ControlNet of ``key``, its inputs written for these rows; of those that stay, what does not stand there."""
+    session, buffers = pool.of(key)
+    run = buffers.run(session, key.layout, session.padded(len(rows)))
+    sizes, stamps = run.sizes, run.stamps
+    sample, timestep = session.buffer("sample", sizes), session.buffer("timestep", sizes)
+    for place, (row, stamp, inputs, control) in enumerate(rows):
+        if stamps[place] != stamp:
+            stamps[place] = 0  # until all of it is written
+            own = {**inputs, "control_image": control.image, "conditioning_scale": control.scales}
+            for spec in session.inputs:
+                if spec.name in own:
+                    session.write(spec.name, sizes, own[spec.name], place)
+            stamps[place] = stamp
+        sample[place], timestep[place] = samples[row], timesteps[row]
+    return session, run

@@ -1,0 +1,91 @@
+"""What a request says of a ControlNet: checked, as JSON, as the command line spells it; and its picture, fitted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calotype.runtime.control import Control
+from calotype.runtime.errors import InputError
+from calotype.runtime.pictures.canvas import Canvas
+from calotype.runtime.pictures.control_pictures import control_pixels
+from calotype.runtime.request import Request
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 48, 3), dtype=np.uint8))
+
+
+def test_a_request_is_json_both_ways_and_a_stranger_s_path_is_not_followed(tmp_path: Path) -> None:
+    picture(1).save(tmp_path / "edges.png")
+    one = Control(model="one", image=picture(1), scale=0.5, start=0.1, end=0.9, guess=True, resize="fill")
+    two = Control(model=tmp_path / "control", image=tmp_path / "edges.png", preprocess="threshold")
+    value = Request(prompt="a", controls=(one, two)).to_json()
+    found = Request.from_json(value, files=True)
+    assert found.to_json() == value
+    assert (found.controls[1], found.controls[0].scale, found.controls[0].guess) == (two, 0.5, True)
+    for control, what in (
+        (value["controls"][1], "a control's model"),
+        ({"model": "x", "image": {"file": "/"}}, "image"),
+    ):
+        with pytest.raises(InputError, match=f"{what} names a file, and files of a request are not opened here"):
+            Request.from_json({"prompt": "a", "controls": [control]})
+    for control in ({"image": None}, {"model": "x", "strength": 1}):
+        with pytest.raises(InputError, match="a control needs a model, and may have end, guess, image, preprocess"):
+            Request.from_json({"prompt": "a", "controls": [control]})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scale": float("nan")}, "a control's scale=nan is not a finite number"),
+        ({"start": 0.6, "end": 0.5}, "a control from 0.6 to 0.5 is no share of the steps; use 0 <= start < end <= 1"),
+        ({"guess": "yes"}, "a control's guess='yes' is not known; use True or False"),
+        ({"resize": "tile"}, "a control's resize='tile' is not known; valid: crop, stretch, fill"),
+        ({"preprocess": "hed"}, "a control's preprocess='hed' is not known; valid: grayscale, threshold, inpaint"),
+        ({"model": 3}, "a control's model=3 is no name and no path; give one of them"),
+        ({"image": 3}, "a control's image is of type int, not a picture"),
+    ],
+)
+def test_values_out_of_range_get_one_line(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message.replace("(", r"\(")) as caught:
+        Control(**{"model": "one", **values})
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_s_spelling() -> None:
+    assert Control.parse("canny=my-control:edges.png:0.8:0:0.6") == (
+        "canny", Path("my-control"), Control(model="canny", image="edges.png", scale=0.8, end=0.6),
+    )  # fmt: skip
+    assert Control.parse("x=a/b:inpaint@") == ("x", Path("a/b"), Control(model="x", preprocess="inpaint"))
+    for text in ("a:b", "x=a", "x=:b", "x=a:b:1:2", "=a:b"):
+        with pytest.raises(InputError, match=r"cannot be read; valid: NAME=BUNDLE:PICTURE\[:SCALE\[:START:END\]\]"):
+            Control.parse(text)
+    with pytest.raises(InputError, match="has no number where one is due"):
+        Control.parse("x=a:b:much")
+
+
+@pytest.mark.parametrize("resize", ["crop", "stretch", "fill"])
+def test_pictures_of_other_sizes_are_fitted(resize: str) -> None:
+    canvas = Canvas(height=32, width=48)
+    bands = Image.new("RGB", (96, 32), "red")
+    bands.paste("lime", (24, 0, 72, 32))
+    pixels = control_pixels(bands, canvas, preprocess=None, resize=resize)
+    assert (pixels.shape, pixels.dtype) == ((3, 32, 48), np.float32)
+    lime, black = (pixels[1] > 0.9).mean(), (pixels.max(0) < 0.1).mean()
+    assert (round(float(lime), 1), round(float(black), 1)) == {"crop": (1, 0), "stretch": (0.5, 0), "fill": (0.2, 0.5)}[
+        resize
+    ]
+
+
+def test_preprocessors_that_need_no_model() -> None:
+    canvas = Canvas(height=32, width=48)
+    grey = control_pixels(picture(1), canvas, preprocess="grayscale", resize="crop")
+    assert np.array_equal(grey[0] * 255, np.asarray(picture(1).convert("L"), np.float32))
+    assert np.array_equal(grey[0], grey[1]) and np.array_equal(grey[0], grey[2])
+    black = control_pixels(picture(1), canvas, preprocess="threshold", resize="crop")
+    assert np.array_equal(black[0], grey[0] * 255 >= 128)
