@@ -1,10 +1,10 @@
 """A server in simulated time: Poisson arrivals, and what becomes of them under each policy; no clock, no session.
 
-Step-level batching is :class:`calotype.serving.batcher.Batcher` itself, driven as a worker drives it. The others are
-what servers do without it: one picture at a time, and whole requests in batches of pictures of one size and number of
-steps. Each of those serves in order of arrival or the shortest first, and under each policy a picture whose deadline
-cannot be met any more, even if it came next and alone, is given up at once; whole requests take along no more than can
-be finished before the first deadline among them.
+Step-level batching is the class ``Batcher`` of :mod:`calotype.serving.workers.batcher` itself, driven as a worker
+drives it. The others are what servers do without it: one picture at a time, and whole requests in batches of pictures
+of one size and number of steps. Each of those serves in order of arrival or the shortest first, and under each policy a
+picture whose deadline cannot be met any more, even if it came next and alone, is given up at once; whole requests take
+along no more than can be finished before the first deadline among them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 from calotype.runtime.denoising.job import Key, SessionKey
 from calotype.runtime.sessions.staged import padded
-from calotype.serving.batcher import Batcher, Expire, Finish, Prepare, Run, Ticket
-from calotype.serving.costs import DECODE, TEXT, Costs, Outline
+from calotype.serving.workers.batcher import Batcher, Expire, Finish, Prepare, Run, Ticket
+from calotype.serving.workers.costs import DECODE, TEXT, Costs, Outline
 
 MODEL, NETWORK = "model", "unet None"
 SIDE = 64  # of the latents that times were measured at
@@ -202,11 +202,11 @@ class SimulatedJob:
 
     @property
     def done(self) -> bool:
-        """See :class:`calotype.serving.batcher.Work`."""
+        """See :class:`calotype.serving.workers.batcher.Work`."""
         return self.evaluations_to_come == 0
 
     def end_early(self) -> None:
-        """See :class:`calotype.serving.batcher.Work`."""
+        """See :class:`calotype.serving.workers.batcher.Work`."""
         self.evaluations_to_come = min(self.evaluations_to_come, 1)
 
 
@@ -217,11 +217,11 @@ class SimulatedEngine:
     rows: int
 
     def capacity(self, _model: str, _key: Key) -> int:
-        """See :class:`calotype.serving.batcher.Engine`."""
+        """See :class:`calotype.serving.workers.batcher.Engine`."""
         return self.rows
 
     def padded(self, _model: str, _key: Key, rows: int) -> int:
-        """See :class:`calotype.serving.batcher.Engine`."""
+        """See :class:`calotype.serving.workers.batcher.Engine`."""
         return padded(rows)
 
 

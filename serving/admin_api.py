@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from calotype.serving.drawing import Front
 from calotype.serving.errors import ConflictError
-from calotype.serving.health import obstacles
-from calotype.serving.openai_schema import ErrorAnswer
+from calotype.serving.http.drawing import Front
+from calotype.serving.http.health import obstacles
+from calotype.serving.openai.schema import ErrorAnswer
 from calotype.serving.service import Operated
 
 Side = Annotated[int, Field(ge=1, le=1 << 14)]

@@ -13,14 +13,17 @@ from starlette.responses import Response
 
 from calotype.runtime.errors import InputError
 from calotype.runtime.version import __version__
-from calotype.serving import admin_api, health, metrics, openai_api, page, webui_api
-from calotype.serving.answers import answer
-from calotype.serving.bodies import Bodies
-from calotype.serving.drawing import Front
+from calotype.serving import admin_api, page
 from calotype.serving.errors import ServingError
-from calotype.serving.logs import RequestLog, note
-from calotype.serving.openai_schema import ERRORS
-from calotype.serving.security import Gate
+from calotype.serving.http import health, metrics
+from calotype.serving.http.answers import answer
+from calotype.serving.http.bodies import Bodies
+from calotype.serving.http.drawing import Front
+from calotype.serving.http.logs import RequestLog, note
+from calotype.serving.http.security import Gate
+from calotype.serving.openai import api as openai_api
+from calotype.serving.openai.schema import ERRORS
+from calotype.serving.webui import api as webui_api
 
 EXPECTED: tuple[type[Exception], ...] = (ServingError, InputError, RequestValidationError, HTTPException)
 

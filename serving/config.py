@@ -15,13 +15,13 @@ from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.pictures.autoencoder import Tiles
 from calotype.runtime.sessions import check_backend
 from calotype.runtime.text.textual_inversion import Embedding
-from calotype.serving.dispatcher import Bounds
-from calotype.serving.drawing import Settings
-from calotype.serving.keys import read_keys
-from calotype.serving.limits import Limits
-from calotype.serving.messages import Open, Size
-from calotype.serving.security import Access
-from calotype.serving.served import Served
+from calotype.serving.http.drawing import Settings
+from calotype.serving.http.keys import read_keys
+from calotype.serving.http.limits import Limits
+from calotype.serving.http.security import Access
+from calotype.serving.workers.dispatcher import Bounds
+from calotype.serving.workers.messages import Open, Size
+from calotype.serving.workers.served import Served
 
 T = TypeVar("T")
 KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
@@ -105,7 +105,7 @@ class ServeConfig:
         hang_seconds: a worker that is silent for less does not hang.
         stop_seconds: that what is accepted has to be finished in once the server is told to stop.
         build: whether plans and engines are built before their model is opened, where there are none.
-        limits: the table ``[limits]``, what one request may ask for; see :class:`calotype.serving.limits.Limits`.
+        limits: the table ``[limits]``, what one request may ask for; see :class:`calotype.serving.http.limits.Limits`.
     """
 
     models: Mapping[str, ModelConfig]

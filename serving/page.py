@@ -16,11 +16,11 @@ from calotype.runtime.errors import InputError
 from calotype.runtime.pictures.embedded import Graph, settings_in
 from calotype.runtime.pictures.parameters import parse_parameters
 from calotype.runtime.schedulers import SCHEDULERS
-from calotype.serving.drawing import Front
 from calotype.serving.errors import RequestRefusedError
+from calotype.serving.http.drawing import Front
 from calotype.serving.service import ModelState
-from calotype.serving.webui_pictures import decoded
-from calotype.serving.webui_samplers import sampling
+from calotype.serving.webui.pictures import decoded
+from calotype.serving.webui.samplers import sampling
 
 FOLDER = Path(__file__).parent / "page"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}

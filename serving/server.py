@@ -21,11 +21,11 @@ from calotype.runtime.sessions import choose_backend
 from calotype.runtime.sessions.processor import usable_threads
 from calotype.serving.app import create_app
 from calotype.serving.config import ServeConfig
-from calotype.serving.connections import connections
-from calotype.serving.dispatcher import Dispatcher
-from calotype.serving.drawing import Front
-from calotype.serving.served import Served
-from calotype.serving.supervisor import COMMAND
+from calotype.serving.http.connections import connections
+from calotype.serving.http.drawing import Front
+from calotype.serving.workers.dispatcher import Dispatcher
+from calotype.serving.workers.served import Served
+from calotype.serving.workers.supervisor import COMMAND
 
 CONNECTION_SECONDS = 5  # for answers that are being sent when everything is finished
 BACKLOG = 2048

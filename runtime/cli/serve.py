@@ -78,7 +78,7 @@ def command(models: tuple[str, ...], config: Path | None, **options: Any) -> Non
             raise
         raise MissingPackageError(error.name, "serve") from error
     from calotype.serving.config import ServeConfig, model_names
-    from calotype.serving.logs import JsonLines
+    from calotype.serving.http.logs import JsonLines
 
     if not models and config is None:
         raise click.UsageError("name a model to serve, such as talbot; or a file with --config")

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from calotype.serving.app import create_app
-from calotype.serving.connections import connections
-from calotype.serving.drawing import Front, Settings
-from calotype.serving.limits import Limits
+from calotype.serving.http.connections import connections
+from calotype.serving.http.drawing import Front, Settings
+from calotype.serving.http.limits import Limits
 from tests.serving.fakes import FakeService, served
 
 

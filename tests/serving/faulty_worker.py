@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype.runtime.pipeline import Pipeline
-from calotype.serving import worker
+from calotype.serving.workers import worker
 
 advance = Pipeline.advance
 

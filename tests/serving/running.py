@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from calotype.runtime.request import Request
-from calotype.serving.dispatcher import Bounds, Dispatcher
-from calotype.serving.messages import Open
-from calotype.serving.served import Served
 from calotype.serving.tasks import Task
-from calotype.serving.tickets import QueuedTicket
+from calotype.serving.workers.dispatcher import Bounds, Dispatcher
+from calotype.serving.workers.messages import Open
+from calotype.serving.workers.served import Served
+from calotype.serving.workers.tickets import QueuedTicket
 
 FAULTY = (sys.executable, str(Path(__file__).parent / "faulty_worker.py"))
 TIMEOUT = 120.0  # of what takes a second where nothing else runs

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from calotype.runtime.denoising.batching import pick
 from calotype.runtime.denoising.job import Key, SessionKey
-from calotype.serving.batcher import RELUCTANCE, Action, Batcher, Expire, Finish, Prepare, Run, Ticket
-from calotype.serving.costs import DECODE, SWITCH, TEXT, Costs, Outline
-from calotype.serving.entry import PATIENCE
+from calotype.serving.workers.batcher import RELUCTANCE, Action, Batcher, Expire, Finish, Prepare, Run, Ticket
+from calotype.serving.workers.costs import DECODE, SWITCH, TEXT, Costs, Outline
+from calotype.serving.workers.entry import PATIENCE
 
 NETWORK = "unet None"
 

@@ -11,7 +11,7 @@ import pytest
 
 from calotype.runtime.errors import BackendError, CalotypeError, InputError
 from calotype.serving.config import ModelConfig, ServeConfig, from_table, model_names
-from calotype.serving.limits import Limits
+from calotype.serving.http.limits import Limits
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calotype.serving.costs import DECODE, ENCODE, FIRST, KEPT, SWITCH, TEXT, Costs, Outline
+from calotype.serving.workers.costs import DECODE, ENCODE, FIRST, KEPT, SWITCH, TEXT, Costs, Outline
 
 UNET = "unet float16"
 

@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from calotype.runtime.pipeline import Pipeline
-from calotype.serving.dispatcher import Bounds
 from calotype.serving.errors import (
     CancelledError,
     DeadlineError,
@@ -25,6 +24,7 @@ from calotype.serving.errors import (
     UnknownModelError,
 )
 from calotype.serving.tasks import Drawn, Started, Stepped
+from calotype.serving.workers.dispatcher import Bounds
 from tests.serving.running import FAULTY, SIZE, Running, request, running
 
 MIXED: list[dict[str, Any]] = [

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from calotype.runtime.pipeline import Pipeline
-from calotype.serving.dispatcher import Bounds
 from calotype.serving.errors import NotReadyError, WorkerDiedError
+from calotype.serving.workers.dispatcher import Bounds
 from tests.serving.running import FAULTY, SIZE, Running, running
 
 

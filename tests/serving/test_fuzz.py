@@ -20,9 +20,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from calotype.serving.app import create_app
-from calotype.serving.drawing import Front, Settings
-from calotype.serving.limits import Limits
-from calotype.serving.security import Access
+from calotype.serving.http.drawing import Front, Settings
+from calotype.serving.http.limits import Limits
+from calotype.serving.http.security import Access
 from tests.serving.conftest import Place
 from tests.serving.fakes import FakeService
 from tests.serving.test_security import ROOT, key

@@ -15,10 +15,10 @@ import pytest
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.errors import InputError
 from calotype.runtime.request import Request
-from calotype.serving.connections import connections
-from calotype.serving.drawing import Settings
 from calotype.serving.errors import RequestRefusedError
-from calotype.serving.limits import Limits
+from calotype.serving.http.connections import connections
+from calotype.serving.http.drawing import Settings
+from calotype.serving.http.limits import Limits
 from tests.serving.conftest import Place
 from tests.serving.fakes import address, started
 

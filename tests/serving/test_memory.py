@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from calotype.runtime.bundle.folder import Bundle
-from calotype.serving.memory import DOUBT, Footprint, available, model_bytes, resident
+from calotype.serving.workers.memory import DOUBT, Footprint, available, model_bytes, resident
 
 
 def test_a_footprint_grows_with_the_pixels_and_their_square() -> None:

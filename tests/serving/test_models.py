@@ -76,7 +76,7 @@ def test_tasks_of_a_model_that_is_opened_anew_are_drawn_by_it(server: Running) -
 
 def test_a_picture_that_does_not_fit_into_memory_is_refused(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     async def submit() -> None:
-        monkeypatch.setattr("calotype.serving.dispatcher.available", lambda: 1 << 30)
+        monkeypatch.setattr("calotype.serving.workers.dispatcher.available", lambda: 1 << 30)
         with pytest.raises(OutOfMemoryError, match=r"would take about \d+\.\d GiB of memory, and 1\.0 are left"):
             server.dispatcher.submit([server.task(width=4096, height=4096)])
         assert isinstance(await server.outcome(server.dispatcher.submit([server.task()])[0]), bytes)

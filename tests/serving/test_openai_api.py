@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from calotype.runtime.pictures.embedded import read_settings
-from calotype.serving.drawing import Settings
-from calotype.serving.limits import Limits
+from calotype.serving.http.drawing import Settings
+from calotype.serving.http.limits import Limits
 from tests.serving.conftest import Place, image_file, transparent
 from tests.serving.fakes import picture
 

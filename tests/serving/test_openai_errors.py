@@ -14,7 +14,6 @@ import openai
 import pytest
 from PIL import Image
 
-from calotype.serving.drawing import Settings
 from calotype.serving.errors import (
     DeadlineError,
     DrawingError,
@@ -23,7 +22,8 @@ from calotype.serving.errors import (
     QueueFullError,
     WorkerDiedError,
 )
-from calotype.serving.limits import Limits
+from calotype.serving.http.drawing import Settings
+from calotype.serving.http.limits import Limits
 from tests.serving.conftest import Place, image_file, transparent
 
 SQUARE = Image.new("RGB", (64, 64), "green")

@@ -10,10 +10,10 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from calotype.serving.drawing import Settings
 from calotype.serving.errors import DrawingError, QueueFullError, WorkerDiedError
-from calotype.serving.logs import JsonLines
-from calotype.serving.security import Access
+from calotype.serving.http.drawing import Settings
+from calotype.serving.http.logs import JsonLines
+from calotype.serving.http.security import Access
 from tests.serving.conftest import Place
 from tests.serving.test_security import ROOT, key
 

@@ -22,11 +22,11 @@ from calotype.runtime.bundle.folder import BUNDLED
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.serving import page
 from calotype.serving.app import create_app
-from calotype.serving.drawing import Front, Settings
 from calotype.serving.errors import DrawingError
-from calotype.serving.keys import Key
+from calotype.serving.http.drawing import Front, Settings
+from calotype.serving.http.keys import Key
+from calotype.serving.http.security import Access
 from calotype.serving.page import offered
-from calotype.serving.security import Access
 from calotype.serving.service import ModelState
 from tests.serving.fakes import FakeService, picture, served
 

@@ -7,7 +7,7 @@ import pytest
 
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.request import Request
-from calotype.serving.previews import PreviewMap, denoised
+from calotype.serving.workers.previews import PreviewMap, denoised
 
 
 def test_a_linear_decoder_is_learned() -> None:

@@ -11,10 +11,10 @@ import openai
 import pytest
 
 from calotype.runtime.errors import InputError
-from calotype.serving.drawing import Settings
 from calotype.serving.errors import AccessError, ForbiddenError, RateLimitError, RequestRefusedError
-from calotype.serving.keys import Allowance, Key, find_key, read_keys
-from calotype.serving.security import Access, address_of, admit, check_names, scheme_of
+from calotype.serving.http.drawing import Settings
+from calotype.serving.http.keys import Allowance, Key, find_key, read_keys
+from calotype.serving.http.security import Access, address_of, admit, check_names, scheme_of
 from tests.serving.conftest import Place
 
 ALICE, BOB, ROOT = "alice-0123456789abcdef", "bob-0123456789abcdef", "root-0123456789abcdef"

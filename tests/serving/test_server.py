@@ -18,11 +18,11 @@ import pytest
 
 from calotype.runtime.errors import BackendError, OutputError
 from calotype.serving.config import ServeConfig
-from calotype.serving.dispatcher import Dispatcher
 from calotype.serving.errors import NotReadyError
 from calotype.serving.server import Server, listening
 from calotype.serving.tasks import Task
-from calotype.serving.tickets import QueuedTicket
+from calotype.serving.workers.dispatcher import Dispatcher
+from calotype.serving.workers.tickets import QueuedTicket
 from tests.serving.running import FAULTY, TIMEOUT, request
 
 TALBOT = '[models.talbot]\nbundle = "talbot"\nbackend = "cpu"\nwarm = ["64x64"]\n'

@@ -21,10 +21,10 @@ from PIL import Image
 
 from calotype.runtime.pictures.parameters import parse_parameters
 from calotype.serving.app import create_app
-from calotype.serving.drawing import Front, Settings
 from calotype.serving.errors import DeadlineError, DrawingError
-from calotype.serving.keys import Key
-from calotype.serving.security import Access
+from calotype.serving.http.drawing import Front, Settings
+from calotype.serving.http.keys import Key
+from calotype.serving.http.security import Access
 from tests.serving.fakes import FakeService, picture, served
 
 SMALL = {"width": 64, "height": 48, "steps": 4}

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from calotype.serving.errors import RequestRefusedError
-from calotype.serving.limits import Limits
-from calotype.serving.webui_pictures import CROP, FILL, decoded, encoded, opened, prepared
+from calotype.serving.http.limits import Limits
+from calotype.serving.webui.pictures import CROP, FILL, decoded, encoded, opened, prepared
 
 LIMITS = Limits(upload_pixels=1000)
 

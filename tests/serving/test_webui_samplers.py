@@ -8,7 +8,7 @@ from calotype.runtime.bundle.folder import BUNDLED
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.schedulers import SCHEDULERS, create_solver
 from calotype.serving.errors import RequestRefusedError
-from calotype.serving.webui_samplers import SAMPLERS, SCHEDULES, sampling
+from calotype.serving.webui.samplers import SAMPLERS, SCHEDULES, sampling
 
 
 @pytest.fixture(scope="module")
