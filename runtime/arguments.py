@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -121,6 +121,15 @@ def as_path(name: str, value: Any) -> Path:
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
         raise InputError(f"{name}={quoted(value)} is not a path; give a file's or a folder's")
     return Path(value)
+
+
+def as_paths(name: str, value: Any) -> dict[str, Path]:
+    """Paths by names; None is none."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(own, str) and own for own in value):
+        raise InputError(f"{name}={quoted(value)} is not paths by names; give {{name: path}}")
+    return {own: as_path(f"{name}[{quoted(own)}]", path) for own, path in value.items()}
 
 
 def numbers(name: str, value: Any) -> tuple[float, ...]:

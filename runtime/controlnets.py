@@ -52,12 +52,12 @@ class ControlNets:
         InputError: one is for another model.
     """
 
-    def __init__(self, networks: Networks, named: Mapping[str, str | Path]) -> None:
+    def __init__(self, networks: Networks, named: Mapping[str, Path]) -> None:
         self._networks = networks
         self._by_folder: dict[Path, ControlNet] = {}
         self._by_key: dict[SessionKey, ControlNet] = {}
         self._sessions: dict[SessionKey, Session] = {}
-        self.named = {name: self._read(Path(folder)) for name, folder in named.items()}
+        self.named = {name: self._read(folder) for name, folder in named.items()}
 
     def of(self, model: str | Path) -> ControlNet:
         """The ControlNet of that name, or in that folder; its session is opened."""

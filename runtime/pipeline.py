@@ -13,7 +13,16 @@ import numpy as np
 from PIL import Image
 
 from calotype.runtime.adapters.named import Asked, asked_all
-from calotype.runtime.arguments import MOST_THREADS, as_path, at_least, between, instance, instances, switch
+from calotype.runtime.arguments import (
+    MOST_THREADS,
+    as_path,
+    as_paths,
+    at_least,
+    between,
+    instance,
+    instances,
+    switch,
+)
 from calotype.runtime.arrays import Array
 from calotype.runtime.bundle.folder import Bundle, check_kind
 from calotype.runtime.bundle.manifest import CONTROLLED
@@ -72,6 +81,7 @@ class Pipeline(Closing):
         device: int | None = None,
     ) -> None:
         given, words = asked_all("loras", loras), instances("embeddings", embeddings, Embedding, WORDS)
+        named = as_paths("controls", controls)
         if vae_tiles is not None:
             instance("vae_tiles", vae_tiles, Tiles, "Tiles(size=64, overlap=16)")
         if trace is not None:
@@ -102,7 +112,7 @@ class Pipeline(Closing):
             check_kind(other, "vae", "model")
         extra = None if other is None else other.manifest
         self._model = Model.of(bundle.manifest, self._family.denoiser, words, extra, vae_tiles is not None)
-        self._controlnets = ControlNets(self.networks, controls or {})
+        self._controlnets = ControlNets(self.networks, named)
         autoencoder: list[Vae] = []
 
         def open_vae() -> None:

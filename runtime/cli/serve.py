@@ -86,7 +86,7 @@ def command(models: tuple[str, ...], config: Path | None, **options: Any) -> Non
         raise InputError("--host and --uds exclude each other; give one of them")
     root = logging.getLogger()
     root.setLevel(min(root.level, logging.INFO))
-    for handler in root.handlers:
+    for handler in (own for own in root.handlers if isinstance(own.formatter, LineFormatter)):
         handler.setFormatter(FieldLines() if sys.stderr.isatty() else JsonLines())
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 

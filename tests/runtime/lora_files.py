@@ -1,4 +1,4 @@
-"""LoRA files for talbot, small and of random numbers."""
+"""LoRA files, for talbot where nothing else is said, small and of random numbers."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ def write_lora(
     networks: tuple[str, ...] = (UNET, TEXT),
     strength: float = 0.1,
     modules: Mapping[str, tuple[str, ...]] = MODULES,
+    bundle: Path = BUNDLED / "talbot",
 ) -> Path:
-    """A LoRA that changes ``modules`` of each of ``networks``."""
+    """A LoRA that changes ``modules`` of each of ``networks`` of ``bundle``."""
     rng, state = np.random.default_rng(seed), {}
     for network in networks:
-        own = SafetensorsFile(BUNDLED / "talbot" / f"{network}.safetensors")
+        own = SafetensorsFile(bundle / f"{network}.safetensors")
         for module in modules[network]:
             rows, *columns = own.shape(f"{module}.weight")
             name = f"{network}.{module}"

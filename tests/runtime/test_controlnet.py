@@ -22,6 +22,7 @@ from calotype.runtime.request import Request
 from tests.runtime.adapters.test_lora import fused, kohya, saved, sd1_kohya_names, weights_of
 from tests.runtime.command_line import calotype
 from tests.runtime.conftest import Model
+from tests.runtime.lora_files import UNET, write_lora
 from tests.runtime.references import draws, injected, psnr
 
 SIZE = {"height": 32, "width": 48}
@@ -231,6 +232,29 @@ def test_a_picture_is_the_same_alone_and_in_any_batch(pipeline: Pipeline) -> Non
     assert [together[number].image.tobytes() for number in range(len(alone))] == alone
     again = dict(pipeline.draw([*reversed(requests()), *requests()]))
     assert [again[number].image.tobytes() for number in range(2 * len(alone))] == [*reversed(alone), *alone]
+
+
+def test_loras_of_a_call_go_with_it_and_stay_apart_in_a_batch(
+    pipeline: Pipeline, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    lora = Lora(path=write_lora(tmp_path / "a.safetensors", 1, (UNET,), bundle=tiny_bundle))
+    control = Control(model="one", image=picture(1))
+    plain = Request(prompt="a", seed=1, height=32, width=48, num_inference_steps=2)
+    kinds: list[dict[str, Any]] = [
+        {"loras": loras, "controls": own} for loras in ((), (lora,)) for own in ((), (control,))
+    ]
+    asked = [dataclasses.replace(plain, **kind) for kind in kinds]
+    alone = [next(iter(pipeline.draw([request])))[1].image.tobytes() for request in asked]
+    assert len(set(alone)) == 4
+    together = dict(pipeline.draw([*asked, *reversed(asked)]))
+    assert [together[number].image.tobytes() for number in range(8)] == [*alone, *reversed(alone)]
+    runs = {pipeline.prepare(request).key for request in asked}
+    assert {(key.session.network, key.session.weights) for key in runs} == {
+        (network, weights)
+        for network in ("unet", "unet_control")
+        for weights in ((), together[2].settings.request.loras)
+    }
+    assert all(not isinstance(control.session.weights, tuple) for key in runs for control in key.controls)
 
 
 def test_it_is_run_for_the_rows_and_steps_that_it_controls_alone(pipeline: Pipeline) -> None:

@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from calotype.engine import winograd
 from calotype.engine.build import build_bundle
+from calotype.engine.cpu import build_engines
 from calotype.engine.profiles import Range, default_profile
 from calotype.export.bundle import export_checkpoint
 from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.control import Control
 from calotype.runtime.denoising.acceleration import Acceleration
+from calotype.runtime.graphs.layouts import Layouts
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions import onnxruntime_cuda
 from calotype.runtime.sessions.plans import describe_plan
@@ -26,6 +30,7 @@ from tests import computing_standins
 from tests.controlnets import write_controlnet
 from tests.runtime.conftest import Model
 from tests.runtime.cuda_standin import Cuda
+from tests.runtime.lora_files import UNET, write_lora
 from tests.runtime.references import psnr
 
 
@@ -55,6 +60,37 @@ def test_a_controlnet_of_stable_diffusion_1_5_s_width_builds(tmp_path: Path, mon
     monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "cache"))
     export_checkpoint(write_controlnet(tmp_path / "source", cross_attention_dim=768), tmp_path / "bundle")
     assert "control_image" in build(Bundle.open(tmp_path / "bundle"), "controlnet", 512)
+
+
+def test_an_engine_of_the_cpu_takes_loras_with_controls(
+    tiny_bundle: Path, controlnets: tuple[Model, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path))
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 32)
+    lora = write_lora(tmp_path / "a.safetensors", 1, (UNET,), bundle=tiny_bundle)
+    noise = np.random.default_rng(1).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    control = Control(model="one", image=Image.fromarray(noise))
+    settings: dict[str, Any] = {"seed": 3, "num_inference_steps": 2, "height": 32, "width": 48, "output_type": "np"}
+
+    def draw() -> tuple[Path | None, list[Any]]:
+        with Pipeline.load(tiny_bundle, "cpu", controls={"one": controlnets[0].bundle}) as pipeline:
+            sets: tuple[list[Path], ...] = ([], [lora], [])
+            found = [pipeline("a", controls=[control], loras=loras, **settings).images[0] for loras in sets]
+            return pipeline.engines["unet_control"], found
+
+    engine, wanted = draw()
+    assert engine is None
+    build_engines(Bundle.open(tiny_bundle), networks=["unet_control"])
+    engine, got = draw()
+    assert engine is not None
+    read = Layouts.read(engine.read_bytes())
+    assert read is not None
+    assert {own.tensor for own in read.of.values()} == set(SafetensorsFile(tiny_bundle / "unet.safetensors"))
+    assert {step for own in read.of.values() for step, _ in own.steps} >= {"transpose", "spread"}
+    for one, other in zip(got, wanted, strict=True):
+        assert psnr(one, other) >= 60
+    assert psnr(got[1], got[0]) < 45
+    assert got[2].tobytes() == got[0].tobytes()
 
 
 @pytest.fixture

@@ -60,9 +60,9 @@ class Place:
             time.sleep(0.005)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server() -> Iterator[Place]:
-    """One for all tests; ``place`` gives it to each as if it were new."""
+    """One for a file's tests; ``place`` gives it to each as if it were new."""
     service = FakeService()
     app = create_app(Front(service, Settings()))
     quick = Limits(header_seconds=1, stalled_seconds=1, body_seconds=5)

@@ -94,8 +94,12 @@ def test_what_clients_make_up_is_no_label(place: Place) -> None:
 
 def line(caplog: pytest.LogCaptureFixture, place: Place) -> dict[str, Any]:
     """The one line that there is, as it is written."""
-    place.until(lambda: caplog.records)
-    (record,) = caplog.records
+
+    def own() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if record.name == "calotype.serving.requests"]
+
+    place.until(own)
+    (record,) = own()
     caplog.clear()
     found: dict[str, Any] = json.loads(JsonLines().format(record))
     return found

@@ -23,6 +23,7 @@ from calotype.serving.server import Server, listening
 from calotype.serving.tasks import Task
 from calotype.serving.workers.dispatcher import Dispatcher
 from calotype.serving.workers.tickets import QueuedTicket
+from tests.runtime.command_line import calotype
 from tests.serving.running import FAULTY, TIMEOUT, request
 
 TALBOT = '[models.talbot]\nbundle = "talbot"\nbackend = "cpu"\nwarm = ["64x64"]\n'
@@ -224,21 +225,16 @@ def test_the_command_serves_and_an_interrupt_ends_it_with_0(process: tuple[subpr
         (["nix"], "there is no bundle 'nix'"),
     ],
 )
-def test_what_is_wrong_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from calotype.runtime.cli.main import run
-
-    assert run(["serve", *arguments]) in (1, 2)
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
+def test_what_is_wrong_is_one_line(arguments: list[str], said: str) -> None:
+    refused = calotype("serve", *arguments)
+    assert refused.returncode in (1, 2)
+    assert said in refused.stderr
+    assert refused.stderr.count("\n") == 1
 
 
-def test_a_missing_package_says_which_extra_brings_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from calotype.runtime.cli.main import run
-
+def test_a_missing_package_says_which_extra_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "calotype.serving.server", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert run(["serve", "talbot"]) == 1
-    assert "uvicorn is not installed; install it with: " in capsys.readouterr().err
+    refused = calotype("serve", "talbot")
+    assert refused.returncode == 1
+    assert "uvicorn is not installed; install it with: " in refused.stderr

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from calotype.engine.build import Options
 from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.errors import BackendError
 from calotype.runtime.networks import Networks
-from calotype.runtime.sessions import device, libraries, onnxruntime_cuda
+from calotype.runtime.sessions import libraries, onnxruntime_cuda
 from tests.runtime import cuda_standin
 from tests.runtime.cuda_standin import Cuda
 from tests.runtime.lora_files import UNET, write_lora
@@ -61,14 +60,9 @@ class Opened:
 
 
 @pytest.fixture(autouse=True)
-def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cuda]:
+def cache(cuda: Cuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One of the test's own, on a GPU that is none."""
     monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "cache"))
-    standin = Cuda()
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", standin)  # type: ignore[arg-type]
-    yield standin
-    gc.collect()
-    assert (standin.device, standin.host, standin.streams, standin.graphs) == ({}, {}, set(), {})
-    assert device._users == 0
 
 
 @pytest.fixture

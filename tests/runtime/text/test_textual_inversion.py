@@ -72,7 +72,7 @@ def test_a_word_of_letters_is_not_found_inside_others(tiny_bundle: Path, tmp_pat
 
 
 def states(pipeline: Pipeline, prompt: str) -> NDArray[np.float32]:
-    return pipeline._preparation._conditioned().encode(prompt, None, 0)[0]["encoder_hidden_states"]
+    return pipeline._preparation._conditioned(()).encode(prompt, None, 0)[0]["encoder_hidden_states"]
 
 
 def test_two_encoders_have_their_own_vectors(sdxl: Any, tmp_path: Path) -> None:
