@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from calotype.runtime.denoising.guidance import Guidance
-from calotype.runtime.denoising.job import Job
+from calotype.runtime.denoising.job import Job, JobControl, Key, SessionKey
 from calotype.runtime.schedulers import create_solver
 
 SETTINGS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
-def new_job(scheduler: str, steps: int, index: int = 0) -> Job:
+def new_job(scheduler: str, steps: int, index: int = 0, controls: tuple[JobControl, ...] = ()) -> Job:
     solver = create_solver(scheduler, SETTINGS, steps)
     row = {"encoder_hidden_states": np.zeros((3, 2), np.float32)}
     return Job(
@@ -23,6 +23,7 @@ def new_job(scheduler: str, steps: int, index: int = 0) -> Job:
         solver=solver,
         state=solver.new_state((4, 2, 2)),
         rng=np.random.default_rng(0),
+        controls=controls,
         index=index,
     )
 
@@ -56,3 +57,27 @@ def test_a_schedule_that_ends_early_ends_with_the_step_at_hand(scheduler: str, e
     assert (job.step, job.steps, job.evaluations_left, job.evaluations_to_come) == (step, step, 0, 0)
     job.end_early()
     assert job.step == job.steps == step
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize(
+    "evaluations", [(range(5), range(2)), (range(1, 3),), (range(3, 5), range(4, 5)), (range(0),), ()]
+)
+def test_the_keys_to_come_are_those_that_come(evaluations: tuple[range, ...], early: bool) -> None:
+    image, scales = np.zeros((3, 16, 16), np.float32), np.ones(3, np.float32)
+    controls = tuple(
+        JobControl(session=SessionKey("controlnet", weights=str(number)), image=image, scales=scales, evaluations=own)
+        for number, own in enumerate(evaluations)
+    )
+    job = new_job("heun", 5, controls=controls)
+    advance(job)
+    if early:
+        job.end_early()
+    expected, came = job.keys_to_come, list[Key]()
+    while not job.done:
+        active = [number for number, own in enumerate(evaluations) if job.index in own]
+        assert [key.session.weights for key in job.key.controls] == [str(number) for number in active]
+        assert [control for _, control in job.active_controls] == [controls[number] for number in active]
+        came.append(job.key)
+        advance(job)
+    assert expected == list(dict.fromkeys(came))
