@@ -92,15 +92,14 @@ def test_what_clients_make_up_is_no_label(place: Place) -> None:
     assert "made-up" not in str(figures(place).keys())
 
 
-def line(caplog: pytest.LogCaptureFixture, place: Place) -> dict[str, Any]:
-    """The one line that there is, as it is written."""
+def line(caplog: pytest.LogCaptureFixture, place: Place, request: str | None) -> dict[str, Any]:
+    """The one line that there is of a request, as it is written; other tests' may come late."""
 
     def own() -> list[logging.LogRecord]:
-        return [record for record in caplog.records if record.name == "calotype.serving.requests"]
+        return [record for record in caplog.records if getattr(record, "fields", {}).get("id") == request]
 
     place.until(own)
     (record,) = own()
-    caplog.clear()
     found: dict[str, Any] = json.loads(JsonLines().format(record))
     return found
 
@@ -109,22 +108,22 @@ def test_a_line_for_each_request(place: Place, caplog: pytest.LogCaptureFixture)
     caplog.set_level(logging.INFO, "calotype.serving.requests")
     with place.client() as client:
         answer = client.images.generate(prompt="a secret", n=2)
-        found = line(caplog, place)
-        assert found["id"] == answer._request_id and found["outcome"] == "finished"
+        found = line(caplog, place, answer._request_id)
+        assert found["outcome"] == "finished"
         assert (found["method"], found["path"], found["status"]) == ("POST", "/v1/images/generations", 200)
         assert (found["model"], found["pictures"], found["address"], found["client"]) == ("talbot", 2, "127.0.0.1", "")
         assert 0 < found["denoise_seconds"] < found["seconds"] and found["level"] == "info"
         assert "secret" not in str(found)
         place.front.settings = Settings(log_prompts=True)
-        client.images.generate(prompt="a secret")
-        assert line(caplog, place)["prompt"] == "a secret"
+        answer = client.images.generate(prompt="a secret")
+        assert line(caplog, place, answer._request_id)["prompt"] == "a secret"
         place.service.refusal = QueueFullError("full")
-        with pytest.raises(openai.RateLimitError):
+        with pytest.raises(openai.RateLimitError) as refused:
             client.images.generate(prompt="x")
-        found = line(caplog, place)
+        found = line(caplog, place, refused.value.request_id)
         assert (found["outcome"], found["error"], found["status"]) == ("rejected", "full", 429)
-    place.ask("GET", "/\r\n{".replace("\r\n", "%0d%0a"))
-    assert line(caplog, place)["path"] == "/\r\n{"
+    _, headers, _ = place.ask("GET", "/\r\n{".replace("\r\n", "%0d%0a"))
+    assert line(caplog, place, headers["x-request-id"])["path"] == "/\r\n{"
 
 
 def test_an_operator_has_a_key_of_its_own(place: Place) -> None:

@@ -60,8 +60,8 @@ class Opened:
 
 
 @pytest.fixture(autouse=True)
-def cache(cuda: Cuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One of the test's own, on a GPU that is none."""
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One of the test's own."""
     monkeypatch.setenv("CALOTYPE_CACHE", str(tmp_path / "cache"))
 
 
