@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -59,22 +59,35 @@ class AsThere(APIRoute):
 
 def router(front: Front) -> APIRouter:
     """``/sdapi/v1``."""
-    found = APIRouter(prefix="/sdapi/v1", route_class=AsThere, tags=["AUTOMATIC1111"])
-    jobs, service = Jobs(), front.service
+    found, jobs = APIRouter(prefix="/sdapi/v1", route_class=AsThere, tags=["AUTOMATIC1111"]), Jobs()
+    _draw(found, front, jobs)
+    _follow(found, jobs)
+    _choose(found, front, jobs)
+    _list(found, front)
+    for name, value in NOTHING_THERE.items():
+        found.add_api_route(f"/{name}", _constant(value), methods=["GET"], name=name)
+    for name in NOT_HERE:
+        found.add_api_route(f"/{name}", _refusal(name), methods=["GET", "POST"], name=name, include_in_schema=False)
+    return found
+
+
+def _draw(found: APIRouter, front: Front, jobs: Jobs) -> None:
+    """Pictures from a prompt, and from pictures."""
 
     @found.post("/txt2img")
     async def txt2img(request: Request, body: TextToImage) -> dict[str, Any]:
         """Draw pictures from a prompt."""
-        return await _answer(request, body)
+        return await answered(request, body)
 
     @found.post("/img2img")
     async def img2img(request: Request, body: ImageToImage) -> dict[str, Any]:
         """Draw over a picture, or over a part of it."""
-        return await _answer(request, body)
+        return await answered(request, body)
 
-    async def _answer(request: Request, body: Drawing) -> dict[str, Any]:
+    async def answered(request: Request, body: Drawing) -> dict[str, Any]:
         check(body)
-        client, model = _client(request), _model(body, _client(request))
+        client = _client(request)
+        model = _model(front, jobs, body, client)
         pictures = await asyncio.to_thread(pictures_of, body, model, front.limits)
         drawings = asked(
             lambda: front.submit(request.scope, model, pictures.requests, previews=PREVIEWS, given="batch_size")
@@ -88,15 +101,9 @@ def router(front: Front) -> APIRouter:
             job.drop()
         return await asyncio.to_thread(result, body, pictures, model, drawn, job.began)
 
-    def _model(body: Drawing, client: str) -> ModelState:
-        chosen = (body.override_settings or {}).get(CHECKPOINT)
-        if chosen is not None:
-            return service.models[checkpoint(chosen, service.models)]
-        return _current(client)
 
-    def _current(client: str) -> ModelState:
-        chosen = jobs.models.get(client)
-        return front.model(chosen if chosen in service.models else None)
+def _follow(found: APIRouter, jobs: Jobs) -> None:
+    """How far a client's pictures are, and their early end."""
 
     @found.get("/progress")
     async def progress(request: Request, skip_current_image: bool = False) -> dict[str, Any]:
@@ -118,24 +125,35 @@ def router(front: Front) -> APIRouter:
     async def settings_of(body: PngInfo) -> dict[str, Any]:
         return await asyncio.to_thread(png_info, body.image)
 
+
+def _choose(found: APIRouter, front: Front, jobs: Jobs) -> None:
+    """What a client has chosen: the model that it draws with."""
+
     @found.get("/options")
     async def get_options(request: Request) -> dict[str, Any]:
-        return options(_current(_client(request)))
+        return options(_current(front, jobs, _client(request)))
 
     @found.post("/options")
     async def set_options(request: Request, changes: dict[str, Any]) -> None:
         client = _client(request)
-        own = options(_current(client))
+        own = options(_current(front, jobs, client))
         for name, value in changes.items():
             if name != CHECKPOINT and (name not in own or value != own[name]):
                 message = f"{quoted(name)} cannot be set here; valid: {CHECKPOINT}"
                 raise RequestRefusedError(message, param=name if name in own else None)
         if CHECKPOINT in changes:
-            jobs.models[client] = checkpoint(changes[CHECKPOINT], service.models)
+            jobs.models[client] = checkpoint(changes[CHECKPOINT], front.service.models)
+
+
+def _list(found: APIRouter, front: Front) -> None:
+    """What can be asked for, by name."""
+
+    def models() -> Mapping[str, ModelState]:
+        return front.service.models
 
     @found.get("/sd-models")
     async def sd_models() -> list[dict[str, Any]]:
-        return [listed(model) for model in service.models.values()]
+        return [listed(model) for model in models().values()]
 
     @found.post("/refresh-checkpoints")
     async def refresh_checkpoints() -> None:
@@ -143,7 +161,7 @@ def router(front: Front) -> APIRouter:
 
     @found.get("/loras")
     async def loras() -> list[dict[str, Any]]:
-        names = dict.fromkeys(name for model in service.models.values() for name in model.loras)
+        names = dict.fromkeys(name for model in models().values() for name in model.loras)
         return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in names]
 
     @found.get("/samplers")
@@ -155,11 +173,18 @@ def router(front: Front) -> APIRouter:
         fields = {"aliases": None, "default_rho": -1, "need_inner_model": False}
         return [{"name": name, "label": label, **fields} for name, (label, _) in SCHEDULES.items()]
 
-    for name, value in NOTHING_THERE.items():
-        found.add_api_route(f"/{name}", _constant(value), methods=["GET"], name=name)
-    for name in NOT_HERE:
-        found.add_api_route(f"/{name}", _refusal(name), methods=["GET", "POST"], name=name, include_in_schema=False)
-    return found
+
+def _model(front: Front, jobs: Jobs, body: Drawing, client: str) -> ModelState:
+    """What a request is drawn with: the model that it names, or the one that its client has chosen."""
+    chosen = (body.override_settings or {}).get(CHECKPOINT)
+    if chosen is not None:
+        return front.service.models[checkpoint(chosen, front.service.models)]
+    return _current(front, jobs, client)
+
+
+def _current(front: Front, jobs: Jobs, client: str) -> ModelState:
+    chosen = jobs.models.get(client)
+    return front.model(chosen if chosen in front.service.models else None)
 
 
 def _client(request: Request) -> str:
