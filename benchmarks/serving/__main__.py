@@ -1,7 +1,8 @@
 """Servers under the same Poisson traffic; every point is written when it is measured, and not measured again.
 
-A load of 1 is what one request at a time can carry: one over the time that a request takes on a server that is idle,
-on average over the traffic's numbers of steps. Latency counts from the time at which a request was due.
+A load of 1 is what one request at a time can carry: one over the time that a request takes on the first of the
+servers while it is idle, on average over the traffic's numbers of steps. Latency counts from the time at which a
+request was due.
 """
 
 from __future__ import annotations
@@ -48,10 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if any((row["load"], row["server"]) == (load, name) for row in found["points"]):
                 continue
             with running(name, subject, size, options.work) as (url, pid):
-                lone = _lone(url, traffic)
-                base = found.setdefault("lone_s", {"alone": lone} if name == "alone" else {})
-                base.setdefault(name, lone)
-                carried = base.get("alone", base.get("steps", lone))  # what all loads of this file are relative to
+                lone = found["lone_s"].setdefault(name, _lone(url, traffic))
+                carried = found["carried_s"] = found.get("carried_s", lone)  # the first's, for all loads of this file
                 rate = load / statistics.mean(carried.values())
                 slo = SLO * max(carried.values())
                 own = dataclasses.replace(traffic, rate=rate, duration=options.requests / rate, slo=slo)
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _empty(subject: str, size: int, mix: str) -> dict[str, Any]:
     command = f"python -m benchmarks.serving {subject} --size {size} --steps {mix.replace('-', ' ')}"
-    return {**origin(command), "machine": machine(), "points": []}
+    return {**origin(command), "machine": machine(), "lone_s": {}, "points": []}
 
 
 def _lone(url: str, traffic: Traffic) -> dict[str, float]:

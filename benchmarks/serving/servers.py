@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import socket
 import subprocess
 import sys
@@ -16,6 +17,12 @@ from pathlib import Path
 from benchmarks import environments
 from benchmarks.checkpoints import Model
 
+# Python imports a module of this name when it starts, in the server's every process.
+POLICY = """
+import calotype.serving.workers.batcher as batcher
+from benchmarks.serving.policies import {policy}
+batcher.Batcher = {policy}
+"""
 OPENING = 300.0  # seconds that a server may take until it answers
 HERE = Path(__file__).parent
 
@@ -26,19 +33,19 @@ class Kind:
 
     Attributes:
         title: as people know it.
-        options: of ``calotype serve``; None is a peer's program.
-        program: the peer's, in this folder.
+        policy: the class in ``policies.py`` that takes the place of our batcher; "" is our own.
+        program: a peer's, in this folder; "" is ``calotype serve``.
     """
 
     title: str
-    options: tuple[str, ...] | None = None
+    policy: str = ""
     program: str = ""
 
 
 SERVERS = {
-    "steps": Kind(title="calotype serve: requests share steps", options=()),
-    "requests": Kind(title="calotype serve, whole requests in a batch", options=("--batching", "requests")),
-    "alone": Kind(title="calotype serve, one request at a time", options=("--batching", "alone")),
+    "steps": Kind(title="calotype serve: requests share steps"),
+    "requests": Kind(title="calotype serve, whole requests in a batch", policy="Requests"),
+    "alone": Kind(title="calotype serve, one request at a time", policy="Alone"),
     "litserve": Kind(title="LitServe with batching over diffusers", program="litserve_peer.py"),
     "fastapi": Kind(title="FastAPI over a locked diffusers pipeline", program="fastapi_peer.py"),
 }
@@ -48,14 +55,20 @@ SERVERS = {
 def running(name: str, model: Model, size: int, work: Path) -> Iterator[tuple[str, int]]:
     """Start a server; its address and the id of its process. It is stopped at the end, with all that it started."""
     kind, port = SERVERS[name], _free_port()
-    if kind.options is None:
+    variables = dict(os.environ)
+    if kind.program:
         interpreter = environments.python("litserve", work)
         command = [str(interpreter), str(HERE / kind.program), str(model.checkpoint), str(size), str(port)]
     else:
         command = [sys.executable, "-m", "calotype", "serve", f"model={model.bundle}", "--port", str(port)]
-        command += ["--max-queue", "100000", "--max-queue-seconds", "100000", *kind.options]
+        command += ["--max-queue", "100000", "--max-seconds", "100000"]
+    if kind.policy:
+        folder = work / f"policy-{name}"
+        folder.mkdir(exist_ok=True)
+        (folder / "sitecustomize.py").write_text(POLICY.format(policy=kind.policy))
+        variables["PYTHONPATH"] = os.pathsep.join([str(folder), str(HERE.parent.parent)])
     with (work / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=variables)
         try:
             url = f"http://127.0.0.1:{port}"
             _wait(url, process)
