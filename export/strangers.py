@@ -26,7 +26,6 @@ FIRST = {
     r"lllite_unet_.*": "a ControlNet-LLLite",
     r"task_embedding|control_add_embedding\..*": "a ControlNet of several kinds (union, ProMax)",
     r"difference": "the difference of a ControlNet to a model; take the whole ControlNet",
-    r"(adapter\.)?body\.\d+\..*": "a T2I-Adapter",
     r"(base_model\.model\.)?.*([._]lora(_linear_layer)?\.(up|down)|[._]lora_([AB]|up|down|mid)(\.\w+)?)\.weight": _LORA,
     r"lora_(unet|te\d?)_.*": _LORA,
     r".*\.(hada_w\d_[ab]|lokr_w\d(_[ab])?|oft_blocks|oft_diag|ia3_l|dora_scale)": _LORA,

@@ -12,6 +12,7 @@ from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.adapters.names import NETWORKS
 from calotype.runtime.arguments import finite, listed
 from calotype.runtime.errors import InputError, quoted
+from calotype.runtime.untrusted import why
 
 SUFFIX = ".safetensors"
 MOST = 10_000  # entries of a folder
@@ -94,16 +95,22 @@ def registered(folder: Path | None) -> dict[str, Path]:
     found: dict[str, Path] = {}
     if folder is None:
         return found
-    if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; name one that holds LoRAs")
-    for number, path in enumerate(sorted(folder.iterdir())):
+    try:
+        entries = sorted(folder.iterdir()) if folder.is_dir() else None
+    except (OSError, ValueError) as error:
+        message = f"lora_folder={quoted(str(folder))} cannot be read: {why(error)}; name another folder"
+        raise InputError(message) from error
+    if entries is None:
+        raise InputError(f"lora_folder={quoted(str(folder))} is no folder; name one that holds LoRAs")
+    for number, path in enumerate(entries):
         if number >= MOST:
-            raise InputError(f"{folder} holds more than {MOST} files; name a smaller folder")
+            raise InputError(f"{quoted(str(folder))} holds more than {MOST} files; name a smaller folder")
         name = path.stem if path.suffix == SUFFIX and path.is_file() else path.name
         if path.name == name and not _is_adapter(path):
             continue
         if name in found:
-            raise InputError(f"{folder} has {found[name].name} and {path.name}, both by the name {quoted(name)}")
+            both = f"{quoted(found[name].name)} and {quoted(path.name)}"
+            raise InputError(f"{quoted(str(folder))} has {both}, both by the name {quoted(name)}")
         found[name] = path
     return found
 

@@ -53,7 +53,11 @@ class VarianceExploding(Solver):
 
     def scale_model_input(self, latents: Array, index: int, out: Array) -> None:
         """See :meth:`Solver.scale_model_input`."""
-        np.multiply(latents, self._input_scales[index], out=out)
+        if out.ndim == latents.ndim:
+            np.multiply(latents, self._input_scales[index], out=out)
+            return
+        np.multiply(latents, self._input_scales[index], out=out[0])
+        out[1:] = out[0]  # numpy would allocate a buffer to multiply into several rows at once
 
 
 def straight(sigma: float, following: float, deviation: float = 0.0) -> Move:

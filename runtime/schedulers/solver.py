@@ -128,7 +128,7 @@ class Solver:
         return sigma / signal if signal > 0 else math.inf
 
     def scale_model_input(self, latents: Array, index: int, out: Array) -> None:
-        """Write what the UNet is given at ``index`` into ``out``, (…, C, h, w): into each of several rows; float32."""
+        """Write what the UNet is given at ``index`` into ``out``, (C, h, w), or each row of (rows, C, h, w)."""
         np.copyto(out, latents)
 
     def step(self, state: State, index: int, noise_pred: Array, latents: Array, rng: NoiseSource) -> None:

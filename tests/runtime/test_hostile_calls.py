@@ -174,7 +174,7 @@ def check_call(pipeline: Pipeline, numbers: dict[str, int]) -> None:
 SHOWN = {
     "name_or_folder": ("name_or_folder", "bundle"),
     "vae": ("vae", "bundle"),
-    "loras": ("loras", "x does not exist"),
+    "loras": ("loras", "x does not exist", "LoRA"),
 }
 
 
