@@ -49,8 +49,10 @@ def read_tensors(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
     try:
         with path.open("rb") as file:
             head = file.read(64)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; download it") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; download it again") from error
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; check its permissions") from error
     if _is_safetensors(head):
         state, metadata = _read_safetensors(path)
     elif head.startswith((b"PK\x03\x04", b"\x80")):
@@ -87,5 +89,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
         state = load_file(path)
         with safe_open(path, framework="pt") as file:
             return state, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; check its permissions") from error
+    except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read: {error}; download it again") from error

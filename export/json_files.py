@@ -22,9 +22,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} does not exist; a checkpoint folder in diffusers' layout has it") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         check_whole(path, path.read_bytes()[:64])
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}; download it again") from error
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; check its permissions") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
+        raise CheckpointError(f"{path} is not a JSON object; take the publisher's own")
     return value

@@ -48,7 +48,10 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # what is no pickle, or half of one, can raise anything
         needed = re.search(r"GLOBAL (\S+)", str(error))
         if needed is None:
-            raise CheckpointError(f"{path} cannot be read ({type(error).__name__}); download it again") from error
+            raise CheckpointError(
+                f"{path} cannot be read as tensors ({type(error).__name__}); fetch this model as .safetensors, or "
+                "download it again where it was cut off"
+            ) from error
         raise CheckpointError(
             f"{path} holds more than tensors, {needed[1]}, which could run code; "
             "fetch this model as .safetensors, or convert it where you can trust it"

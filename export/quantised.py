@@ -70,6 +70,7 @@ def _refuse_others(state: Mapping[str, Tensor], path: Path) -> None:
                 kind = None
             if kind not in _FORMATS:
                 raise UnsupportedArchitectureError(
-                    f"{path} is quantised to {kind}, which is not read; supported: {', '.join(_FORMATS)}; "
+                    f"{path} is quantised to {kind or 'an unknown format'}, which is not read; "
+                    f"supported: {', '.join(_FORMATS)}; "
                     "fetch this model in 16 bits"
                 )

@@ -81,8 +81,11 @@ def shards(index: Path) -> list[Path]:
     """
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{index} is not an index of weights: {error}; download it again") from error
+    except (KeyError, TypeError, AttributeError):
+        message = f"{index} is not an index of weights: it has no table weight_map; download it again"
+        raise CheckpointError(message) from None
     strangers = sorted(str(name) for name in names if not isinstance(name, str) or Path(name).name != name)
     if strangers:
         raise CheckpointError(f"{index} names files outside its folder: {', '.join(strangers[:8])}; do not use it")

@@ -70,8 +70,9 @@ def recall(
     """
     found = parse_parameters(text)
     if not (found.version or "").startswith("calotype"):
+        program = "another program" if found.version is None else quoted(found.version)
         raise InputError(
-            f"the picture was made by {quoted(found.version or 'another program')}, whose pictures cannot be "
+            f"the picture was made by {program}, whose pictures cannot be "
             "made again exactly; calotype info shows its settings"
         )
     further = dict(found.further)

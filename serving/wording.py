@@ -7,8 +7,13 @@ import re
 from calotype.runtime.errors import shortened
 
 LONGEST = 500
-# An absolute path, or a home's, up to what ends it in a sentence; its last part stays.
-PATH = re.compile(r"(?<![\w/.:])~?(?:/[^\s/'\"`,;:()<>|]+)*/([^\s/'\"`,;:()<>|]*)")
+# An absolute path, or a home's, up to what ends it in a sentence; its last part stays. An address of the web is none.
+PATH = re.compile(r"(?:(?<![\w/.:])|(?<=:)(?=/[^/])|\bfile:)~?(?:/[^\s/'\"`,;:()<>|]*)*/([^\s/'\"`,;:()<>|]*)")
+# One from the folder at hand: with dots, or to a file of a kind that lies in bundles.
+RELATIVE = re.compile(
+    r"(?<![\w/.:-])(?:\.{0,2}|[\w.-]+)/(?:[\w.-]+/)*([\w.-]+\.(?:onnx|safetensors|json|txt|plan|toml|py|so))\b"
+)
+UPWARDS = re.compile(r"(?<![\w/.])(?:\.\.?/)+(?:[\w.-]+/)*([\w.-]*)")
 
 
 def without_paths(text: str) -> str:
@@ -17,7 +22,10 @@ def without_paths(text: str) -> str:
     >>> without_paths("cannot read /models/photo/unet.onnx:\n no such file")
     'cannot read unet.onnx: no such file'
     """
-    return shortened(PATH.sub(lambda found: found[1], " ".join(text.split())), LONGEST)
+    text = " ".join(text.split())
+    for pattern in (PATH, RELATIVE, UPWARDS):
+        text = pattern.sub(lambda found: found[1], text)
+    return shortened(text, LONGEST)
 
 
 def said(error: BaseException) -> str:

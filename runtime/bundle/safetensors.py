@@ -47,7 +47,9 @@ class SafetensorsFile(Mapping[str, Array]):
                     _check(self._records, self._data.size)
         except FileNotFoundError:
             raise InputError(f"{path} does not exist") from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {why(error)}; see that it is a file that you may read") from None
+        except ValueError as error:
             raise InputError(f"{path} is not a whole safetensors file: {why(error)}; download it again") from None
         if unknown:
             found = ", ".join(quoted(dtype)[1:-1] for dtype in unknown[:8])

@@ -59,9 +59,17 @@ class Whole(click.ParamType[Any]):
 @click.option("--backend", help="auto, tensorrt, tensorrt-rtx, cuda or cpu.  [default: auto]")
 @click.option("--max-running", type=int, help="Pictures that share the workers' runs.  [default: 16]")
 @click.option("--max-queue", type=int, help="Pictures that may wait beside them.  [default: 64]")
-@click.option("--max-seconds", type=float, help="Of predicted work that may wait.  [default: 600]")
-@click.option("--hang-seconds", type=float, help="A worker that is silent for less does not hang.  [default: 30]")
-@click.option("--stop-seconds", type=float, help="To finish in, once told to stop.  [default: 30]")
+@click.option(
+    "--max-seconds", type=float, help="Refuse requests once so many seconds of work are waiting.  [default: 600]"
+)
+@click.option(
+    "--hang-seconds",
+    type=float,
+    help="Restart a worker that is silent for longer than this, and than its work takes.  [default: 30]",
+)
+@click.option(
+    "--stop-seconds", type=float, help="Seconds to finish what was accepted in, once told to stop.  [default: 30]"
+)
 @click.option("--build", is_flag=True, default=None, help="Build plans and engines first, where there are none.")
 def command(models: tuple[str, ...], config: Path | None, **options: Any) -> None:
     """Serve models over HTTP; a NAME is a folder's own unless it is given.

@@ -11,7 +11,7 @@ from calotype.runtime.errors import BackendError, MissingPackageError
 Pointer = int
 ADVICE = {
     "cudaErrorIllegalAddress": "the GPU's context is lost: start the process again, and report this with the plan",
-    "cudaErrorNoKernelImageForDevice": "the plan is for another GPU; build it again here with: calotype build",
+    "cudaErrorNoKernelImageForDevice": "the plan is for another GPU; build one here, see calotype build --help",
     "cudaErrorDevicesUnavailable": "another process holds the GPU for itself",
     "cudaErrorECCUncorrectable": "the GPU's memory is failing",
 }

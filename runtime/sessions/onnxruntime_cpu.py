@@ -270,7 +270,11 @@ def _open_engine(
         logger.info("%s: its engine in %s", spec.graphs[form.graph], form)
         return path, session, held
     except Exception as error:
-        logger.warning("the engine %s cannot be opened: %s; build it again with: calotype build", path.name, error)
+        logger.warning(
+            "the engine %s cannot be opened: %s; build it again with: calotype build BUNDLE --backend cpu",
+            path.name,
+            error,
+        )
         return None
 
 
@@ -282,7 +286,7 @@ def _laid_out(path: Path, data: bytes, overrides: Changes) -> dict[str, NDArray[
     if layouts is None:
         logger.warning(
             "the engine %s is of a version whose weights could not be changed, so LoRAs run without it, and slower; "
-            "build it again with: calotype build --force",
+            "build it again with: calotype build BUNDLE --backend cpu --force",
             path.name,
         )
         return None
@@ -316,6 +320,8 @@ def serving_engine(folder: Path, spec: ModelSpec, form: Form) -> tuple[Path, Pla
         refusal = f"{path.name}: {trouble}"
     if refusal:
         logger.warning(
-            "%s runs without its engine: %s; build it again with: calotype build", spec.graphs[form.graph], refusal
+            "%s runs without its engine: %s; build it again with: calotype build BUNDLE --backend cpu",
+            spec.graphs[form.graph],
+            refusal,
         )
     return None

@@ -27,6 +27,7 @@ from calotype.runtime.sessions.private import check_folder, open_private, read_p
 from calotype.runtime.sessions.records import PlanRecord, WeightsRecord
 from calotype.runtime.untrusted import why
 
+AGAIN = "build it again with: calotype build BUNDLE --backend BACKEND"
 logger = logging.getLogger(__name__)
 ADVICE = "see that it is yours and that nobody else can write to it, or set CALOTYPE_CACHE to another folder"
 # The target of a plan that runs on every GPU its library knows; TensorRT-RTX compiles the rest where it runs.
@@ -124,7 +125,7 @@ def sound_records() -> Iterator[tuple[Path, PlanRecord]]:
         if record is not None:
             yield path, record
         else:
-            _say(f"the plan {path.name} is passed over: {trouble}; remove it, or build it again with: calotype build")
+            _say(f"the plan {path.name} is passed over: {trouble}; remove it, or {AGAIN}")
 
 
 def read_record(path: Path) -> PlanRecord | None:
@@ -160,7 +161,7 @@ def describe_plan(path: Path) -> PlanRecord:
     """
     trouble, record = plan_trouble(path), read_record(path)
     if trouble is not None or record is None:
-        raise BuildError(f"{path}: {trouble}; build it again with: calotype build")
+        raise BuildError(f"{path}: {trouble}; {AGAIN}")
     return record
 
 
@@ -173,9 +174,9 @@ def read_plan(path: Path, record: PlanRecord) -> bytes:
     try:
         data = read_private(path)
     except OSError as error:
-        raise BuildError(f"{path} cannot be read: {why(error)}; build it again with: calotype build") from error
+        raise BuildError(f"{path} cannot be read: {why(error)}; {AGAIN}") from error
     if hashlib.sha256(data).hexdigest() != record.sha256:
-        raise BuildError(f"{path}: its sha256 is not the recorded one; build it again with: calotype build")
+        raise BuildError(f"{path}: its sha256 is not the recorded one; {AGAIN}")
     return data
 
 

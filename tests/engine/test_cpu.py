@@ -169,7 +169,7 @@ def test_an_unsound_engine_is_passed_over_with_a_line_and_built_again(
     for got, expected in zip(outputs(tiny_bundle, spec), plain, strict=True):
         np.testing.assert_array_equal(got, expected)
     assert "runs without its engine" in caplog.text
-    assert caplog.text.rstrip().endswith("build it again with: calotype build")
+    assert caplog.text.rstrip().endswith("build it again with: calotype build BUNDLE --backend cpu")
     if what not in ("record", "library"):
         lines: list[str] = []
         build_engines(bundle, networks=["unet"], say=lines.append)

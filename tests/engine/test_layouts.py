@@ -142,7 +142,7 @@ def test_an_engine_of_before_runs_without_changes_alone(
     with open_session(BUNDLE.path, spec, "cpu", changes) as session:
         assert session.engine is None
     assert "is of a version whose weights could not be changed, so LoRAs run without it" in caplog.text
-    assert caplog.text.rstrip().endswith("build it again with: calotype build --force")
+    assert caplog.text.rstrip().endswith("build it again with: calotype build BUNDLE --backend cpu --force")
 
 
 @pytest.mark.parametrize("text", ["{}", "[", '{"of": {"a": ["b", ["bend", 3]]}, "fixed": []}', '{"of": []}'])

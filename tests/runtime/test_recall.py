@@ -131,7 +131,7 @@ def test_no_path_in_a_picture_is_opened(tiny_bundle: Path, tmp_path: Path, lora:
             "red\nSteps: 2, Sampler: Euler a, Seed: 3, Version: v1.9.0",
             "made by .v1.9.0., whose pictures cannot be",
         ),
-        ("red\nSteps: 2, Sampler: Euler a, Seed: 3", "made by 'another program'"),
+        ("red\nSteps: 2, Sampler: Euler a, Seed: 3", "made by another program"),
         ("red\nSteps: 2, Clip skip: x, Version: calotype 1", "the picture's settings are damaged"),
         ("red\nSteps: 2, Scheduler settings: {}}}, Version: calotype 1", "the picture's settings are damaged"),
         ('red\nSteps: 2, Lora: "a b c", Version: calotype 1', "the picture's settings are damaged at Lora"),
