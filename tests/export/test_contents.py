@@ -170,7 +170,7 @@ def test_float8_without_scales_is_the_numbers_it_says(single_file: Maker, tmp_pa
             {"a.comfy_quant": torch.frombuffer(bytearray(b'{"format": "nvfp4"}'), dtype=torch.uint8)},
             "quantised to nvfp4, which is not read; supported: float8_e4m3fn",
         ),
-        ({"a.comfy_quant": torch.ones(3)}, "quantised to None"),
+        ({"a.comfy_quant": torch.ones(3)}, "quantised to an unknown format"),
         ({"a.weight": torch.ones(2), "a.weight.absmax": torch.ones(2)}, "quantised by bitsandbytes, .* in 16 bits"),
         ({"a.weight": torch.ones(2), "a.SCB": torch.ones(2)}, "quantised by bitsandbytes"),
         ({"a.qweight": torch.ones(2), "a.qzeros": torch.ones(2)}, "quantised by GPTQ or AWQ"),
