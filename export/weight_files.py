@@ -81,7 +81,7 @@ def shards(index: Path) -> list[Path]:
     """
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} is not an index of weights: {error}; download it again") from error
     strangers = sorted(str(name) for name in names if not isinstance(name, str) or Path(name).name != name)
     if strangers:
