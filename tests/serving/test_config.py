@@ -197,7 +197,7 @@ def table_of(kind: type[Any]) -> st.SearchStrategy[str]:
 TABLES = st.tuples(table_of(ServeConfig), WORDS, table_of(ModelConfig), table_of(Limits)).map(
     lambda own: f"{own[0]}[models.{written(own[1])}]\n{own[2]}[limits]\n{own[3]}"
 )
-FUZZ = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+FUZZ: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
 def survives(tmp_path: Path, text: str) -> None:

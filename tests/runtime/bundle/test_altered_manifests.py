@@ -230,10 +230,10 @@ def drawn(folder: Path) -> str | None:
     return None
 
 
-FUZZ = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
+FUZZ: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
 
 
-@settings(max_examples=40, derandomize=True, **FUZZ)
+@settings(max_examples=30, derandomize=True, **FUZZ)
 @given(changes=CHANGES)
 def test_an_altered_manifest_draws_or_is_refused_in_one_line(
     linked: Path, tiny_bundle: Path, changes: list[Change]
