@@ -81,7 +81,7 @@ def shards(index: Path) -> list[Path]:
     """
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{index} is not an index of weights: {error}; download it again") from error
     except (KeyError, TypeError, AttributeError):
         message = f"{index} is not an index of weights: it has no table weight_map; download it again"

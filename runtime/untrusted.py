@@ -7,14 +7,17 @@ import json
 import math
 import os
 import stat
+import tomllib
 import zipfile
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from calotype.runtime.errors import quoted, shortened
+from calotype.runtime.errors import InputError, quoted, shortened
 
 MOST_DIGITS = 19  # of a whole number: what 64 bits hold
+MOST_DOTS = 500  # of a line of TOML: tomllib takes the square of a key's parts
+MOST_SETTINGS = 1 << 16  # bytes of a file of settings
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how they begin
 LONGEST = 200  # characters of what somebody else's exception says
 
@@ -77,6 +80,25 @@ def parse_json(data: bytes) -> Any:
         )
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a file of settings in TOML.
+
+    Raises:
+        InputError: it cannot be read, or is something else.
+    """
+    try:
+        text = read_bytes(path, MOST_SETTINGS).decode("utf-8")
+        if any(line.count(".") > MOST_DOTS for line in text.split("\n")):
+            raise ValueError(f"it has a line of more than {MOST_DOTS} dots; use fewer")
+        return tomllib.loads(text)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except RecursionError:
+        raise InputError(f"{path} is not a file of settings in TOML: it is nested too deep") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a file of settings in TOML: {why(error)}") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.pictures.autoencoder import Tiles
 from calotype.runtime.sessions import check_backend
 from calotype.runtime.text.textual_inversion import Embedding
+from calotype.runtime.untrusted import read_toml
 from calotype.serving.http.drawing import Settings
 from calotype.serving.http.keys import read_keys
 from calotype.serving.http.limits import Limits
@@ -255,16 +255,6 @@ def typed(value: Any, hint: Any, where: str) -> Any:
     if not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool):
         raise InputError(f"{where} is {quoted(value)}; give {KINDS[hint]}")
     return hint(value)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a file; raises InputError where it cannot be read."""
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no file of settings in TOML: {' '.join(str(error).split())}") from None
 
 
 def size_of(text: str) -> Size:

@@ -41,7 +41,7 @@ class Tokens:
         try:
             ids = json.loads(vocab)
             return cls(count=len(ids), bos=ids[spec.bos_token], eos=ids[spec.eos_token], pad=ids[spec.pad_token])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise BundleError(f"{spec.vocab} is not the vocabulary of a CLIP tokenizer: {error}") from error
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from calotype.runtime.errors import InputError, quoted
-from calotype.runtime.untrusted import MOST_DIGITS, read_bytes, why
-
-MOST_BYTES = 1 << 16
-MOST_DOTS = 500  # of a line: tomllib takes the square of a key's parts
+from calotype.runtime.untrusted import MOST_DIGITS, read_toml
 
 
 def read_settings(path: Path, options: Collection[str]) -> dict[str, Any]:
@@ -25,17 +21,7 @@ def read_settings(path: Path, options: Collection[str]) -> dict[str, Any]:
         InputError: it cannot be read, is no TOML, has an unknown key or one twice, or a value that is no text, number,
             boolean or list of them.
     """
-    try:
-        text = read_bytes(path, MOST_BYTES).decode("utf-8")
-        if any(line.count(".") > MOST_DOTS for line in text.split("\n")):
-            raise InputError(f"{path} has a line of more than {MOST_DOTS} dots; use fewer")
-        values = tomllib.loads(text)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except RecursionError:
-        raise InputError(f"{path} is not a file of settings in TOML: it is nested too deep") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a file of settings in TOML: {why(error)}") from error
+    values = read_toml(path)
     settings: dict[str, Any] = {}
     unknown = [quoted(key)[1:-1] for key in values if key.replace("_", "-") not in options]
     if unknown:

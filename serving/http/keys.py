@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from calotype.runtime.errors import InputError, quoted
+from calotype.runtime.untrusted import read_bytes, why
 from calotype.serving.errors import RateLimitError, RequestRefusedError
 
+MOST_BYTES = 1 << 20  # of a file of keys
 SHORTEST = 16  # characters of a key; fewer can be guessed
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 DIGEST = re.compile(r"sha256=([0-9a-f]{64})")
@@ -59,10 +61,11 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         InputError: the file cannot be read, or a line is none of these; a key is never quoted.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = read_bytes(path, MOST_BYTES).decode("utf-8").splitlines()
+    except UnicodeDecodeError:  # what it says quotes bytes of keys
+        raise InputError(f"the keys in {path} cannot be read: it is no text in UTF-8") from None
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-        raise InputError(f"the keys in {path} cannot be read: {why}") from None
+        raise InputError(f"the keys in {path} cannot be read: {why(error)}") from None
     found = [
         _key(line, f"line {number} of {path}")
         for number, line in enumerate(lines, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -351,6 +352,23 @@ def test_files_that_are_not_there_or_not_json(copied: Maker) -> None:
     (source / "model_index.json").unlink()
     with pytest.raises(CheckpointError, match=r"model_index\.json does not exist; a checkpoint folder"):
         load_checkpoint(source)
+
+
+HOSTILE = {"deep": b"[" * 100_000, "deep table": b'{"a":' * 100_000, "digits": b'{"a": ' + b"1" * 5000 + b"}"}
+
+
+@pytest.mark.parametrize("data", [*HOSTILE.values(), None], ids=[*HOSTILE, "pipe"])
+@pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "tokenizer/tokenizer_config.json"])
+def test_hostile_json_is_one_line(copied: Maker, name: str, data: bytes | None) -> None:
+    path = copied("sd1") / name
+    path.unlink(missing_ok=True)
+    if data is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
+        load_checkpoint(path.parents[name.count("/")])
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(("said", "length"), [(64, 64), (200, 77), (int(1e30), 77), (None, 77)])

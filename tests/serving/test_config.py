@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from calotype.runtime.errors import BackendError, CalotypeError, InputError
 from calotype.serving.config import ModelConfig, ServeConfig, from_table, model_names
+from calotype.serving.http.keys import read_keys
 from calotype.serving.http.limits import Limits
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -78,7 +85,7 @@ def test_models_of_the_command_line_have_the_settings_of_their_tables(tmp_path: 
         ("[limits]\nstep = 3", r"\[limits\] of .* has unknown settings: step; valid: bodies_bytes"),
         ("[limits]\nsteps = 0", "the limit steps=0"),
         ("models = 3", "models that are no tables"),
-        ("=", "no file of settings in TOML"),
+        ("=", "not a file of settings in TOML"),
         ("", "no model to serve"),
     ],
 )
@@ -123,3 +130,94 @@ def test_the_file_in_the_documentation_is_one() -> None:
     limits = from_table(Limits, table.pop("limits"), "limits")
     config = from_table(ServeConfig, table, "the file", models=models, limits=limits)
     assert (config.max_seconds, config.limits.steps, list(config.models)) == (120.0, 60, ["talbot", "photo"])
+
+
+UNREADABLE = {
+    "dots": "a." * 50_000 + "b = 1",  # of which tomllib makes gigabytes
+    "deep": "port = " + "[" * 100_000,
+    "digits": "port = " + "1" * 5000,
+    "large": "#" * (2 << 20),
+    "control": 'host = "\x1b[2J"',
+}
+
+
+@pytest.mark.parametrize("text", UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_a_hostile_file_is_one_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, text, {"talbot": "talbot"})
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+
+
+def read_config(path: Path) -> ServeConfig:
+    return ServeConfig.read(path, {}, {})
+
+
+@pytest.mark.parametrize("reader", [read_config, read_keys])
+def test_pipes_and_devices_are_no_files(tmp_path: Path, reader: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(InputError, match="It is a pipe, a device or a socket, not a file"):
+            reader(path)
+
+
+def test_keys_that_cannot_be_read_are_not_quoted(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"alice:secret-secret-secret-\xff")
+    (tmp_path / "large").write_bytes(b"#" * (2 << 20))
+    for name, message in (("latin", "it is no text in UTF-8"), ("large", "larger than 1 MiB"), ("a\0b", "null")):
+        with pytest.raises(InputError, match=message) as caught:
+            read_keys(tmp_path / name)
+        assert "secret" not in str(caught.value)
+
+
+def written(value: Any) -> str:
+    """A value in TOML; texts are written as JSON has them, but for halves of characters."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{written(key)} = {written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(written, value))}]"
+    return str(value).lower()
+
+
+WORDS = st.sampled_from(["talbot", "cpu", "auto", "512x512", "0x0", "99999999x9", "::1", "10.0.0.1/8", "*", "", "/"])
+PLAIN = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 3) | st.floats()
+PLAIN |= WORDS | st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+ANY = st.recursive(
+    PLAIN, lambda own: st.lists(own, max_size=3) | st.dictionaries(st.just("a") | WORDS, own, max_size=2), max_leaves=4
+)
+
+
+def table_of(kind: type[Any]) -> st.SearchStrategy[str]:
+    names = st.sampled_from([field.name for field in dataclasses.fields(kind)])
+    tables = st.dictionaries(names | st.text(max_size=3), ANY, max_size=3)
+    return tables.map(lambda own: "".join(f"{written(key)} = {written(value)}\n" for key, value in own.items()))
+
+
+TABLES = st.tuples(table_of(ServeConfig), WORDS, table_of(ModelConfig), table_of(Limits)).map(
+    lambda own: f"{own[0]}[models.{written(own[1])}]\n{own[2]}[limits]\n{own[3]}"
+)
+FUZZ: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+
+
+def survives(tmp_path: Path, text: str) -> None:
+    try:
+        config = read(tmp_path, text)
+        assert config.bounds.max_running > 0
+        config.settings()
+        config.served()
+    except CalotypeError as error:
+        assert len(str(error)) < 2100 and "\n" not in str(error)
+
+
+@settings(max_examples=150, derandomize=True, **FUZZ)
+@given(text=TABLES)
+def test_any_values_are_a_configuration_or_one_line(tmp_path: Path, text: str) -> None:
+    survives(tmp_path, text)
+
+
+@pytest.mark.slow
+@settings(max_examples=5000, **FUZZ)
+@given(text=TABLES)
+def test_very_many_configurations(tmp_path: Path, text: str) -> None:
+    survives(tmp_path, text)
