@@ -23,7 +23,7 @@ def test_workers_share_what_there_is_to_do_and_draw_the_same(server: Running) ->
     async def draw() -> list[Any]:
         tasks = [server.task("slow", model=model, seed=seed) for seed in range(3) for model in ("talbot", "other")]
         tickets = server.dispatcher.submit(tasks)
-        assert sorted(ticket.worker for ticket in tickets) == [0, 0, 0, 1, 1, 1]
+        assert {ticket.worker for ticket in tickets} == {0, 1}  # how many each depends on what it was measured to take
         return [await server.outcome(ticket) for ticket in tickets]
 
     with Pipeline.load("talbot", "cpu", threads=1) as pipeline:

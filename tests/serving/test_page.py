@@ -74,7 +74,7 @@ def visit(chromium: Any, url: str) -> Iterator[Callable[..., Any]]:
     def opened(where: str = url, **options: Any) -> Any:
         contexts.append(chromium.new_context(**{"viewport": {"width": 1280, "height": 800}, **options}))
         tab = contexts[-1].new_page()
-        tab.set_default_timeout(10_000)
+        tab.set_default_timeout(60_000)
         tab.on("pageerror", lambda error: wrong.append(str(error)))
         # What the server refuses is said in the console, too.
         tab.on("console", lambda m: wrong.append(m.text) if m.type == "error" and "status of 4" not in m.text else None)
@@ -123,7 +123,7 @@ def said(tab: Any, name: str, text: str | re.Pattern[str]) -> None:
     """Wait until an element says something."""
     from playwright.sync_api import expect
 
-    expect(tab.locator(f"#{name}")).to_have_text(text, timeout=10_000)
+    expect(tab.locator(f"#{name}")).to_have_text(text, timeout=60_000)
 
 
 def png(image: Image.Image, text: str = "") -> bytes:
