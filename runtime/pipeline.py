@@ -113,25 +113,7 @@ class Pipeline(Closing):
         extra = None if other is None else other.manifest
         self._model = Model.of(bundle.manifest, self._family.denoiser, words, extra, vae_tiles is not None)
         self._controlnets = ControlNets(self.networks, named)
-        autoencoder: list[Vae] = []
-
-        def open_vae() -> None:
-            scale, opener = self.manifest.vae.scaling_factor, self.networks.open_session
-            autoencoder.append(Vae(bundle if other is None else other, opener, vae_tiles, scale))
-
-        def open_networks() -> None:
-            self._open(self._loras.default)
-
-        try:
-            run_parallel(lambda work: work(), [open_vae, open_networks, self._controlnets.open])
-            (self._vae,) = autoencoder
-            self._vae.check_fits(self.manifest.vae)
-        except BaseException:
-            for vae_ in autoencoder:
-                vae_.close()
-            self._controlnets.close()
-            self.networks.close()
-            raise
+        self._vae = self._opened(bundle if other is None else other, vae_tiles)
         self._denoiser = Denoiser(self._session)
         self._preparation = Preparation(
             self.manifest, self._family, self.networks, self._vae, self._loras, self._controlnets, words
@@ -469,6 +451,29 @@ class Pipeline(Closing):
                 self.networks.close()
                 self._controlnets.close()
                 self._vae.close()
+
+    def _opened(self, autoencoder: Bundle, tiles: Tiles | None) -> Vae:
+        """Open the networks, the ControlNets and the autoencoder, all at once; where one fails, all are closed."""
+        opened: list[Vae] = []
+
+        def open_vae() -> None:
+            scale, opener = self.manifest.vae.scaling_factor, self.networks.open_session
+            opened.append(Vae(autoencoder, opener, tiles, scale))
+
+        def open_networks() -> None:
+            self._open(self._loras.default)
+
+        try:
+            run_parallel(lambda work: work(), [open_vae, open_networks, self._controlnets.open])
+            (vae,) = opened
+            vae.check_fits(self.manifest.vae)
+        except BaseException:
+            for own in opened:
+                own.close()
+            self._controlnets.close()
+            self.networks.close()
+            raise
+        return vae
 
     def _open(self, loras: Weights) -> None:
         """Open what requests need that have ``loras`` and say nothing of precision and caching."""
