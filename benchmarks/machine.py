@@ -37,7 +37,7 @@ def machine() -> dict[str, Any]:
     """Processor, cores, memory and what else was running."""
     return {
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),  # that this process may use, and what it starts
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
