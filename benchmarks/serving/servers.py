@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from benchmarks import environments
@@ -77,19 +77,27 @@ def running(name: str, model: Model, size: int, work: Path) -> Iterator[tuple[st
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(30)
-            subprocess.run(["pkill", "-KILL", "-g", str(process.pid)], check=False)
+            subprocess.run(["pkill", "-KILL", "-g", str(process.pid)], check=False)  # workers end without their parent
             process.wait()
 
 
 def memory(pid: int) -> float:
-    """MB that the processes of a server's group hold and that are not pages of files."""
-    total = 0
+    """MB that a server's process and all that it started hold and that are not pages of files."""
+    parents, held = {}, {}
     for status in Path("/proc").glob("[0-9]*/status"):
         with contextlib.suppress(OSError, KeyError, ValueError):
             values = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-            if int(values["NSpgid"].split()[0]) == pid:
-                total += int(values["RssAnon"].split()[0])
-    return total * 1024 / 1e6
+            own = int(status.parent.name)
+            parents[own], held[own] = int(values["PPid"]), int(values["RssAnon"].split()[0])
+    return sum(held[own] for own in held if pid in _line(own, parents)) * 1024 / 1e6
+
+
+def _line(own: int, parents: Mapping[int, int]) -> list[int]:
+    """A process and those that it descends from, as far as they are known."""
+    found = [own]
+    while (parent := parents.get(found[-1])) is not None:
+        found.append(parent)
+    return found
 
 
 def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
