@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks.checkpoints import model
 from benchmarks.environments import WORK
 from benchmarks.machine import machine, origin, results, write
-from benchmarks.serving.servers import memory, running
+from benchmarks.serving.servers import memory, processes, running
 
 CANCELLED, FAULTY = 0.20, 0.05
 SETTLING = 0.25  # of the time, which is not looked at: pools, caches and tables fill
@@ -189,12 +189,11 @@ def _alive(url: str) -> bool:
 
 
 def _descriptors(pid: int) -> int:
-    """Open files of the processes of a group."""
+    """Open files of a server's processes."""
     total = 0
-    for folder in Path("/proc").glob("[0-9]*"):
+    for folder in processes(pid):
         with contextlib.suppress(OSError):
-            if os.getpgid(int(folder.name)) == pid:
-                total += len(list((folder / "fd").iterdir()))
+            total += len(list((folder / "fd").iterdir()))
     return total
 
 

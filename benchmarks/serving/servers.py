@@ -81,15 +81,30 @@ def running(name: str, model: Model, size: int, work: Path) -> Iterator[tuple[st
             process.wait()
 
 
-def memory(pid: int) -> float:
-    """MB that a server's process and all that it started hold and that are not pages of files."""
-    parents, held = {}, {}
+def processes(pid: int) -> list[Path]:
+    """The folders below /proc of a server's process and of all that it started, whose sessions are their own."""
+    parents = {}
     for status in Path("/proc").glob("[0-9]*/status"):
-        with contextlib.suppress(OSError, KeyError, ValueError):
-            values = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-            own = int(status.parent.name)
-            parents[own], held[own] = int(values["PPid"]), int(values["RssAnon"].split()[0])
-    return sum(held[own] for own in held if pid in _line(own, parents)) * 1024 / 1e6
+        with contextlib.suppress(OSError, ValueError):
+            parents[int(status.parent.name)] = int(_value(status, "PPid"))
+    return [Path(f"/proc/{own}") for own in parents if pid in _line(own, parents)]
+
+
+def memory(pid: int) -> float:
+    """MB that a server's processes hold and that are not pages of files."""
+    total = 0
+    for folder in processes(pid):
+        with contextlib.suppress(OSError, ValueError):  # it has ended
+            total += int(_value(folder / "status", "RssAnon"))
+    return total * 1024 / 1e6
+
+
+def _value(status: Path, name: str) -> str:
+    """The first word of a line of /proc/…/status; raises ValueError where there is no such line."""
+    for line in status.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return line.split()[1]
+    raise ValueError(f"{status} has no {name}")
 
 
 def _line(own: int, parents: Mapping[int, int]) -> list[int]:
