@@ -6,7 +6,7 @@ import functools
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Container, Hashable, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from calotype.runtime.bundle.folder import Bundle
@@ -204,10 +204,12 @@ class Networks:
     def _opened(self, keys: Sequence[SessionKey]) -> dict[SessionKey, Session]:
         opened: dict[SessionKey, Session] = {}
         sets = {key.weights for key in keys}
-        merged = {weights: self._weights.merged(weights, _read(keys, weights)) for weights in sets}
+        merged = {weights: self._weights.merged(weights) for weights in sets}
 
         def add(key: SessionKey) -> None:
-            overrides = merged[key.weights].get(weights_of(key.network))
+            overrides: Changes | None = merged[key.weights].get(weights_of(key.network))
+            if self._turn is not None and overrides is not None:  # it is opened often
+                overrides = dict(overrides)
             opened[key] = self._open(self.bundle, key, overrides)
             if self._turn is not None and overrides is not None:
                 self._waiting[key] = sum(own.nbytes for own in overrides.values())
@@ -256,11 +258,6 @@ class Networks:
 def weights_of(network: str) -> str:
     """The network whose weights ``network`` reads."""
     return "unet" if network in (DEEP, SHALLOW, CONTROLLED) else network
-
-
-def _read(keys: Iterable[SessionKey], weights: Hashable) -> set[str]:
-    """The networks whose weights those of ``keys`` read that have ``weights``."""
-    return {weights_of(key.network) for key in keys if key.weights == weights}
 
 
 def _label(key: SessionKey) -> str:

@@ -50,7 +50,7 @@ class Layout:
         """
         if self.steps == TURNED and value.ndim == 2:
             return _turned(value)
-        made = value.astype(np.float32)
+        made = value.astype(np.float32, copy=False)
         for name, argument in self.steps:
             made = STEPS[name](made, argument)
         return np.ascontiguousarray(made)

@@ -24,7 +24,7 @@ from calotype.runtime.bundle.form import FLOAT32, INT8, Form
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.bundle.spec import ModelSpec
-from calotype.runtime.errors import BackendError
+from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.graphs.files import initializer_names
 from calotype.runtime.graphs.layouts import Layouts
 from calotype.runtime.onnx_runtime import import_onnxruntime
@@ -32,7 +32,7 @@ from calotype.runtime.parallel import run_parallel
 from calotype.runtime.sessions.plans import WantedOnCpu, find_plans, list_plans, plan_trouble, read_plan
 from calotype.runtime.sessions.processor import instruction_sets, is_whole_machine, usable_threads
 from calotype.runtime.sessions.records import PlanRecord
-from calotype.runtime.sessions.session import Changes, Sizes
+from calotype.runtime.sessions.session import Changes, Sizes, read_all, single
 from calotype.runtime.sessions.shapes import Shape, ShapedSession, allocate
 
 onnxruntime = import_onnxruntime("onnxruntime", "cpu")
@@ -218,12 +218,12 @@ class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
 
 
 def _open_graph(graph: Path, overrides: Changes, options: Any) -> Any:
+    # Copied or packed while the session opens: the arrays need not outlive this call.
+    arrays = read_all(overrides, initializer_names(graph)) if overrides else {}
     try:
-        if overrides:
-            names = sorted(initializer_names(graph) & overrides.keys())
-            # Copied or packed while the session opens: the arrays need not outlive this call.
-            values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(overrides[n])) for n in names]
-            options.add_external_initializers(names, values)
+        if arrays:
+            values = list(map(onnxruntime.OrtValue.ortvalue_from_numpy, arrays.values()))
+            options.add_external_initializers(list(arrays), values)
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's own exceptions have no common class but this
         raise _explained(f"open {graph.name}", error) from error
@@ -269,6 +269,8 @@ def _open_engine(
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         logger.info("%s: its engine in %s", spec.graphs[form.graph], form)
         return path, session, held
+    except InputError:  # of the changes
+        raise
     except Exception as error:
         logger.warning(
             "the engine %s cannot be opened: %s; build it again with: calotype build BUNDLE --backend cpu",
@@ -295,7 +297,7 @@ def _laid_out(path: Path, data: bytes, overrides: Changes) -> dict[str, NDArray[
         logger.warning("the engine %s cannot change %s, so this LoRA runs without it", path.name, ", ".join(fixed[:3]))
         return None
     affected = layouts.affected(list(overrides))
-    made = run_parallel(lambda own: own.apply(overrides[own.tensor]), affected.values(), most=usable_threads())
+    made = run_parallel(lambda own: own.apply(single(overrides, own.tensor)), affected.values(), most=usable_threads())
     return dict(zip(affected, made, strict=True))
 
 

@@ -5,19 +5,29 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
+import numpy as np
 from numpy.typing import NDArray
 
 from calotype.runtime.bundle.spec import TensorSpec
 from calotype.runtime.closing import Closing
 from calotype.runtime.errors import BackendError, InputError
+from calotype.runtime.parallel import run_parallel
 
 Sizes = Mapping[str, int]
-Changes = Mapping[str, NDArray[Any]]
+Changes = Mapping[str, NDArray[Any]]  # weights by name; each may be made when it is read
+
+
+@runtime_checkable
+class SingleChanges(Protocol):
+    """Changes that are computed in float32, and have them in that too."""
+
+    def single(self, name: str) -> NDArray[np.float32]:
+        """The values of ``[name]`` in float32."""
 
 
 class Session(Protocol):
@@ -206,6 +216,19 @@ class BaseSession(Closing):
                 f"{self._name} was opened before this process was forked, and cannot run in it; open it after the "
                 'fork, or start processes with multiprocessing.get_context("spawn")'
             )
+
+
+def single(changes: Changes, name: str) -> NDArray[np.float32]:
+    """One of ``changes`` in float32."""
+    if isinstance(changes, SingleChanges):
+        return changes.single(name)
+    return changes[name].astype(np.float32, copy=False)
+
+
+def read_all(changes: Changes, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Those of ``changes``, or those of them that are named, contiguous, made in several threads."""
+    wanted = sorted(changes if names is None else changes.keys() & names)
+    return dict(zip(wanted, run_parallel(lambda name: np.ascontiguousarray(changes[name]), wanted), strict=True))
 
 
 _opened: weakref.WeakSet[BaseSession] = weakref.WeakSet()

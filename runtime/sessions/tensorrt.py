@@ -18,7 +18,7 @@ from calotype.runtime.sessions.libraries import load_library
 from calotype.runtime.sessions.opened_plan import OpenedPlan
 from calotype.runtime.sessions.plans import WantedOnGpu, find_plans
 from calotype.runtime.sessions.records import PlanRecord
-from calotype.runtime.sessions.session import Changes, Sizes
+from calotype.runtime.sessions.session import Changes, Sizes, read_all
 from calotype.runtime.sessions.staged import StagedSession, StagedShape, most_rows
 
 PLANS_SHARE = 1 / 2  # of the GPU's memory, for plans that are kept open beside the one in use
@@ -98,7 +98,7 @@ class TensorRtSession(StagedSession[_Shape]):
     ) -> None:
         # The device comes before the library, which crashes where there is no driver.
         super().__init__(spec.inputs, spec.outputs, next(iter(spec.graphs.values())), backend=backend, device=device)
-        self._folder, self._spec, self._overrides = folder, spec, overrides
+        self._folder, self._spec = folder, spec
         self._rows = "rows" if "rows" in self._symbols else "batch"
         self._opened: OrderedDict[int, OpenedPlan] = OrderedDict()
         self._capacities: dict[tuple[tuple[str, int], ...], int] = {}
@@ -109,6 +109,7 @@ class TensorRtSession(StagedSession[_Shape]):
             self._plans = serving_plans(folder, spec, backend, self._library.version, gpu.identity, gpu.driver, form)
             if overrides:  # a plan with weights of its own would refuse them
                 self._plans = [plan for plan in self._plans if plan[1].key["stripped"]] or self._plans
+            self._overrides = read_all(overrides or {})  # several plans may be given them, at any time
             usual = [number for number in range(len(self._plans)) if not self._is_unusual(number)]
             self._plan(usual[0] if usual else 0)
         except BaseException:
