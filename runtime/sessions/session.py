@@ -231,6 +231,18 @@ def read_all(changes: Changes, names: Iterable[str] | None = None) -> dict[str, 
     return dict(zip(wanted, run_parallel(lambda name: np.ascontiguousarray(changes[name]), wanted), strict=True))
 
 
+def run_once(session: Session, inputs: Changes) -> dict[str, NDArray[Any]]:
+    """The outputs of ``session`` for these inputs, by name."""
+    sizes: dict[str, int] = {}
+    for item in session.inputs:
+        sizes |= item.sizes(inputs[item.name].shape)
+    session.reserve(sizes)
+    for item in session.inputs:
+        session.write(item.name, sizes, inputs[item.name])
+    session.run(sizes)
+    return {item.name: session.buffer(item.name, sizes).copy() for item in session.outputs}
+
+
 _opened: weakref.WeakSet[BaseSession] = weakref.WeakSet()
 
 
