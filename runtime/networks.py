@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Container, Sequence
@@ -15,7 +16,7 @@ from calotype.runtime.bundle.form import FLOAT32, INT8, Form
 from calotype.runtime.bundle.manifest import CONTROLLED
 from calotype.runtime.denoising.feature_cache import DEEP, SHALLOW
 from calotype.runtime.denoising.job import SessionKey
-from calotype.runtime.errors import BundleError, InputError
+from calotype.runtime.errors import BackendError, BundleError, InputError
 from calotype.runtime.graphs.quantization import MAX_ROOT_MEAN_SQUARE, relative_error
 from calotype.runtime.merged_weights import MOST_SETS, MergedWeights, Weights
 from calotype.runtime.parallel import run_parallel
@@ -71,6 +72,7 @@ class Networks:
         self._weights = MergedWeights(bundle, (*self.encoders, denoiser))
         self._most = 0 if low_memory else lora_memory
         self.sessions: OrderedDict[SessionKey, Session] = OrderedDict()
+        self._lock = threading.Lock()
         self._errors: OrderedDict[SessionKey, float] = OrderedDict()  # of int8, with sets that were tried in it
         self._waiting: dict[SessionKey, int] = {}  # bytes of the changes of a network that takes turns
 
@@ -205,7 +207,7 @@ class Networks:
             overrides: Changes | None = merged[key.weights].get(weights_of(key.network))
             if self._turn is not None and overrides is not None:  # it is opened often
                 overrides = dict(overrides)
-            opened[key] = self._open(self.bundle, key, overrides)
+            opened[key] = self._refitted(key, keys, overrides) or self._open(self.bundle, key, overrides)
             if key.form == INT8 and overrides is not None:
                 self._check_int8(key, opened[key], overrides)
             if self._turn is not None and overrides is not None:
@@ -219,6 +221,33 @@ class Networks:
                 session.close()
             raise
         return opened
+
+    def _refitted(self, key: SessionKey, used: Container[SessionKey], changes: Changes | None) -> Session | None:
+        """A session that is due to be closed, with these weights put in place of its own; None where there is none.
+
+        Of the denoising network alone: what encoders have encoded is remembered by their sessions.
+        """
+        if key.network not in (self.denoiser, CONTROLLED):
+            return None
+        with self._lock:
+            alike = [
+                other
+                for other, session in self.sessions.items()
+                if other[:2] == key[:2] and other not in used and session.refits
+            ]
+            if not alike or sum(map(self._held, alike)) <= self._most:
+                return None
+            session = self.sessions.pop(alike[0])
+        try:
+            session.set_weights(changes)
+        except BackendError as error:
+            logger.warning("%s is opened anew for other weights: %s", _label(key), str(error))
+            session.close()
+            return None
+        except BaseException:
+            session.close()
+            raise
+        return session
 
     def _check_int8(self, key: SessionKey, session: Session, changes: Changes) -> None:
         """Refuse LoRAs with which an engine in int8 is further off than it may be without; one run is compared."""

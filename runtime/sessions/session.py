@@ -60,6 +60,10 @@ class Session(Protocol):
     def own_bytes(self) -> int:
         """About how many bytes its weights take that it shares with no other session; 0 where that is next to none."""
 
+    @property
+    def refits(self) -> bool:
+        """Whether :meth:`set_weights` costs less than to open the network anew, and less memory."""
+
     def operators(self) -> dict[str, float]:
         """Seconds that each kind of operator took in all runs; empty where that is not known."""
 
@@ -155,6 +159,11 @@ class BaseSession(Closing):
     def own_bytes(self) -> int:
         """See :attr:`Session.own_bytes`."""
         return 0
+
+    @property
+    def refits(self) -> bool:
+        """See :attr:`Session.refits`."""
+        return False
 
     def operators(self) -> dict[str, float]:
         """See :meth:`Session.operators`."""

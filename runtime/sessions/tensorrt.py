@@ -126,6 +126,11 @@ class TensorRtSession(StagedSession[_Shape]):
         """See :attr:`Session.own_bytes`. Of the plans that are open, on the GPU."""
         return sum(map(self._weight, self._opened))
 
+    @property
+    def refits(self) -> bool:
+        """See :attr:`Session.refits`."""
+        return all(record.key["stripped"] for _, record in self._plans)
+
     def capacity(self, sizes: Sizes) -> int:
         """See :meth:`Session.capacity`. The most that a profile for the size has, of those that runs have."""
         key = tuple(sizes.items())
@@ -158,6 +163,21 @@ class TensorRtSession(StagedSession[_Shape]):
                 device.cuda.launch(shape.graph, device.stream)
             device.cuda.synchronize(device.stream)
 
+    def set_weights(self, changes: Changes | None) -> None:
+        """See :meth:`Session.set_weights`. The changed weights alone are read and copied, in each open plan."""
+        self._check_usable()
+        overrides = read_all(changes or {})
+        with self._device.lock:
+            self._device.cuda.use()
+            self._forget_all()  # a context and a captured graph may hold what weights were
+            try:
+                for opened in self._opened.values():
+                    opened.refit(overrides)
+            except BaseException:
+                self._make_room(0)  # they open anew, with the weights of before
+                raise
+            self._overrides = overrides
+
     def _close(self) -> None:
         with self._device.lock:
             self._forget_all()
@@ -184,7 +204,10 @@ class TensorRtSession(StagedSession[_Shape]):
         path, record = self._plans[number]
         graph = self._folder / self._spec.graphs[record.key["precision"]]
         self._device.cuda.use()
-        return OpenedPlan(self._library, self._device, path, record, graph=graph, overrides=self._overrides)
+        weights = self._folder / self._spec.weights[0]
+        return OpenedPlan(
+            self._library, self._device, path, record, graph=graph, weights=weights, overrides=self._overrides
+        )
 
     def _make_room(self, room: int) -> None:
         """Shut plans until the others take no more than ``room`` bytes."""
