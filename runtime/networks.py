@@ -25,7 +25,7 @@ from calotype.runtime.sessions.low_memory import Turn, TurnTakingSession
 from calotype.runtime.sessions.session import Changes, run_once
 from calotype.runtime.sessions.traced import Trace
 
-LORA_MEMORY = 2 << 30  # room for two of rank 32 at SD 1.5's size on a CPU with engines, beside the one in use
+LORA_MEMORY = 2 << 30  # room for one of every linear layer of SD 1.5 on a CPU with engines, beside the one in use
 CONTROLNET = "controlnet"  # of a ControlNet's own bundle
 logger = logging.getLogger(__name__)
 

@@ -267,7 +267,7 @@ def _open_engine(
     options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     try:
         data = read_plan(path, record)
-        weights = _laid_out(path, data, overrides, own)
+        weights = _laid_out(path, data, overrides, own, logger.warning if form == FLOAT32 else logger.info)
         if weights is None:
             return None
         held = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
@@ -288,17 +288,17 @@ def _open_engine(
 
 
 def _laid_out(
-    path: Path, data: bytes, overrides: Changes, own: Callable[[], Changes]
+    path: Path, data: bytes, overrides: Changes, own: Callable[[], Changes], say: Callable[..., None]
 ) -> dict[str, NDArray[Any]] | None:
     """What takes the place of an engine's weights, by their names there; None where it cannot be.
 
-    ``own`` gives the bundle's weights, for what is made from several tensors.
+    ``own`` gives the bundle's weights, for what is made from several tensors; ``say`` is told why not.
     """
     if not overrides:
         return {}
     layouts = Layouts.read(data)
     if layouts is None:
-        logger.warning(
+        say(
             "the engine %s is of a version whose weights could not be changed, so LoRAs run without it, and slower; "
             "build it again with: calotype build BUNDLE --backend cpu --force",
             path.name,
@@ -306,7 +306,7 @@ def _laid_out(
         return None
     fixed = sorted(layouts.fixed & overrides.keys())
     if fixed:
-        logger.warning("the engine %s cannot change %s, so this LoRA runs without it", path.name, ", ".join(fixed[:3]))
+        say("the engine %s cannot change %s, so this LoRA runs without it", path.name, ", ".join(fixed[:3]))
         return None
 
     def read(name: str) -> NDArray[np.float32]:
