@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from calotype.export.models.autoencoder import Autoencoder
 from calotype.export.models.clip import TextEncoder
 from calotype.export.models.controlnet import ControlNet
+from calotype.export.models.t2i_adapter import T2IAdapter
 from calotype.export.models.tiny_autoencoder import TinyAutoencoder
 from calotype.export.models.unet import UNet, UNetConfig, feature_places, skip_connections
 from calotype.export.tokenizer import Tokenizer
@@ -237,6 +238,20 @@ def controlnet_plan(controlnet: ControlNet) -> GraphPlan:
             *further,
         ),
         outputs=made,
+    )
+
+
+def t2i_adapter_plan(adapter: T2IAdapter) -> GraphPlan:
+    """Of a T2I-Adapter, whose outputs have the names of the inputs that they are for."""
+    config = adapter.config
+    factor = config.downscale
+    picture = ("rows", config.in_channels, f"{factor}*height", f"{factor}*width")
+    return GraphPlan(
+        network="t2i_adapter",
+        component="t2i_adapter",
+        module=adapter,
+        inputs=(float_spec("control_image", *picture),),
+        outputs=tuple(_map_spec(f"adapter_feature_{index}", *place) for index, place in enumerate(config.features)),
     )
 
 
