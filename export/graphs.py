@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from calotype.export.models.autoencoder import Autoencoder
 from calotype.export.models.clip import TextEncoder
 from calotype.export.models.controlnet import ControlNet
+from calotype.export.models.controlnet_union import ControlNetUnionConfig
 from calotype.export.models.t2i_adapter import T2IAdapter
 from calotype.export.models.tiny_autoencoder import TinyAutoencoder
 from calotype.export.models.unet import UNet, UNetConfig, feature_places, skip_connections
@@ -26,6 +28,8 @@ SUFFIXES = {"float32": "fp32", "float16": "fp16"}
 
 class _Prefixed(nn.Module):
     """A component under the prefix."""
+
+    model: Any
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -225,16 +229,26 @@ def controlnet_plan(controlnet: ControlNet) -> GraphPlan:
         made = tuple(dataclasses.replace(spec, shape=(*spec.shape[:2], 1, 1)) for spec in made)
     sample, timestep, context, *further = _conditioned_inputs(half)
     factor = config.downscale
+    picture = (3, f"{factor}*height", f"{factor}*width")
+    scale = float_spec("conditioning_scale", "rows", len(made))
+    if isinstance(config, ControlNetUnionConfig):
+        own = [
+            float_spec("control_image", "rows", "pictures", *picture),
+            scale,
+            float_spec("control_mode", "rows", "pictures", config.num_control_type),
+            float_spec("picture_scale", "rows", "pictures"),
+        ]
+    else:
+        own = [float_spec("control_image", "rows", *picture), scale]
     return GraphPlan(
-        network="controlnet",
+        network="controlnet_union" if isinstance(config, ControlNetUnionConfig) else "controlnet",
         component="controlnet",
         module=controlnet,
         inputs=(
             sample,
             timestep,
             context,
-            float_spec("control_image", "rows", 3, f"{factor}*height", f"{factor}*width"),
-            float_spec("conditioning_scale", "rows", len(made)),
+            *own,
             *further,
         ),
         outputs=made,

@@ -24,7 +24,6 @@ FIRST = {
     r".*motion_modules\..*": "a motion module (AnimateDiff)",
     r"lora_controlnet": "a Control-LoRA, which changes a UNet into a ControlNet",
     r"lllite_unet_.*": "a ControlNet-LLLite",
-    r"task_embedding|control_add_embedding\..*": "a ControlNet of several kinds (union, ProMax)",
     r"difference": "the difference of a ControlNet to a model; take the whole ControlNet",
     r"(base_model\.model\.)?.*([._]lora(_linear_layer)?\.(up|down)|[._]lora_([AB]|up|down|mid)(\.\w+)?)\.weight": _LORA,
     r"lora_(unet|te\d?)_.*": _LORA,

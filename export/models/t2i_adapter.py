@@ -96,13 +96,14 @@ class T2IAdapter(nn.Module):
         unshuffled = config.in_channels * config.downscale_factor**2
         counts = [count for count, _ in config.features]
         first = unshuffled if config.adapter_type == LIGHT else counts[0]
-        self.adapter = nn.Module()  # as diffusers names it
-        if config.adapter_type != LIGHT:
-            self.adapter.conv_in = nn.Conv2d(unshuffled, first, 3, padding=1)
-        self.adapter.body = nn.ModuleList(
+        body = nn.ModuleList(
             AdapterBlock(before, after, halves=halves, config=config)
             for before, after, halves in zip([first, *counts], counts, config.halving, strict=False)
         )
+        self._blocks = list(body)
+        self.adapter = nn.ModuleDict({"body": body})
+        if config.adapter_type != LIGHT:
+            self.adapter["conv_in"] = nn.Conv2d(unshuffled, first, 3, padding=1)
 
     def forward(self, control_image: Tensor) -> tuple[Tensor, ...]:
         """Make the features.
@@ -114,10 +115,10 @@ class T2IAdapter(nn.Module):
             One feature (B, C, h, w) for each block.
         """
         x = F.pixel_unshuffle(control_image, self.config.downscale_factor)
-        if self.config.adapter_type != LIGHT:
-            x = self.adapter.conv_in(x)
+        if "conv_in" in self.adapter:
+            x = self.adapter["conv_in"](x)
         made = []
-        for block in self.adapter.body:
+        for block in self._blocks:
             x = block(x)
             made.append(x)
         return tuple(made)
