@@ -145,7 +145,7 @@ def _controls(folders: Sequence[Path], further: Mapping[str, str]) -> tuple[Cont
     """The ControlNets that the picture names, and their pictures, found by their hashes."""
     try:
         listed = json.loads(further.get("ControlNets", "{}"))
-        found = []
+        found: list[Control] = []
         for fields in listed.values():
             rest = dict(fields)
             name, digest = str(rest.pop("model")), str(rest.pop("model_hash"))
