@@ -163,7 +163,7 @@ def _write_component(
         if half:
             begin(f"measuring {plan.network}")
             path = folder / specs[plan.network].graphs["float16"]
-            if plan.whole is None or plan.residuals:
+            if plan.whole is None or plan.additions:
                 measured[plan.network] = measure(graph, plan.cases())
             gauges = part_of(measured.get(plan.network) or measured[plan.whole or ""], graph)
             islands = find_islands(graph, gauges)

@@ -20,14 +20,16 @@ from calotype.runtime.control import Control
 from calotype.runtime.denoising.acceleration import Acceleration
 from calotype.runtime.errors import BundleError, InputError, quoted
 from calotype.runtime.families import FAMILIES, family_of
-from calotype.runtime.networks import CONTROLNET
+from calotype.runtime.networks import CONTROLNETS, T2I_ADAPTER
+from calotype.runtime.pictures.opening import opened
 from calotype.runtime.pictures.parameters import Parameters, parse_parameters
-from calotype.runtime.pictures.reading import Source
+from calotype.runtime.pictures.reading import Source, to_rgb
 from calotype.runtime.request import Request
 from calotype.runtime.text.textual_inversion import Embedding
 
 # "NAME:SCALE HASH" or "NAME:WORD HASH", and a space before the next.
 FILE = re.compile(r"(.+?):([^\s:]+) ([0-9a-f]{10})(?: |$)")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 MOST_FILES = 10_000  # looked at in the folders that a user names
 
 
@@ -143,14 +145,14 @@ def _controls(folders: Sequence[Path], further: Mapping[str, str]) -> tuple[Cont
     """The ControlNets that the picture names, and their pictures, found by their hashes."""
     try:
         listed = json.loads(further.get("ControlNets", "{}"))
-        found = []
+        found: list[Control] = []
         for fields in listed.values():
             rest = dict(fields)
             name, digest = str(rest.pop("model")), str(rest.pop("model_hash"))
             picture, picture_hash = rest.pop("image", None), rest.pop("image_hash", None)
-            if picture is None and picture_hash is not None:
-                raise InputError("a control's picture was no file, and cannot be found again; give it in Python")
-            image = None if picture is None else _file(folders, str(picture), str(picture_hash))
+            image = None
+            if picture is not None or picture_hash is not None:
+                image = _picture(folders, f"control {len(found)}", picture, str(picture_hash))
             found.append(Control(model=_bundle(folders, name, digest), image=image, **rest))
         return tuple(found)
     except InputError:
@@ -177,8 +179,6 @@ def _listed(further: Mapping[str, str], label: str) -> list[tuple[str, str, str]
 
 def _check_source(given: Path | None, label: str, digest: str | None, name: str | None) -> None:
     """Raises InputError where the picture started from a file that is not ``given``."""
-    from calotype.runtime.picture import digest_of
-
     option = label.lower()
     if digest is None:
         if given is not None:
@@ -186,8 +186,35 @@ def _check_source(given: Path | None, label: str, digest: str | None, name: str 
         return
     if given is None:
         raise InputError(f"the picture started from {quoted(name or 'a file')}; give that file as --{option}")
-    if digest_of(given) != digest:
+    if not _is_picture(given, digest):
         raise InputError(f"{given} is not the {option} that the picture started from: its hash is not {digest}")
+
+
+def _picture(folders: Sequence[Path], what: str, name: object, digest: str) -> Path:
+    """The file of a control's picture: of its name, or of any; what was no file is known by its pixels."""
+    files = [path for path in _files(folders) if path.suffix.lower() in PICTURES and path.is_file()]
+    for path in sorted(files, key=lambda path: path.name != name):
+        if _is_picture(path, digest):
+            return path
+    where = ", ".join(map(str, folders)) or "no folder"
+    known = "was no file" if name is None else f"was {quoted(str(name))}"
+    raise InputError(
+        f"the picture of {what} {known}, and no picture in {where} has its hash {digest}; put it into a folder, as PNG "
+        "where it was no file, and name that folder with --folder"
+    )
+
+
+def _is_picture(path: Path, digest: str) -> bool:
+    """Whether a file has that hash, or the pixels of a picture that was none."""
+    from calotype.runtime.picture import digest_of
+
+    if digest_of(path) == digest:
+        return True
+    try:
+        with opened(path) as image:
+            return digest in (digest_of(image), digest_of(to_rgb(image)))
+    except InputError:
+        return False  # no picture, or none that can be read
 
 
 def _files(folders: Sequence[Path]) -> Iterator[Path]:
@@ -230,7 +257,7 @@ def _bundle(folders: Sequence[Path], name: str | None, digest: str | None) -> Pa
         except BundleError:
             continue
         if manifest.kind == "control":
-            network = CONTROLNET
+            network = next((name for name in (*CONTROLNETS, T2I_ADAPTER) if name in manifest.networks), T2I_ADAPTER)
         else:
             network = family_of(manifest.family).denoiser if manifest.family in FAMILIES else "vae_decoder"
         spec = manifest.networks.get(network)
