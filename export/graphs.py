@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from calotype.export.models.autoencoder import Autoencoder
 from calotype.export.models.clip import TextEncoder
+from calotype.export.models.clip_vision import ImageEncoder
 from calotype.export.models.controlnet import ControlNet
+from calotype.export.models.ip_adapter import IPAdapter
 from calotype.export.models.tiny_autoencoder import TinyAutoencoder
-from calotype.export.models.unet import UNet, UNetConfig, skip_connections
+from calotype.export.models.unet import UNet, UNetConfig, cross_attentions, skip_connections
 from calotype.export.tokenizer import Tokenizer
-from calotype.runtime.bundle.manifest import TokenizerSpec, VaeSpec
+from calotype.runtime.bundle.manifest import PROMPTED, TokenizerSpec, VaeSpec
 from calotype.runtime.bundle.parity import Inputs, Tokens, cases
 from calotype.runtime.bundle.spec import ModelSpec, TensorSpec
 
@@ -77,6 +79,41 @@ class ControlNetGraph(nn.Module):
         return out
 
 
+class ImageEncoderGraph(nn.Module):
+    """What an IP-Adapter reads of a picture."""
+
+    def __init__(self, model: ImageEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        out: Tensor = self.model(pixel_values)
+        return out
+
+
+class ImageProjectionGraph(nn.Module):
+    """That as tokens."""
+
+    def __init__(self, model: IPAdapter) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image_embedding: Tensor) -> Tensor:
+        out: Tensor = self.model.image_proj(image_embedding)
+        return out
+
+
+class ImageKeysValuesGraph(nn.Module):
+    """Those for every cross-attention."""
+
+    def __init__(self, model: IPAdapter) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image_tokens: Tensor) -> tuple[Tensor, ...]:
+        return self.model.keys_and_values(image_tokens)
+
+
 class VaeDecoderGraph(nn.Module):
     """The half of the autoencoder that draws."""
 
@@ -104,7 +141,8 @@ class GraphPlan:
     """One graph to be made: the module, its inputs and outputs, and the component whose weights it reads.
 
     ``whole`` is the network whose graph this one is a part of, by the names of its inputs and outputs; None is traced.
-    With ``residuals``, inputs that are added to skip connections and the middle, it is more than a part.
+    With ``residuals``, inputs that are added to skip connections and the middle, or ``image_prompts``, which
+    cross-attentions read beside the prompt, it is more than a part.
     """
 
     network: str
@@ -116,6 +154,7 @@ class GraphPlan:
     max_clip_skip: int = 0
     whole: str | None = None
     residuals: tuple[TensorSpec, ...] = ()
+    image_prompts: tuple[TensorSpec, ...] = ()
 
     def cases(self) -> dict[str, Inputs]:
         """The inputs it is tried on."""
@@ -180,8 +219,8 @@ def text_encoder_plan(
 
 
 def unet_plans(unet: UNet) -> list[GraphPlan]:
-    """Of one trace, which takes longest: with the deep feature as one more output, without, and as an input; and with
-    what ControlNets add.
+    """Of one trace, which takes longest: with the deep feature as one more output, without, and as an input; with
+    what ControlNets add; and with that and image prompts.
     """
     config = unet.config
     given = _conditioned_inputs(config)
@@ -189,13 +228,15 @@ def unet_plans(unet: UNet) -> list[GraphPlan]:
         given = (*given, float_spec("timestep_cond", "rows", config.time_cond_proj_dim))
     noise_pred = float_spec("noise_pred", "rows", config.out_channels, "height", "width")
     feature = float_spec("deep_feature", "rows", config.block_out_channels[0], "height", "width")
-    residuals = residual_specs(config)
+    residuals, prompts = residual_specs(config), image_prompt_specs(config)
     kinds = {
         "unet_deep": (UNetGraph(unet), given, (noise_pred, feature)),
         "unet": (UNetPart(unet, "forward"), given, (noise_pred,)),
         "unet_shallow": (UNetPart(unet, "shallow"), (*given, feature), (noise_pred,)),
         "unet_control": (UNetPart(unet, "controlled"), (*given, *residuals), (noise_pred,)),
     }
+    if prompts:
+        kinds[PROMPTED] = (UNetPart(unet, "prompted"), (*given, *residuals, *prompts), (noise_pred,))
     return [
         GraphPlan(
             network=network,
@@ -204,7 +245,8 @@ def unet_plans(unet: UNet) -> list[GraphPlan]:
             inputs=taken,
             outputs=made,
             whole=None if network == "unet_deep" else "unet_deep",
-            residuals=residuals if network == "unet_control" else (),
+            residuals=residuals if network in ("unet_control", PROMPTED) else (),
+            image_prompts=prompts if network == PROMPTED else (),
         )
         for network, (module, taken, made) in kinds.items()
     ]
@@ -234,6 +276,31 @@ def controlnet_plan(controlnet: ControlNet) -> GraphPlan:
     )
 
 
+def ip_adapter_plans(encoder: ImageEncoder, adapter: IPAdapter) -> list[GraphPlan]:
+    """Of an IP-Adapter: picture to embedding, embedding to tokens, tokens to keys and values of every layer."""
+    config, pixels = adapter.config, encoder.config.image_size
+    parts = () if config.kind == "plain" else (encoder.config.tokens,)
+    embedding = float_spec("image_embedding", "batch", *parts, config.image_dim)
+    tokens = float_spec("image_tokens", "batch", config.tokens, config.cross_attention_dim)
+    made = tuple(
+        float_spec(f"{name}_{index}", "batch", config.tokens, channels)
+        for index, channels in enumerate(config.layers)
+        for name in ("keys", "values")
+    )
+    own: tuple[tuple[str, str, nn.Module, TensorSpec, tuple[TensorSpec, ...]], ...] = (
+        (
+            "image_encoder", "image_encoder", ImageEncoderGraph(encoder),
+            float_spec("pixel_values", "batch", 3, pixels, pixels), (embedding,),
+        ),
+        ("image_projection", "ip_adapter", ImageProjectionGraph(adapter), embedding, (tokens,)),
+        ("image_keys_values", "ip_adapter", ImageKeysValuesGraph(adapter), tokens, made),
+    )  # fmt: skip
+    return [
+        GraphPlan(network=network, component=component, module=module, inputs=(taken,), outputs=outputs)
+        for network, component, module, taken, outputs in own
+    ]
+
+
 def residual_specs(config: UNetConfig) -> tuple[TensorSpec, ...]:
     """What is added to each skip connection of a UNet, the outermost first, and to what comes out of its middle."""
     skips = skip_connections(config)
@@ -241,6 +308,23 @@ def residual_specs(config: UNetConfig) -> tuple[TensorSpec, ...]:
     return tuple(
         float_spec(name, "rows", channels, *(f"{side}/{2**level}" if level else side for side in ("height", "width")))
         for name, (channels, level) in named.items()
+    )
+
+
+def image_prompt_specs(config: UNetConfig) -> tuple[TensorSpec, ...]:
+    """Keys and values of image tokens for the cross-attentions of each block, and the bias of their scores; none where
+    nothing attends to the prompt.
+    """
+    blocks, groups = cross_attentions(config), ("adapters", "image_tokens")
+    if not blocks:
+        return ()
+    return (
+        *(
+            float_spec(f"{block}_image_{what}", "rows", count, *groups, channels)
+            for block, count, channels in blocks
+            for what in ("keys", "values")
+        ),
+        float_spec("image_bias", "rows", *groups),
     )
 
 

@@ -24,6 +24,7 @@ from onnx_ir.passes.common import (
 from safetensors import safe_open
 
 from calotype.export.graphs import PREFIX, GraphPlan
+from calotype.export.image_prompts import add_image_prompts
 from calotype.export.weights import locate
 from calotype.runtime.bundle.parity import random_inputs
 from calotype.runtime.bundle.spec import TensorSpec
@@ -73,7 +74,7 @@ def write_part(whole: Path, plan: GraphPlan, path: Path) -> None:
     """Write the part of the graph ``whole`` that makes the plan's outputs of its inputs; outputs may become inputs.
 
     Raises:
-        ExportError: there are residuals to add, and it is not seen where.
+        ExportError: there are residuals or image prompts to add, and it is not seen where.
     """
     model = ir.load(whole)
     graph = model.graph
@@ -88,6 +89,7 @@ def write_part(whole: Path, plan: GraphPlan, path: Path) -> None:
             value.name, given.name = f"{spec.name}.unused", spec.name
             graph.inputs.append(given)
     _add_residuals(graph, plan.residuals)
+    add_image_prompts(graph, plan.image_prompts)
     RemoveUnusedNodesPass()(model)
     ir.save(model, path)
 

@@ -15,6 +15,7 @@ FAMILIES = {
     "sdxl": "calotype.export.families.sdxl:SDXL",
     "vae": "calotype.export.families.vae:VAE",
     "control": "calotype.export.families.control:CONTROL",
+    "ip-adapter": "calotype.export.families.ip_adapter:IP_ADAPTER",
 }
 
 
