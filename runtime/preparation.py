@@ -17,7 +17,7 @@ import numpy as np
 
 from calotype.runtime.arrays import Array, Inputs
 from calotype.runtime.bundle.form import Form
-from calotype.runtime.bundle.manifest import CONTROLLED, Manifest
+from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.controlnets import ControlNets
 from calotype.runtime.denoising.acceleration import Acceleration
 from calotype.runtime.denoising.controls import guess_scales
@@ -28,6 +28,7 @@ from calotype.runtime.denoising.start import Posterior, Start
 from calotype.runtime.errors import InputError
 from calotype.runtime.families import Family
 from calotype.runtime.families.base import Conditioner
+from calotype.runtime.ip_adapters import IpAdapters
 from calotype.runtime.loras import Loras, merged_into
 from calotype.runtime.merged_weights import Weights
 from calotype.runtime.networks import Networks
@@ -63,6 +64,7 @@ class Drawing(Job):
         drawn_in: what the denoising network is computed in.
         picture_seconds: how long the picture that it starts from took to encode.
         controlnets: name and hash of the ControlNet of each of the request's controls.
+        ip_adapters: name and hash of the IP-Adapter of each of its image prompts.
     """
 
     request: Request
@@ -70,13 +72,14 @@ class Drawing(Job):
     drawn_in: Form
     picture_seconds: float = 0.0
     controlnets: tuple[tuple[str, str], ...] = ()
+    ip_adapters: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Encoded:
     """A request whose prompts are encoded; ``rows`` are the denoising network's with and without the prompt.
 
-    ``controlnets`` are the names and hashes of those that ``controls`` are of.
+    ``controlnets`` are the names and hashes of those that ``controls`` are of, ``ip_adapters`` those of image prompts.
     """
 
     request: Request
@@ -87,6 +90,7 @@ class Encoded:
     rows: tuple[Inputs, Inputs | None]
     controls: tuple[JobControl, ...]
     controlnets: tuple[tuple[str, str], ...]
+    ip_adapters: tuple[tuple[str, str], ...]
 
 
 class Preparation:
@@ -100,10 +104,12 @@ class Preparation:
         vae: Vae,
         loras: Loras,
         controlnets: ControlNets,
+        ip_adapters: IpAdapters,
         embeddings: Sequence[Embedding] = (),
     ) -> None:
         self._manifest, self._family, self._networks, self._vae = manifest, family, networks, vae
         self._loras, self._controlnets, self._embeddings = loras, controlnets, embeddings
+        self._ip_adapters = ip_adapters
         self._conditioners: OrderedDict[tuple[int, ...], tuple[list[Session], Conditioner]] = OrderedDict()
         self._posteriors: OrderedDict[bytes, Posterior] = OrderedDict()
         self._solvers: OrderedDict[str, Solver] = OrderedDict()
@@ -130,6 +136,7 @@ class Preparation:
         solver = self._solver(request)
         index = self._first_evaluation(canvas, solver)
         controls = self._controls(request, canvas, range(index, len(solver)))
+        images = self._image_prompts(request)
         form = self._form(request)
         self._warn(request)
         rows = _kept(self._rows, _text_of(request), lambda: self._encoded(request, canvas), MOST_ROWS)
@@ -139,9 +146,10 @@ class Preparation:
             solver=solver,
             index=index,
             form=form,
-            rows=rows,
+            rows=_with_images(rows, images),
             controls=controls,
             controlnets=tuple(self._controlnets.of(control.model).identity for control in request.controls),
+            ip_adapters=tuple(self._ip_adapters.of(prompt.model).identity for prompt in request.image_prompts),
         )
 
     def _warn(self, request: Request) -> None:
@@ -197,7 +205,7 @@ class Preparation:
         noise = rng.standard_normal(shape, np.float32) if latents is None else _given(latents, shape)
         own = start.begin(noise, rng)
         conditional, unconditional = encoded.rows
-        network = CONTROLLED if encoded.controls else self._family.denoiser
+        network = self._networks.entry(controls=bool(encoded.controls), image_prompts=bool(request.image_prompts))
         return Drawing(
             request=request,
             canvas=encoded.canvas,
@@ -221,6 +229,7 @@ class Preparation:
             drawn_in=encoded.form,
             picture_seconds=picture_seconds,
             controlnets=encoded.controlnets,
+            ip_adapters=encoded.ip_adapters,
         )
 
     def _encoded(self, request: Request, canvas: Canvas) -> tuple[Inputs, Inputs | None]:
@@ -228,11 +237,11 @@ class Preparation:
 
     def _form(self, request: Request) -> Form:
         """What the denoising network is computed in; its sessions and the text encoders' are opened."""
-        fast, loras, controlled = request.fast, merged_into(request), bool(request.controls)
+        fast, loras = request.fast, merged_into(request)
         assert isinstance(fast, Acceleration)
-        network = CONTROLLED if controlled else self._family.denoiser
+        network = self._networks.entry(controls=bool(request.controls), image_prompts=bool(request.image_prompts))
         form = self._networks.form(network, fast.precision, whole=not fast.caches, loras=loras)
-        denoising = self._networks.denoising(form, caching=fast.caches, controlled=controlled, loras=loras)
+        denoising = self._networks.denoising(form, network=network, caching=fast.caches, loras=loras)
         self._networks.open([*self._networks.encoding(loras), *denoising])
         return form
 
@@ -256,6 +265,15 @@ class Preparation:
                 )
             )
         return tuple(found)
+
+    def _image_prompts(self, request: Request) -> tuple[Inputs, Inputs] | None:
+        """What the request's image prompts are to the denoising network, and what none are; None without any."""
+        assert isinstance(request.fast, Acceleration)
+        if not request.image_prompts:
+            return None
+        if request.fast.caches:
+            raise InputError("cache_interval and image_prompts exclude each other; use one of them")
+        return self._ip_adapters.rows(request.image_prompts)
 
     def _conditioned(self, loras: Weights) -> Conditioner:
         """The text encoders with these LoRAs, and what they have encoded, as long as their sessions are open."""
@@ -330,6 +348,16 @@ def _text_of(request: Request) -> tuple[Any, ...]:
     names = ("prompt", "negative_prompt", "clip_skip", "guidance_scale", "height", "width", "loras")
     sizes = ("original_size", "crops_coords_top_left", "target_size")
     return tuple(getattr(request, name) for name in (*names, *sizes))
+
+
+def _with_images(
+    rows: tuple[Inputs, Inputs | None], images: tuple[Inputs, Inputs] | None
+) -> tuple[Inputs, Inputs | None]:
+    """Rows with and without the prompt, those of image prompts and of none added."""
+    if images is None:
+        return rows
+    (conditional, unconditional), (shown, hidden) = rows, images
+    return {**conditional, **shown}, None if unconditional is None else {**unconditional, **hidden}
 
 
 def _same_pictures(request: Request, other: Request) -> bool:
