@@ -167,7 +167,7 @@ def _write_component(
         if half:
             begin(f"measuring {plan.network}")
             path = folder / specs[plan.network].graphs["float16"]
-            if plan.whole is None or plan.residuals or plan.image_prompts:
+            if plan.whole is None or plan.additions or plan.image_prompts:
                 measured[plan.network] = measure(graph, plan.cases())
             gauges = part_of(measured.get(plan.network) or measured[plan.whole or ""], graph)
             islands = find_islands(graph, gauges)

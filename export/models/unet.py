@@ -7,7 +7,8 @@ Podell et al. 2023, "SDXL" (arXiv 2307.01952).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -36,11 +37,10 @@ Depths = int | tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UNetConfig(ModelConfig):
-    """Diffusers' settings of a ``UNet2DConditionModel``; ``attention_head_dim`` is, as there, a number of heads."""
+class EncoderConfig(ModelConfig):
+    """Diffusers' settings of the half that leads down; ``attention_head_dim`` is, as there, a number of heads."""
 
     in_channels: int = 4
-    out_channels: int = 4
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     down_block_types: tuple[str, ...] = (
         "CrossAttnDownBlock2D",
@@ -48,11 +48,9 @@ class UNetConfig(ModelConfig):
         "CrossAttnDownBlock2D",
         "DownBlock2D",
     )
-    up_block_types: tuple[str, ...] = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
     mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
     layers_per_block: int | tuple[int, ...] = 2
     transformer_layers_per_block: int | tuple[Depths, ...] = 1
-    reverse_transformer_layers_per_block: tuple[Depths, ...] | None = None
     attention_head_dim: int | tuple[int, ...] = 8
     num_attention_heads: int | tuple[int, ...] | None = None
     cross_attention_dim: int = 1280
@@ -65,6 +63,17 @@ class UNetConfig(ModelConfig):
     addition_embed_type: str | None = None
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
+
+    nullable: ClassVar[frozenset[str]] = frozenset({"mid_block_type"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetConfig(EncoderConfig):
+    """Diffusers' settings of a ``UNet2DConditionModel``."""
+
+    out_channels: int = 4
+    up_block_types: tuple[str, ...] = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
+    reverse_transformer_layers_per_block: tuple[Depths, ...] | None = None
     time_cond_proj_dim: int | None = None
 
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -94,7 +103,6 @@ class UNetConfig(ModelConfig):
         "timestep_post_act": (None,),
     }
     ignored: ClassVar[frozenset[str]] = frozenset({"sample_size", "dropout"})
-    nullable: ClassVar[frozenset[str]] = frozenset({"mid_block_type"})
 
     def __post_init__(self) -> None:
         for names, valid in ((self.down_block_types, DOWN_BLOCKS), (self.up_block_types, UP_BLOCKS)):
@@ -256,16 +264,23 @@ class DownBlock(nn.Module):
             self.attentions = nn.ModuleList()
         self.downsamplers = nn.ModuleList([Downsample(out_channels)] if downsample else [])
 
-    def forward(self, x: Tensor, time_embedding: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, x: Tensor, time_embedding: Tensor, context: Context, feature: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What goes on, and the skip connections; for a T2I-Adapter's ``feature`` see :func:`feature_places`."""
         skips = []
         for index, resnet in enumerate(self.resnets):
             x = resnet(x, time_embedding)
             if len(self.attentions) > 0:
                 x = self.attentions[index](x, context)
+                if feature is not None and index == len(self.resnets) - 1:
+                    x = x + feature
             skips.append(x)
         for downsampler in self.downsamplers:
             x = downsampler(x)
             skips.append(x)
+        if feature is not None and len(self.attentions) == 0:
+            x = skips[-1] = x + feature
         return x, skips
 
 
@@ -357,11 +372,16 @@ class UNetEncoder(nn.Module):
         )
         self.mid_block = None if config.mid_block_type is None else MidBlock(channels[-1], config)
 
-    def descend(self, x: Tensor, time_embedding: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
-        """What the middle makes of ``x`` (B, block_out_channels[0], H, W), and the skip connections, ``x`` first."""
+    def descend(
+        self, x: Tensor, time_embedding: Tensor, context: Context, features: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What the middle makes of ``x`` (B, block_out_channels[0], H, W), and the skip connections, ``x`` first.
+
+        ``features`` are a T2I-Adapter's, one for each block, or none.
+        """
         skips = [x]
-        for block in self.down_blocks:
-            x, block_skips = block(x, time_embedding, context)
+        for block, feature in itertools.zip_longest(self.down_blocks, features):
+            x, block_skips = block(x, time_embedding, context, feature)
             skips += block_skips
         if self.mid_block is not None:
             x = self.mid_block(x, time_embedding, context)
@@ -468,11 +488,15 @@ class UNet(UNetEncoder):
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
         timestep_cond: Tensor | None = None,
-        **residuals: Tensor,
+        **added: Tensor,
     ) -> Tensor:
-        """Predict with what ControlNets add to the skip connections and behind the middle, (B, C, h, w) each."""
+        """Predict with what is ``added``, (B, C, h, w) each.
+
+        ControlNets' residuals are added to the skip connections alone, and behind the middle; T2I-Adapters' features
+        to what leaves each block, and the last behind the middle.
+        """
         time_embedding = self.embed(sample, timestep, text_embeds, time_ids, timestep_cond)
-        return self._controlled(sample, time_embedding, encoder_hidden_states, residuals)
+        return self._controlled(sample, time_embedding, encoder_hidden_states, added)
 
     def prompted(
         self,
@@ -495,7 +519,7 @@ class UNet(UNetEncoder):
             text_embeds: see :meth:`forward`.
             time_ids: see :meth:`forward`.
             timestep_cond: see :meth:`forward`.
-            added: the residuals, and for each block that has them keys and values of its L cross-attentions,
+            added: see :meth:`controlled`; and for each block that has them keys and values of its L cross-attentions,
                 (B, L, A, N, C) each, as ``down_0_image_keys`` and ``down_0_image_values``.
         """
         time_embedding = self.embed(sample, timestep, text_embeds, time_ids, timestep_cond)
@@ -510,11 +534,13 @@ class UNet(UNetEncoder):
         return self._controlled(sample, time_embedding, context, added)
 
     def _controlled(
-        self, sample: Tensor, time_embedding: Tensor, context: Context, residuals: Mapping[str, Tensor]
+        self, sample: Tensor, time_embedding: Tensor, context: Context, added: Mapping[str, Tensor]
     ) -> Tensor:
-        x, skips = self.descend(self.conv_in(sample), time_embedding, context)
-        skips = [skip + residuals[f"down_residual_{index}"] for index, skip in enumerate(skips)]
-        return self._ascend(x + residuals["mid_residual"], skips, time_embedding, context)[0]
+        features = [added[f"adapter_feature_{index}"] for index in range(len(self.down_blocks) + 1)]
+        x, skips = self.descend(self.conv_in(sample), time_embedding, context, features[:-1])
+        skips = [skip + added[f"down_residual_{index}"] for index, skip in enumerate(skips)]
+        x = x + features[-1] + added["mid_residual"]
+        return self._ascend(x, skips, time_embedding, context)[0]
 
     def shallow(
         self,
@@ -570,6 +596,18 @@ def cross_attentions(config: UNetConfig) -> list[tuple[str, int, int]]:
         for index, kind in enumerate(config.up_block_types)
         if kind == "CrossAttnUpBlock2D"
     ]
+
+
+def feature_places(config: UNetConfig) -> list[int]:
+    """The number of the skip connection that each down block's feature of a T2I-Adapter is added to, and what goes on
+    from there, as diffusers does: what the last attention makes; without any, what leaves the block.
+    """
+    places, last = [], 0
+    for level, (count, kind) in enumerate(zip(config.layers, config.down_block_types, strict=True)):
+        halves = level < len(config.layers) - 1
+        places.append(last + count + (halves and kind == "DownBlock2D"))
+        last += count + halves
+    return places
 
 
 def _each_layer(name: str, blocks: tuple[Depths, ...], layers: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:

@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import ImageProjection
 
 from calotype.export.bundle import export_checkpoint
+from calotype.export.graphs import unet_additions
 from calotype.export.models.clip_vision import ImageEncoder
 from calotype.export.models.ip_adapter import IPAdapter
 from calotype.export.models.unet import UNet, UNetConfig, cross_attentions
@@ -107,17 +108,11 @@ def test_a_unet_reads_image_prompts_as_diffusers_does(family: str) -> None:
         expected = reference(*first, added_cond_kwargs=added, return_dict=False)[0]
         tokens = [one.flatten(1, 2) for one in reference.encoder_hid_proj(embeddings)]
         prompts = image_inputs(reference, config, tokens, scales)
-        zeros = {name: torch.zeros(()) for name in residual_names(config)}
+        zeros = {addition.spec.name: torch.zeros(()) for addition in unet_additions(config)}
         got = own.prompted(**given, **prompts, **zeros)
         plain = own(**given)
     assert float((got - expected).abs().max() / expected.abs().max()) < 1e-5
     assert float((got - plain).abs().max() / expected.abs().max()) > 0.01
-
-
-def residual_names(config: UNetConfig) -> list[str]:
-    from calotype.export.graphs import residual_specs
-
-    return [spec.name for spec in residual_specs(config)]
 
 
 def image_inputs(reference: Any, config: UNetConfig, tokens: list[Any], scales: list[float]) -> dict[str, Any]:
