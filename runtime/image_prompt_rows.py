@@ -9,10 +9,11 @@ import numpy as np
 
 from calotype.runtime.arrays import Array, Inputs
 from calotype.runtime.bundle.spec import ModelSpec
-from calotype.runtime.errors import InputError, quoted
+from calotype.runtime.errors import BundleError, InputError, quoted
 from calotype.runtime.image_prompt import Scale
 
 KEYS, VALUES, BIAS = "_image_keys", "_image_values", "image_bias"
+GROUPS = ("rows", "adapters", "image_tokens")  # the symbols of their dimensions
 NO_TOKEN = -1000.0  # added to a score: its share is 0 in float16, too, and the number is far from float16's end
 # Of one picture, keys and values (tokens, C) of each cross-attention, in the order of an IP-Adapter's file.
 Read = list[tuple[Array, Array]]
@@ -33,12 +34,23 @@ class Block:
 
 
 def blocks_of(unet: ModelSpec) -> list[Block]:
-    """The blocks that take image prompts, in the order of computing."""
-    return [
-        Block(name=spec.name.removesuffix(KEYS), layers=int(spec.shape[1]), channels=int(spec.shape[-1]))
-        for spec in unet.inputs
-        if spec.name.endswith(KEYS)
-    ]
+    """The blocks that take image prompts, in the order of computing.
+
+    Raises:
+        BundleError: an input for them has another shape than it should.
+    """
+    found = []
+    for spec in unet.inputs:
+        if not spec.name.endswith(KEYS):
+            continue
+        name = spec.name.removesuffix(KEYS)
+        rows, layers, *groups, channels = spec.shape if len(spec.shape) == 5 else (0,) * 5
+        values = unet.input(f"{name}{VALUES}")
+        known = isinstance(layers, int) and isinstance(channels, int) and (rows, *groups) == GROUPS
+        if not known or values is None or values.shape != spec.shape:
+            raise BundleError(f"the UNet's {spec.name} and {name}{VALUES} are no keys and values; export again")
+        found.append(Block(name=name, layers=int(layers), channels=int(channels)))
+    return found
 
 
 def layer_scales(scale: Scale, blocks: Sequence[Block]) -> tuple[float, ...]:
@@ -87,9 +99,9 @@ def rows_of(blocks: Sequence[Block], adapters: Sequence[Sequence[Read]], scales:
     """
     counts = [sum(len(read[0][0]) for read in pictures) for pictures in adapters]
     bias = np.zeros((len(adapters), max(counts)), np.float32)
-    for own, count in zip(bias, counts, strict=True):
-        own[count:] = NO_TOKEN
-    rows: Inputs = {BIAS: bias}
+    for number, count in enumerate(counts):
+        bias[number, count:] = NO_TOKEN
+    rows: dict[str, Array] = {BIAS: bias}
     places = _places(blocks)
     computed = 0
     for block in blocks:
@@ -102,7 +114,7 @@ def rows_of(blocks: Sequence[Block], adapters: Sequence[Sequence[Read]], scales:
                 keys[layer, number, : counts[number]] = np.concatenate([key for key, _ in own])
                 values[layer, number, : counts[number]] = np.concatenate([value for _, value in own]) * scale
             computed += 1
-        rows |= {f"{block.name}{KEYS}": keys, f"{block.name}{VALUES}": values}
+        rows[f"{block.name}{KEYS}"], rows[f"{block.name}{VALUES}"] = keys, values
     return rows
 
 

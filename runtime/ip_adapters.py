@@ -200,11 +200,12 @@ def _check_fits(adapter: Bundle, model: Bundle) -> None:
     unet = prompted_network(model)
     blocks, text = blocks_of(unet), unet.input("encoder_hidden_states")
     keys = own.networks[KEYS_VALUES]
-    makes = [int(spec.shape[-1]) for spec in keys.outputs[::2]]
+    makes = [spec.shape[2:] for spec in keys.outputs]
     width, wanted = keys.inputs[0].shape[-1], None if text is None else text.shape[-1]
-    takes = [block.channels for block in file_order(blocks) for _ in range(block.layers)]
+    takes = [(block.channels,) for block in file_order(blocks) for _ in range(2 * block.layers)]  # keys and values
     if width != wanted or makes != takes:
         raise InputError(
-            f"{adapter.path} is an IP-Adapter for models of {len(makes)} cross-attentions to text of width {width}, "
-            f"as {own.family}, and {its.name} has {len(takes)} of {wanted}, as {its.family}; use one of its family"
+            f"{adapter.path} is an IP-Adapter for models of {len(makes) // 2} cross-attentions to text of width "
+            f"{width}, as {own.family}, and {its.name} has {len(takes) // 2} of {wanted}, as {its.family}; use one of "
+            "its family"
         )

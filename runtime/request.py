@@ -319,8 +319,8 @@ def _image_prompt(value: Mapping[str, Any], files: bool) -> ImagePrompt:
     images, name = value["images"], "an image prompt's picture"
     if not isinstance(images, list | tuple):
         raise InputError('an image prompt\'s images is no list; give [{"png": "…"}]')
-    found = tuple(_picture(name, image, files) for image in images)
-    return ImagePrompt(**{**value, "model": _model("an image prompt's model", value["model"], files), "images": found})
+    model = _model("an image prompt's model", value["model"], files)
+    return ImagePrompt(**{**value, "model": model, "images": tuple(_picture(name, image, files) for image in images)})
 
 
 def _acceleration(value: Mapping[str, Any]) -> Acceleration:
