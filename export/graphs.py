@@ -13,7 +13,9 @@ from calotype.export.models.autoencoder import Autoencoder
 from calotype.export.models.clip import TextEncoder
 from calotype.export.models.clip_vision import ImageEncoder
 from calotype.export.models.controlnet import ControlNet
+from calotype.export.models.controlnet_union import ControlNetUnionConfig
 from calotype.export.models.ip_adapter import IPAdapter
+from calotype.export.models.t2i_adapter import T2IAdapter
 from calotype.export.models.tiny_autoencoder import TinyAutoencoder
 from calotype.export.models.unet import UNet, UNetConfig, cross_attentions, feature_places, skip_connections
 from calotype.export.tokenizer import Tokenizer
@@ -29,7 +31,9 @@ SUFFIXES = {"float32": "fp32", "float16": "fp16"}
 class _Prefixed(nn.Module):
     """A component under the prefix."""
 
-    def __init__(self, model: Any) -> None:
+    model: Any
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
@@ -248,19 +252,43 @@ def controlnet_plan(controlnet: ControlNet) -> GraphPlan:
         made = tuple(dataclasses.replace(spec, shape=(*spec.shape[:2], 1, 1)) for spec in made)
     sample, timestep, context, *further = _conditioned_inputs(half)
     factor = config.downscale
+    picture = (3, f"{factor}*height", f"{factor}*width")
+    scale = float_spec("conditioning_scale", "rows", len(made))
+    if isinstance(config, ControlNetUnionConfig):
+        own = [
+            float_spec("control_image", "rows", "pictures", *picture),
+            scale,
+            float_spec("control_mode", "rows", "pictures", config.num_control_type),
+            float_spec("picture_scale", "rows", "pictures"),
+        ]
+    else:
+        own = [float_spec("control_image", "rows", *picture), scale]
     return GraphPlan(
-        network="controlnet",
+        network="controlnet_union" if isinstance(config, ControlNetUnionConfig) else "controlnet",
         component="controlnet",
         module=controlnet,
         inputs=(
             sample,
             timestep,
             context,
-            float_spec("control_image", "rows", 3, f"{factor}*height", f"{factor}*width"),
-            float_spec("conditioning_scale", "rows", len(made)),
+            *own,
             *further,
         ),
         outputs=made,
+    )
+
+
+def t2i_adapter_plan(adapter: T2IAdapter) -> GraphPlan:
+    """Of a T2I-Adapter, whose outputs have the names of the inputs that they are for."""
+    config = adapter.config
+    factor = config.downscale
+    picture = ("rows", config.in_channels, f"{factor}*height", f"{factor}*width")
+    return GraphPlan(
+        network="t2i_adapter",
+        component="t2i_adapter",
+        module=adapter,
+        inputs=(float_spec("control_image", *picture),),
+        outputs=tuple(_map_spec(f"adapter_feature_{index}", *place) for index, place in enumerate(config.features)),
     )
 
 

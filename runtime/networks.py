@@ -23,7 +23,8 @@ from calotype.runtime.sessions.session import Changes
 from calotype.runtime.sessions.traced import Trace
 
 LORA_MEMORY = 2 << 30  # room for two of rank 32 at SD 1.5's size on a CPU with engines, beside the one in use
-CONTROLNET = "controlnet"  # of a ControlNet's own bundle
+# The networks of ControlNets' own bundles, the second for several kinds of pictures; and of T2I-Adapters'.
+CONTROLNETS, T2I_ADAPTER = ("controlnet", "controlnet_union"), "t2i_adapter"
 logger = logging.getLogger(__name__)
 
 
@@ -250,7 +251,7 @@ class Networks:
 
         watched: Callable[[], Session] = opener if trace is None else lambda: trace.open(label, opener)
         # The shallow network is small, and every second evaluation would send the rest away; so would a ControlNet.
-        if self._turn is None or key.network in (SHALLOW, CONTROLNET):
+        if self._turn is None or key.network in (SHALLOW, *CONTROLNETS):
             return watched()
         return TurnTakingSession(spec, watched, self._turn)
 

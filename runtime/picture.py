@@ -78,7 +78,7 @@ class Settings:
         request: what was asked for, every default filled in.
         model: what it was drawn with.
         form: what the denoising network was computed in.
-        controlnets: name and hash of the ControlNet of each of the request's controls.
+        controlnets: name and hash of what each of the request's controls is of.
         ip_adapters: name and hash of the IP-Adapter of each of its image prompts.
     """
 

@@ -38,7 +38,7 @@ from calotype.runtime.image_prompt import ImagePrompt
 from calotype.runtime.ip_adapters import IpAdapters
 from calotype.runtime.loras import Loras
 from calotype.runtime.merged_weights import Weights
-from calotype.runtime.networks import CONTROLNET, LORA_MEMORY, Networks
+from calotype.runtime.networks import CONTROLNETS, LORA_MEMORY, Networks
 from calotype.runtime.parallel import run_parallel
 from calotype.runtime.picture import Kind, Model, Output, Picture, Settings
 from calotype.runtime.pictures.autoencoder import Tiles, Vae
@@ -509,7 +509,7 @@ class Pipeline(Closing):
         networks.open([*networks.encoding(loras), *denoising])
 
     def _session(self, key: SessionKey) -> Session:
-        return (self._controlnets if key.network == CONTROLNET else self.networks).session(key)
+        return (self._controlnets if key.network in CONTROLNETS else self.networks).session(key)
 
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:

@@ -119,14 +119,17 @@ class ControlNet(UNetEncoder):
             R residuals (B, C, h, w): one for each skip connection, the outermost first, and the middle's; pooled ones
             (B, C, 1, 1), which hold for every pixel.
         """
-        config = self.config
         time_embedding = self.embed(sample, timestep, text_embeds, time_ids)
-        if config.controlnet_conditioning_channel_order == "bgr":
+        if self.config.controlnet_conditioning_channel_order == "bgr":
             control_image = control_image.flip(1)
         x = self.conv_in(sample) + self.controlnet_cond_embedding(control_image)
-        x, skips = self.descend(x, time_embedding, encoder_hidden_states)
+        return self.residuals(x, time_embedding, encoder_hidden_states, conditioning_scale)
+
+    def residuals(self, x: Tensor, time_embedding: Tensor, context: Tensor, scales: Tensor) -> tuple[Tensor, ...]:
+        """What is made of ``x`` (B, block_out_channels[0], H, W), the latents with what the picture adds."""
+        x, skips = self.descend(x, time_embedding, context)
         made = [zero(skip) for zero, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
         made.append(self.controlnet_mid_block(x))
-        if config.global_pool_conditions:
+        if self.config.global_pool_conditions:
             made = [one.mean((2, 3), keepdim=True) for one in made]
-        return tuple(one * conditioning_scale[:, index, None, None, None] for index, one in enumerate(made))
+        return tuple(one * scales[:, index, None, None, None] for index, one in enumerate(made))

@@ -39,6 +39,20 @@ CONTRACTS: Mapping[str, tuple[Tensors, Tensors]] = {
         {**SAMPLED, "control_image": ("rows", 3, "f*height", "f*width"), "conditioning_scale": ("rows", None)},
         {},
     ),
+    "controlnet_union": (
+        {
+            **SAMPLED,
+            "control_image": ("rows", "pictures", 3, "f*height", "f*width"),
+            "conditioning_scale": ("rows", None),
+            "control_mode": ("rows", "pictures", None),
+            "picture_scale": ("rows", "pictures"),
+        },
+        {},
+    ),
+    "t2i_adapter": (
+        {"control_image": ("rows", None, "f*height", "f*width")},
+        {},
+    ),
     "unet_shallow": ({**SAMPLED, "deep_feature": SAMPLE}, {"noise_pred": SAMPLE}),
     "vae_decoder": ({"latents": LATENTS}, {"image": IMAGE}),
     "vae_encoder": ({"image": IMAGE}, {"mean": LATENTS, "logvar": LATENTS}),

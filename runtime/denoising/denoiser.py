@@ -98,7 +98,7 @@ class Denoiser:
         _fill(session, run, jobs)
         sizes, network = run.sizes, key.session.network
         if network in (CONTROLLED, PROMPTED):
-            add_controls(self._pool, session, sizes, jobs)
+            add_controls(self._pool, session, run, jobs)
         if network == SHALLOW:
             _give_features(session, jobs, sizes)
         session.run(sizes)

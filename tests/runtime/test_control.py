@@ -22,7 +22,7 @@ def picture(seed: int) -> Image.Image:
 
 def test_a_request_is_json_both_ways_and_a_stranger_s_path_is_not_followed(tmp_path: Path) -> None:
     picture(1).save(tmp_path / "edges.png")
-    one = Control(model="one", image=picture(1), scale=0.5, start=0.1, end=0.9, guess=True, resize="fill")
+    one = Control(model="one", image=picture(1), scale=0.5, start=0.1, end=0.9, guess=True, resize="pad")
     two = Control(model=tmp_path / "control", image=tmp_path / "edges.png", preprocess="threshold")
     value = Request(prompt="a", controls=(one, two)).to_json()
     found = Request.from_json(value, files=True)
@@ -35,7 +35,9 @@ def test_a_request_is_json_both_ways_and_a_stranger_s_path_is_not_followed(tmp_p
         with pytest.raises(InputError, match=f"{what} names a file, and files of a request are not opened here"):
             Request.from_json({"prompt": "a", "controls": [control]})
     for control in ({"image": None}, {"model": "x", "strength": 1}):
-        with pytest.raises(InputError, match="a control needs a model, and may have end, guess, image, preprocess"):
+        with pytest.raises(
+            InputError, match="a control needs a model, and may have end, guess, image, mode, preprocess"
+        ):
             Request.from_json({"prompt": "a", "controls": [control]})
 
 
@@ -45,8 +47,11 @@ def test_a_request_is_json_both_ways_and_a_stranger_s_path_is_not_followed(tmp_p
         ({"scale": float("nan")}, "a control's scale=nan is not a finite number"),
         ({"start": 0.6, "end": 0.5}, "a control from 0.6 to 0.5 is no share of the steps; use 0 <= start < end <= 1"),
         ({"guess": "yes"}, "a control's guess='yes' is not known; use True or False"),
-        ({"resize": "tile"}, "a control's resize='tile' is not known; valid: crop, stretch, fill"),
-        ({"preprocess": "hed"}, "a control's preprocess='hed' is not known; valid: grayscale, threshold, inpaint"),
+        ({"resize": "tile"}, "a control's resize='tile' is not known; valid: crop, stretch, pad"),
+        (
+            {"preprocess": "hed"},
+            "a control's preprocess='hed' is not known; valid: canny, grayscale, threshold",
+        ),
         ({"model": 3}, "a control's model=3 is no name and no path; give one of them"),
         ({"image": 3}, "a control's image is of type int, not a picture"),
     ],
@@ -69,7 +74,7 @@ def test_the_command_line_s_spelling() -> None:
         Control.parse("x=a:b:much")
 
 
-@pytest.mark.parametrize("resize", ["crop", "stretch", "fill"])
+@pytest.mark.parametrize("resize", ["crop", "stretch", "pad"])
 def test_pictures_of_other_sizes_are_fitted(resize: str) -> None:
     canvas = Canvas(height=32, width=48)
     bands = Image.new("RGB", (96, 32), "red")
@@ -77,7 +82,7 @@ def test_pictures_of_other_sizes_are_fitted(resize: str) -> None:
     pixels = control_pixels(bands, canvas, preprocess=None, resize=resize)
     assert (pixels.shape, pixels.dtype) == ((3, 32, 48), np.float32)
     lime, black = (pixels[1] > 0.9).mean(), (pixels.max(0) < 0.1).mean()
-    assert (round(float(lime), 1), round(float(black), 1)) == {"crop": (1, 0), "stretch": (0.5, 0), "fill": (0.2, 0.5)}[
+    assert (round(float(lime), 1), round(float(black), 1)) == {"crop": (1, 0), "stretch": (0.5, 0), "pad": (0.2, 0.5)}[
         resize
     ]
 

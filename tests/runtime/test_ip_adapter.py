@@ -304,7 +304,7 @@ def test_the_command_line_draws_with_image_prompts_and_again(
     assert np.array_equal(first, np.asarray(Image.open(tmp_path / "b.png")))
     picture(3).save(tmp_path / "1.png")
     gone = calotype("generate", "--again", tmp_path / "a.png", "--output", tmp_path / "c.png", *folders)
-    assert (gone.returncode, "the picture needs '1.png'" in gone.stderr) == (2, True)
+    assert (gone.returncode, "the picture of image prompt 0 was '1.png', and no picture in" in gone.stderr) == (2, True)
     twice = calotype(
         "generate", "a", "--image-prompt", f"x=a:{tmp_path / '1.png'}", "--image-prompt", f"x=b:{tmp_path / '1.png'}"
     )
@@ -327,5 +327,8 @@ def test_a_picture_by_layers_carries_them_and_is_drawn_again(
     assert again.image.tobytes() == made.image.tobytes()
     of_memory = pipeline("a", image_prompts=[prompt()], seed=3, **STEPS, **SIZE).pictures[0]
     of_memory.save(tmp_path / "b.png")
-    with pytest.raises(InputError, match="an image prompt's picture was no file, and cannot be found again"):
-        recall(read_parameters(tmp_path / "b.png"), [tmp_path, tiny_bundle, ip_adapters["plain"].bundle])
+    folders = [tmp_path, tiny_bundle, ip_adapters["plain"].bundle]
+    assert recall(read_parameters(tmp_path / "b.png"), folders).request.image_prompts[0].images == (tmp_path / "1.png",)
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(InputError, match="the picture of image prompt 0 was no file, and no picture in"):
+        recall(read_parameters(tmp_path / "b.png"), folders)
