@@ -60,6 +60,7 @@ COMMANDS = (
         "--peers calotype-unbuilt --rounds 1",
     ),
     ("benchmarks.cold", "cold starts beside peers", "--peers calotype-unbuilt --rounds 1"),
+    ("benchmarks.ip_adapter", "steps with image prompts, beside diffusers", "--rounds 1"),
     ("benchmarks.lora", "LoRAs switched per call, beside diffusers", "--model talbot --size 128 --rounds 1"),
     (
         "benchmarks.gpu",
@@ -209,6 +210,25 @@ def lora(name: str, report: Mapping[str, Any], _folder: Path) -> str:
     return f"## {report['model']}, LoRAs switched\n\n{about}\n\n{table(heads, rows)}\n"
 
 
+def image_prompts(name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """Steps with image prompts, beside diffusers."""
+    rows = []
+    for stage in report["stages"].values():
+        for case, item in stage["cases"].items():
+            times = (f"{item[side]['step_s']['median']:.3g} s" for side in ("calotype", "diffusers"))
+            rows.append([case, *times, f"{spread_text(item['times'])} times"])
+    memory = "; ".join(
+        f"{stage}: {', '.join(f'{side} {own} MB' for side, own in item['own_mb'].items())}"
+        for stage, item in report["stages"].items()
+    )
+    about = (
+        f"{origin(name, report)} {report['size']}x{report['size']} pixels, a guided step, {report['rounds']} rounds in "
+        f"turns, load {report['machine']['load']} at their end. Memory of their own, without pages of files, {memory}."
+    )
+    heads = ["image prompts", "Calotype", "diffusers", "Calotype is faster"]
+    return f"## {report['model']}, image prompts\n\n{about}\n\n{table(heads, rows)}\n"
+
+
 def _found(item: Mapping[str, Any], split: str) -> str:
     change = item["top5_change"][split]
     return f"{item[f'{split}_top5']}% ({change['mean']:+.1f} ± {change['error']:.1f})"
@@ -319,6 +339,7 @@ SECTIONS = {
     "speed-": speed,
     "cold-": cold,
     "lora-": lora,
+    "ip_adapter-": image_prompts,
     "micro-": micro,
     "modes-": modes,
     "host-": host,
