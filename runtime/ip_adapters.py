@@ -25,7 +25,8 @@ from calotype.runtime.pictures.clip_pictures import clip_pixels
 from calotype.runtime.sessions import Session
 
 ENCODER, PROJECTION, KEYS_VALUES = "image_encoder", "image_projection", "image_keys_values"
-NEEDED = (ENCODER, PROJECTION, KEYS_VALUES)
+# A picture's way: each network's one input, the output of the one before.
+NEEDED = {ENCODER: "pixel_values", PROJECTION: "image_embedding", KEYS_VALUES: "image_tokens"}
 MOST_READ = 32  # pictures whose keys and values are kept
 MOST_ROWS = 4  # sets of image prompts whose rows are kept
 
@@ -178,9 +179,7 @@ class IpAdapters:
         if folder not in self._by_folder:
             bundle = Bundle.open(folder, weights=False)
             check_kind(bundle, "ip-adapter")
-            missing = [network for network in NEEDED if network not in bundle.manifest.networks]
-            if missing:
-                raise BundleError(f"{folder} has no {', '.join(missing)}; export the bundle again")
+            _check_whole(bundle)
             _check_fits(bundle, self._networks.bundle)
             self._by_folder[folder] = IpAdapter(bundle, self._networks)
         return self._by_folder[folder]
@@ -192,6 +191,18 @@ def prompted_network(bundle: Bundle) -> ModelSpec:
     if spec is None:
         raise BundleError(f"{bundle.path} has no {PROMPTED}, which image prompts take; export the bundle again")
     return spec
+
+
+def _check_whole(adapter: Bundle) -> None:
+    """Raises BundleError where a network is missing, or does not take what the one before it gives."""
+    networks, given = adapter.manifest.networks, None
+    for network, name in NEEDED.items():
+        spec = networks.get(network)
+        if spec is None:
+            raise BundleError(f"{adapter.path} has no {network}; export the bundle again")
+        if [own.name for own in spec.inputs] != [name] or given not in (None, spec.inputs):
+            raise BundleError(f"{adapter.path} has an {network} that does not take {name} alone; export it again")
+        given = spec.outputs
 
 
 def _check_fits(adapter: Bundle, model: Bundle) -> None:

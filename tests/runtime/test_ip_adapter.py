@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -279,6 +281,18 @@ def test_a_bundle_that_does_not_fit_is_refused_in_one_line(
         with pytest.raises(kind, match=message) as caught:
             Pipeline.load(model, image_prompts={"one": adapter})
         assert "\n" not in str(caught.value)
+
+
+def test_a_bundle_without_one_of_its_networks_is_refused(
+    tiny_bundle: Path, ip_adapters: dict[str, Model], tmp_path: Path
+) -> None:
+    shutil.copytree(ip_adapters["plus"].bundle, tmp_path / "ip")
+    manifest = tmp_path / "ip" / "calotype.json"
+    value = json.loads(manifest.read_text())
+    del value["networks"]["image_projection"], value["sha256"]
+    manifest.write_text(json.dumps(value))
+    with pytest.raises(BundleError, match="has no image_projection; export the bundle again"):
+        Pipeline.load(tiny_bundle, image_prompts={"plus": tmp_path / "ip"})
 
 
 def test_the_command_line_draws_with_image_prompts_and_again(
