@@ -78,7 +78,9 @@ def control(kind: str, work: Path) -> Model:
         make = f"import pathlib, benchmarks.control as c; c.save_control({kind!r}, pathlib.Path({str(checkpoint)!r}))"
         subprocess.run([sys.executable, "-c", make], check=True)  # its memory goes with it
     if not bundle.exists():
-        subprocess.run([sys.executable, "-m", "calotype.runtime", "export", checkpoint, bundle], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "calotype.runtime", "export", checkpoint, bundle, "--precision", "fp32"], check=True
+        )
     return Model(name=kind, checkpoint=checkpoint, bundle=bundle, size=512)
 
 

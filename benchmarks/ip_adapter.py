@@ -39,7 +39,7 @@ PROMPT = "a castle on a hill"
 # By stage, its cases and their adapters; each stage has other networks open.
 STAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "plain": {"without": ()},
-    "prompted": {"4 tokens": ("plain",), "16 tokens": ("plus",), "both": ("plain", "plus")},
+    "prompted": {"plain": ("plain",), "plus": ("plus",), "both": ("plain", "plus")},
 }
 ENCODER = {
     "hidden_size": 64,

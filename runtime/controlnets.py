@@ -111,7 +111,9 @@ class ControlNets:
     def session(self, key: SessionKey) -> Session:
         """The session of that key, opened where it is not."""
         if key not in self._sessions:
-            self._sessions[key] = self._networks.open_session(self._by_key[key].bundle, key.network)
+            session = self._sessions[key] = self._networks.open_session(self._by_key[key].bundle, key.network)
+            if key.network in CONTROLNETS:
+                session.defer_outputs()  # the denoising network takes them
         return self._sessions[key]
 
     def open(self) -> None:

@@ -190,8 +190,9 @@ FILE = click.Path(path_type=Path)
     "controls",
     multiple=True,
     metavar="NAME=BUNDLE:PICTURE[:SCALE[:START:END]]",
-    help="A ControlNet's bundle and its picture, which inpaint@, grayscale@ or threshold@ before it prepares; without "
-    "one, that of --image. How much of it, and in which share of the steps; can be given several times.",
+    help="The bundle of a ControlNet or T2I-Adapter and its picture, which canny@, threshold@, grayscale@ or inpaint@ "
+    "before it prepares; without one, that of --image. How much of it, and in which share of the steps; can be given "
+    "several times.",
 )
 @click.option("--guess-mode", is_flag=True, help="Let ControlNets lead, where the prompt says little or nothing.")
 @click.option(

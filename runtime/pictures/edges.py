@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 from PIL import Image
 
@@ -19,7 +17,7 @@ def canny(image: Image.Image, low: int, high: int) -> Image.Image:
         MissingPackageError: OpenCV is not installed.
     """
     try:
-        cv2 = importlib.import_module("cv2")
+        import cv2
     except ModuleNotFoundError as error:
         raise MissingPackageError("opencv-python-headless", "control") from error
     return Image.fromarray(cv2.Canny(np.ascontiguousarray(np.asarray(image.convert("RGB"))), low, high)).convert("RGB")

@@ -88,6 +88,16 @@ class Session(Protocol):
             BackendError: the backend cannot, or the two do not fit.
         """
 
+    def take(self, name: str, sizes: Sizes, other: Session, output: str, other_sizes: Sizes) -> None:
+        """Put an ``output`` that ``other`` has just made into the input ``name``, where both can on the device itself.
+
+        Raises:
+            InputError: they differ in shape.
+        """
+
+    def defer_outputs(self) -> None:
+        """Leave outputs on the device until their buffers are asked for; for what others :meth:`take`."""
+
     def set_weights(self, changes: Changes | None) -> None:
         """Replace weights by name, from the bundle's own; None is those alone. When that fails, all is as before.
 
@@ -173,6 +183,13 @@ class BaseSession(Closing):
     def link(self, name: str, other: Session, output: str) -> None:
         """See :meth:`Session.link`."""
         raise BackendError(f"{self._name}: {name} cannot be linked here; copy {output} into its buffer")
+
+    def take(self, name: str, sizes: Sizes, other: Session, output: str, other_sizes: Sizes) -> None:
+        """See :meth:`Session.take`."""
+        self.write(name, sizes, other.buffer(output, other_sizes))
+
+    def defer_outputs(self) -> None:
+        """See :meth:`Session.defer_outputs`."""
 
     def set_weights(self, changes: Changes | None) -> None:
         """See :meth:`Session.set_weights`."""

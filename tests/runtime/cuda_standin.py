@@ -31,6 +31,7 @@ class Status(enum.Enum):
 class Kind(enum.Enum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
 
 
 class Mode(enum.Enum):
@@ -145,11 +146,10 @@ class Cuda:
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Kind, stream: int) -> tuple[Status]:
         self.check_stream(stream)
-        up = kind is Kind.cudaMemcpyHostToDevice
 
         def copy() -> None:
-            self.check(self.device if up else self.host, target, size)
-            self.check(self.host if up else self.device, source, size)
+            self.check(self.host if kind is Kind.cudaMemcpyDeviceToHost else self.device, target, size)
+            self.check(self.host if kind is Kind.cudaMemcpyHostToDevice else self.device, source, size)
             ctypes.memmove(target, source, size)
             self.copied[kind, size] += 1
 

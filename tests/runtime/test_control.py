@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from calotype.runtime.control import Control
-from calotype.runtime.errors import InputError
+from calotype.runtime.errors import InputError, MissingPackageError
 from calotype.runtime.pictures.canvas import Canvas
 from calotype.runtime.pictures.control_pictures import control_pixels
 from calotype.runtime.request import Request
@@ -67,6 +68,15 @@ def test_the_command_line_s_spelling() -> None:
         "canny", Path("my-control"), Control(model="canny", image="edges.png", scale=0.8, end=0.6),
     )  # fmt: skip
     assert Control.parse("x=a/b:inpaint@") == ("x", Path("a/b"), Control(model="x", preprocess="inpaint"))
+    words = Control.parse("x=a:canny-50-150,pad@b.jpg")[2]
+    assert (words.preprocess, words.resize, words.image) == ("canny-50-150", "pad", Path("b.jpg"))
+    assert Control.parse("x=a:stretch@b.jpg")[2] == Control(model="x", image="b.jpg", resize="stretch")
+    for text in ("x=a:hed@b", "x=a:canny,threshold@b", "x=a:pad,crop@b", "x=a:@b"):
+        with pytest.raises(InputError, match="before a control's picture cannot be read; valid is one of each"):
+            Control.parse(text)
+    for text in ("x=a:canny-50@b", "x=a:threshold-256@b", "x=a:grayscale-3@b", "x=a:canny-a-b@b"):
+        with pytest.raises(InputError, match=r"has other levels than .* has, each 0 to 255"):
+            Control.parse(text)
     for text in ("a:b", "x=a", "x=:b", "x=a:b:1:2", "=a:b"):
         with pytest.raises(InputError, match=r"cannot be read; valid: NAME=BUNDLE:PICTURE\[:SCALE\[:START:END\]\]"):
             Control.parse(text)
@@ -94,3 +104,27 @@ def test_preprocessors_that_need_no_model() -> None:
     assert np.array_equal(grey[0], grey[1]) and np.array_equal(grey[0], grey[2])
     black = control_pixels(picture(1), canvas, preprocess="threshold", resize="crop")
     assert np.array_equal(black[0], grey[0] * 255 >= 128)
+    dark = control_pixels(picture(1), canvas, preprocess="threshold-200", resize="crop")
+    assert np.array_equal(dark[0], grey[0] * 255 >= 200)
+    one = control_pixels(picture(1), canvas, preprocess=None, resize="crop", channels=1)
+    assert np.array_equal(one, grey[:1])
+
+
+def test_canny_s_edges_are_opencv_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    import cv2
+
+    canvas = Canvas(height=32, width=48)
+    smooth = Image.new("RGB", (48, 32), "grey")
+    smooth.paste("white", (10, 8, 30, 20))
+    smooth.paste((140, 140, 140), (36, 4, 44, 28))
+    for preprocess, levels in (("canny", (100, 200)), ("canny-20-60", (20, 60))):
+        edges = control_pixels(smooth, canvas, preprocess=preprocess, resize="crop")
+        assert np.array_equal(edges[0] * 255, cv2.Canny(np.asarray(smooth), *levels))
+        assert edges[0, 5:15, 8:12].any() and edges[0, 10:20, 34:38].any() == (preprocess != "canny")
+    padded = control_pixels(Image.new("RGB", (96, 16), "white"), canvas, preprocess="canny", resize="pad")
+    assert not padded.any()  # where the picture ends is no edge of it
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(
+        MissingPackageError, match=r"opencv-python-headless is not installed; install it with:.*control"
+    ):
+        control_pixels(smooth, canvas, preprocess="canny", resize="crop")
