@@ -13,7 +13,7 @@ from typing import Any
 
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.form import FLOAT32, INT8, Form
-from calotype.runtime.bundle.manifest import CONTROLLED
+from calotype.runtime.bundle.manifest import CONTROLLED, PROMPTED
 from calotype.runtime.denoising.feature_cache import DEEP, SHALLOW
 from calotype.runtime.denoising.job import SessionKey
 from calotype.runtime.errors import BackendError, BundleError, InputError
@@ -131,15 +131,17 @@ class Networks:
             precision = "int8" if built else None
         return default_form(spec, self.backend) if precision is None else Form.parse(precision)
 
-    def denoising(
-        self, form: Form, *, caching: bool, controlled: bool = False, loras: Weights = ()
-    ) -> list[SessionKey]:
-        """The sessions that jobs of a form take, with deep-feature caching, with ControlNets, or with neither.
+    def entry(self, *, controls: bool, image_prompts: bool) -> str:
+        """The denoising network of jobs with ControlNets, with image prompts and perhaps those, or with neither."""
+        return PROMPTED if image_prompts else CONTROLLED if controls else self.denoiser
+
+    def denoising(self, form: Form, *, network: str, caching: bool, loras: Weights = ()) -> list[SessionKey]:
+        """The sessions that jobs of a form take: ``network`` alone, or with deep-feature caching two in its place.
 
         Raises:
             BundleError: the bundle has not got them.
         """
-        names = (DEEP, SHALLOW) if caching else (CONTROLLED if controlled else self.denoiser,)
+        names = (DEEP, SHALLOW) if caching else (network,)
         missing = sorted(set(names) - self.bundle.manifest.networks.keys())
         if missing:
             raise BundleError(
@@ -307,7 +309,7 @@ class Networks:
 
 def weights_of(network: str) -> str:
     """The network whose weights ``network`` reads."""
-    return "unet" if network in (DEEP, SHALLOW, CONTROLLED) else network
+    return "unet" if network in (DEEP, SHALLOW, CONTROLLED, PROMPTED) else network
 
 
 def _label(key: SessionKey) -> str:

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.bundle.folder import BUNDLED
@@ -20,6 +20,8 @@ from calotype.runtime.control import Control
 from calotype.runtime.denoising.acceleration import Acceleration
 from calotype.runtime.errors import BundleError, InputError, quoted
 from calotype.runtime.families import FAMILIES, family_of
+from calotype.runtime.image_prompt import ImagePrompt
+from calotype.runtime.ip_adapters import KEYS_VALUES
 from calotype.runtime.networks import CONTROLNETS, T2I_ADAPTER
 from calotype.runtime.pictures.opening import opened
 from calotype.runtime.pictures.parameters import Parameters, parse_parameters
@@ -31,6 +33,7 @@ from calotype.runtime.text.textual_inversion import Embedding
 FILE = re.compile(r"(.+?):([^\s:]+) ([0-9a-f]{10})(?: |$)")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 MOST_FILES = 10_000  # looked at in the folders that a user names
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +91,7 @@ def recall(
         _check_source(given, label, further.get(f"{label} hash"), further.get(label))
     vae = further.get("VAE")
     return Recalled(
-        request=_request(found, further, image, mask_image, loras, _controls(folders, further)),
+        request=_request(found, further, image, mask_image, loras, _conditions(folders, further)),
         model=_bundle(folders, found.model, found.model_hash),
         embeddings=words,
         vae=None if vae is None else _bundle(folders, vae, further.get("VAE hash")),
@@ -102,7 +105,7 @@ def _request(
     image: Source | None,
     mask: Source | None,
     loras: tuple[Lora, ...],
-    controls: tuple[Control, ...],
+    conditions: Mapping[str, tuple[Any, ...]],
 ) -> Request:
     try:
         interval = int(further.get("Cache interval", 1))
@@ -135,30 +138,49 @@ def _request(
             crops_coords_top_left=_numbers(further, "Crop", int),
             target_size=_numbers(further, "Target size", int),
             loras=loras,
-            controls=controls,
+            **conditions,
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"the picture's settings are damaged: {error}") from None
 
 
-def _controls(folders: Sequence[Path], further: Mapping[str, str]) -> tuple[Control, ...]:
-    """The ControlNets that the picture names, and their pictures, found by their hashes."""
+def _conditions(folders: Sequence[Path], further: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
+    """The ControlNets and IP-Adapters that the picture names, and their pictures, found by their hashes."""
+    return {
+        field: _listed_by_number(folders, further, label, read)
+        for field, label, read in (("controls", "ControlNets", _control), ("image_prompts", "IP-Adapters", _prompt))
+    }
+
+
+def _listed_by_number(
+    folders: Sequence[Path],
+    further: Mapping[str, str],
+    label: str,
+    read: Callable[[Sequence[Path], int, dict[str, Any]], T],
+) -> tuple[T, ...]:
     try:
-        listed = json.loads(further.get("ControlNets", "{}"))
-        found: list[Control] = []
-        for fields in listed.values():
-            rest = dict(fields)
-            name, digest = str(rest.pop("model")), str(rest.pop("model_hash"))
-            picture, picture_hash = rest.pop("image", None), rest.pop("image_hash", None)
-            image = None
-            if picture is not None or picture_hash is not None:
-                image = _picture(folders, f"control {len(found)}", picture, str(picture_hash))
-            found.append(Control(model=_bundle(folders, name, digest), image=image, **rest))
-        return tuple(found)
+        listed = json.loads(further.get(label, "{}"))
+        return tuple(read(folders, number, dict(fields)) for number, fields in enumerate(listed.values()))
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"the picture's settings are damaged at ControlNets: {error}") from None
+        raise InputError(f"the picture's settings are damaged at {label}: {error}") from None
+
+
+def _control(folders: Sequence[Path], number: int, fields: dict[str, Any]) -> Control:
+    name, digest = str(fields.pop("model")), str(fields.pop("model_hash"))
+    picture, picture_hash = fields.pop("image", None), fields.pop("image_hash", None)
+    image = None
+    if picture is not None or picture_hash is not None:
+        image = _picture(folders, f"control {number}", picture, str(picture_hash))
+    return Control(model=_bundle(folders, name, digest), image=image, **fields)
+
+
+def _prompt(folders: Sequence[Path], number: int, fields: dict[str, Any]) -> ImagePrompt:
+    name, digest = str(fields.pop("model")), str(fields.pop("model_hash"))
+    pairs = zip(fields.pop("images"), fields.pop("image_hashes"), strict=True)
+    images = tuple(_picture(folders, f"image prompt {number}", picture, str(own)) for picture, own in pairs)
+    return ImagePrompt(model=_bundle(folders, name, digest), images=images, **fields)
 
 
 def _numbers(further: Mapping[str, str], label: str, kind: Callable[[str], Any]) -> tuple[Any, ...] | None:
@@ -258,6 +280,8 @@ def _bundle(folders: Sequence[Path], name: str | None, digest: str | None) -> Pa
             continue
         if manifest.kind == "control":
             network = next((name for name in (*CONTROLNETS, T2I_ADAPTER) if name in manifest.networks), T2I_ADAPTER)
+        elif manifest.kind == "ip-adapter":
+            network = KEYS_VALUES
         else:
             network = family_of(manifest.family).denoiser if manifest.family in FAMILIES else "vae_decoder"
         spec = manifest.networks.get(network)

@@ -17,7 +17,10 @@ from calotype.runtime.errors import BundleError
 Inputs = dict[str, NDArray[Any]]
 Outputs = dict[str, Sequence[NDArray[Any]]]  # by the name of a case
 # Other sizes than graphs are traced with, so that nothing of those is frozen in.
-SIZES = {"batch": 1, "rows": 3, "extra": 2, "tokens": 11, "pictures": 3, "height": 16, "width": 8}
+SIZES = {
+    "batch": 1, "rows": 3, "extra": 2, "tokens": 11, "pictures": 3, "height": 16, "width": 8, "adapters": 2,
+    "image_tokens": 5,
+}  # fmt: skip
 MAX_RELATIVE = 1e-4  # largest error over largest magnitude, of a float32 graph
 MIN_COSINE = 0.9995  # of a float16 graph, and of engines in it
 
