@@ -13,7 +13,7 @@ from torch import Tensor
 from calotype.export.pickles import read_pickle
 from calotype.export.quantised import plain
 from calotype.runtime.errors import CheckpointError, UnsupportedArchitectureError
-from calotype.runtime.untrusted import zip_trouble
+from calotype.runtime.untrusted import open_regular, why, zip_trouble
 
 # What the files are called whose tensors are read.
 SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
@@ -47,12 +47,13 @@ def read_tensors(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
         CheckpointError: it is broken, something else, or a pickle that asks for more than tensors.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(64)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; download it") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; check its permissions") from error
+        message = f"{path} cannot be read: {why(error)}; see that it is a file that you may read"
+        raise CheckpointError(message) from error
     if _is_safetensors(head):
         state, metadata = _read_safetensors(path)
     elif head.startswith((b"PK\x03\x04", b"\x80")):

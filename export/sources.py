@@ -37,7 +37,7 @@ def load_checkpoint(
     if prediction_type is not None and prediction_type not in PREDICTION_TYPES:
         raise InputError(f"prediction type {prediction_type!r} is not known; valid: {', '.join(PREDICTION_TYPES)}")
     path = Path(source)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         if variant is not None:
             raise InputError(f"{source} is one file, which has no variants; export without --variant")
         return load_file(SingleFile.open(path, ema=ema, prediction_type=prediction_type))

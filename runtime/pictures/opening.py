@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from calotype.runtime.errors import CalotypeError, InputError, quoted
 from calotype.runtime.pictures.bounds import MAX_PIXELS, check_size, check_work
-from calotype.runtime.untrusted import open_regular, why
+from calotype.runtime.untrusted import read_bytes, why
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif")
@@ -83,12 +83,8 @@ def reading(name: str) -> Iterator[None]:
 def read_bounded(path: Path) -> bytes:
     """The bytes of a file that is one: not a folder, a pipe or a device; raises InputError."""
     try:
-        with open_regular(path) as file:
-            data = file.read(MAX_BYTES + 1)
+        return read_bytes(path, MAX_BYTES)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:  # the latter of a name with a null character
         raise InputError(f"{quoted(str(path))} is not a picture that can be read: {why(error)}") from error
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{path} has more than {MAX_BYTES} bytes; scale it down first")
-    return data
