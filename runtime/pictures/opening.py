@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from calotype.runtime.errors import CalotypeError, InputError, quoted
-from calotype.runtime.pictures.bounds import MAX_PIXELS, check_size, check_work
+from calotype.runtime.pictures.bounds import MAX_PIXELS, check_segments, check_size, check_work
 from calotype.runtime.untrusted import read_bytes, why
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF")
@@ -56,10 +56,16 @@ def opened(path: Path) -> Iterator[Image.Image]:
 def opened_data(data: bytes, name: str) -> Iterator[Image.Image]:
     """The same of a file's content, which errors call by ``name``."""
     with reading(name):
-        image = Image.open(Metered(data), formats=FORMATS)
+        image = open_data(data, name)
         check_size(image, name)
         check_work(image, data, name)
         yield image
+
+
+def open_data(data: bytes, name: str) -> Image.Image:
+    """A picture of which nothing but its head was read; of any size."""
+    check_segments(data, name)
+    return Image.open(Metered(data), formats=FORMATS)
 
 
 @contextlib.contextmanager
