@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,7 @@ _OTHERS = (
     (b"\x28\xb5\x2f\xfd", "is an archive; unpack it, and give what is in it"),
     (b"\x89HDF", "holds weights of Keras, which are not read; fetch this model as .safetensors"),
 )
+DTYPE_UNKNOWN = re.compile("Dtype not understood|unknown variant")  # as the library says it
 _LARGEST_HEADER = 100_000_000  # of safetensors, by its own library
 
 
@@ -93,4 +95,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; check its permissions") from error
     except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; download it again") from error
+        if DTYPE_UNKNOWN.search(str(error)):
+            message = f"{path} holds tensors of a dtype that is not read ({why(error)}); fetch this model in 16 bits"
+            raise UnsupportedArchitectureError(message) from error
+        raise CheckpointError(f"{path} cannot be read: {why(error)}; download it again") from error
