@@ -64,7 +64,8 @@ class Tokenizer:
         length = min(self.max_length, longest)
         if self.max_length not in (longest, UNSAID):
             logger.warning(
-                "the tokenizer's model_max_length is %d, the text encoder reads up to %d tokens; prompts are of %d",
+                "the tokenizer's model_max_length is %d and the text encoder reads up to %d tokens; prompts are cut "
+                "into pieces of %d, the smaller",
                 self.max_length,
                 longest,
                 length,

@@ -383,7 +383,8 @@ def test_prompts_are_as_long_as_tokenizer_and_encoder_take_them(
     assert checkpoint.tokenizers["tokenizer"].max_length == length
     assert checkpoint.graphs[0].inputs[0].shape == ("batch", length)
     assert checkpoint.graphs[0].outputs[0].shape == ("batch", length, 64)
-    line = f"model_max_length is {said}, the text encoder reads up to 77 tokens; prompts are of {length}"
+    line = f"model_max_length is {said} and the text encoder reads up to 77 tokens; prompts are cut into pieces of "
+    line += str(length)
     assert (line in caplog.text) == (said in (64, 200))
 
 
