@@ -186,7 +186,7 @@ def _optimize(model: onnx.ModelProto, stored: Arrays, weights: Path) -> tuple[on
         _session(model, stored, options)
         found = onnx.load(optimized, load_external_data=False)
     except BuildError:
-        _check_room(weights, sum(array.nbytes for array in stored.values()))
+        _check_room(weights, sum(4 * array.size for array in stored.values()))  # halves are written as floats
         raise
     finally:
         optimized.unlink(missing_ok=True)

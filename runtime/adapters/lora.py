@@ -135,7 +135,7 @@ class _Reader:
             for key, parts in modules.items():
                 place = self._take(file, key, parts)
                 if place in taken:
-                    raise InputError(f"{file.path} has half of {key}, or has it twice; {ANOTHER}")
+                    raise InputError(f"{file.path} changes {quoted(key)} twice, under two names; {ANOTHER}")
                 taken |= {place} if place else set()
         self._check()
         return self._found
@@ -168,7 +168,7 @@ class _Reader:
         try:
             return [((place[0], f"{place[1]}.{parameter}"), change) for parameter, change in changes(module)]
         except KeyError:
-            raise InputError(f"{file.path} has half of {key}, or has it twice; {ANOTHER}") from None
+            raise InputError(f"{file.path} lacks some of the tensors of {quoted(key)}; {ANOTHER}") from None
         except (ValueError, OverflowError) as error:
             raise InputError(f"{file.path} cannot be merged: {error}; {ANOTHER}") from None
 

@@ -74,7 +74,9 @@ class OnnxRuntimeCudaSession(StagedSession[_Bound]):
     ) -> None:
         if PROVIDER not in onnxruntime.get_available_providers():
             way_out = install_line("cuda")
-            raise BackendError(f"the installed onnxruntime has no CUDA; both packages own one name, so: {way_out}")
+            raise BackendError(
+                f"the installed ONNX Runtime is the one without CUDA; put the other in its place: {way_out}"
+            )
         super().__init__(spec.inputs, spec.outputs, spec.graphs[form.graph], backend="cuda", device=device)
         self._graphs = 0
         self._own_bytes = weight_bytes(folder / self._name)  # of a float32 graph of halves it is twice as much
@@ -110,7 +112,7 @@ class OnnxRuntimeCudaSession(StagedSession[_Bound]):
             try:
                 self._session.run_with_iobinding(bound.binding, bound.run_options)
             except Exception as error:  # the library's own exceptions have no common class but this
-                raise BackendError(self._explain(f"failed at {dict(sizes)}", error)) from error
+                raise BackendError(self._explain(f"cannot run {self._name} at {_sizes(sizes)}", error)) from error
             self._copy_out(bound)
             self._device.cuda.synchronize(self._device.stream)
 
@@ -180,3 +182,7 @@ class OnnxRuntimeCudaSession(StagedSession[_Bound]):
         if self._graphs == MOST_GRAPHS + 1:
             logger.warning("%s has run at %d sizes; more run without a CUDA graph, and slower", self._name, MOST_GRAPHS)
         return NOT_RECORDED
+
+
+def _sizes(sizes: Sizes) -> str:
+    return ", ".join(f"{name}={size}" for name, size in sizes.items())
