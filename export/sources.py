@@ -44,7 +44,7 @@ def load_checkpoint(
     if prediction_type is not None and prediction_type not in PREDICTION_TYPES:
         raise InputError(f"prediction type {prediction_type!r} is not known; valid: {', '.join(PREDICTION_TYPES)}")
     try:
-        checkpoint = _load(source, ema, prediction_type, variant)
+        checkpoint = _load(source, ema, prediction_type, variant, image_encoder)
     except CheckpointError as error:
         if str(source) in str(error):
             raise
@@ -54,7 +54,9 @@ def load_checkpoint(
     return dataclasses.replace(checkpoint, scheduler={**checkpoint.scheduler, "prediction_type": prediction_type})
 
 
-def _load(source: str | Path, ema: bool, prediction_type: str | None, variant: str | None) -> Checkpoint:
+def _load(
+    source: str | Path, ema: bool, prediction_type: str | None, variant: str | None, image_encoder: str | Path | None
+) -> Checkpoint:
     """The same; what is wrong with a part of it does not name the file."""
     path = Path(source)
     if path.exists() and not path.is_dir():
