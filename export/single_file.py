@@ -47,6 +47,7 @@ class SingleFile:
         metadata: its header's.
         ema: whether the averaged UNet is to be taken, which some files carry beside the last one.
         prediction_type: what its UNet predicts; None leaves it to the file.
+        image_encoder: the folder of the image encoder that an IP-Adapter reads; None looks beside the file.
     """
 
     path: Path
@@ -54,16 +55,26 @@ class SingleFile:
     metadata: Mapping[str, str]
     ema: bool = False
     prediction_type: str | None = None
+    image_encoder: Path | None = None
 
     @classmethod
-    def open(cls, path: Path, *, ema: bool = False, prediction_type: str | None = None) -> Self:
+    def open(
+        cls, path: Path, *, ema: bool = False, prediction_type: str | None = None, image_encoder: Path | None = None
+    ) -> Self:
         """Read the file.
 
         Raises:
             CheckpointError: it cannot be read, or holds more than tensors.
         """
         state, metadata = read_tensors(path)
-        return cls(path=path, state=state, metadata=metadata, ema=ema, prediction_type=prediction_type)
+        return cls(
+            path=path,
+            state=state,
+            metadata=metadata,
+            ema=ema,
+            prediction_type=prediction_type,
+            image_encoder=image_encoder,
+        )
 
     @property
     def card(self) -> Mapping[str, Any]:

@@ -54,8 +54,10 @@ KINDS: Mapping[str, frozenset[str]] = {
 CACHING = ("unet_deep", "unet_shallow")
 # What takes the place of the UNet where ControlNets add to it.
 CONTROLLED = "unet_control"
+# What takes its place where image prompts are read beside the prompt; ControlNets add to it too.
+PROMPTED = "unet_image_prompt"
 # What pictures without these can do without: engines of it are built when it is named.
-ASIDE = (*CACHING, CONTROLLED)
+ASIDE = (*CACHING, CONTROLLED, PROMPTED)
 
 
 def _numbers(figures: Mapping[str, Any]) -> str | None:

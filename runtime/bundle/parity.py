@@ -17,7 +17,10 @@ from calotype.runtime.untrusted import parse_json, why
 Inputs = dict[str, NDArray[Any]]
 Outputs = dict[str, Sequence[NDArray[Any]]]  # by the name of a case
 # Other sizes than graphs are traced with, so that nothing of those is frozen in.
-SIZES = {"batch": 1, "rows": 3, "extra": 2, "tokens": 11, "height": 16, "width": 8}
+SIZES = {
+    "batch": 1, "rows": 3, "extra": 2, "tokens": 11, "pictures": 3, "height": 16, "width": 8, "adapters": 2,
+    "image_tokens": 5,
+}  # fmt: skip
 MAX_RELATIVE = 1e-4  # largest error over largest magnitude, of a float32 graph
 MIN_COSINE = 0.9995  # of a float16 graph, and of engines in it
 
@@ -128,9 +131,9 @@ def cases(
         extra = ids.copy()
         extra[:, 1 : 1 + sizes["extra"]] = tokens.count + np.arange(sizes["extra"])
         found["textual inversion"] = {**random, "input_ids": extra}
-    if network == "controlnet":
+    if network.startswith("controlnet"):
         found["black"] = {**random, "control_image": np.zeros_like(random["control_image"])}
-    if network.startswith("unet") or network == "controlnet":
+    if network.startswith(("unet", "controlnet")):
         found["large"] = {**random, "sample": random["sample"] * 10}
         for timestep in (0, 999):
             found[f"timestep {timestep}"] = {**random, "timestep": np.full_like(random["timestep"], timestep)}
@@ -162,6 +165,8 @@ def random_inputs(
             found[spec.name] = np.linspace(0, 999, shape[0], dtype=np.float32)
         elif spec.name == "time_ids":
             found[spec.name] = rng.integers(0, 2048, shape).astype(np.float32)
+        elif spec.name == "control_mode":
+            found[spec.name] = np.eye(shape[-1], dtype=np.float32)[rng.integers(0, shape[-1], shape[:-1])]
         elif spec.name in ("image", "control_image"):
             found[spec.name] = rng.uniform(-1, 1, shape).astype(np.float32)
         else:

@@ -72,7 +72,8 @@ def image_sizes(manifest: Manifest, height: int | None = None, width: int | None
     length = max((tokenizer.max_length for tokenizer in manifest.tokenizers.values()), default=CLIP_TOKENS)
     pixels = {"height": height or manifest.defaults.height, "width": width or manifest.defaults.width}
     latents = {name: size // manifest.vae.downscale for name, size in pixels.items()}
-    return {"batch": 1, "rows": 2, "extra": 1, "tokens": length, **latents}
+    prompts = {"adapters": 1, "image_tokens": 4}
+    return {"batch": 1, "rows": 2, "extra": 1, "tokens": length, **prompts, **latents}
 
 
 def _run(session: Session, tried: Mapping[str, Inputs], sizes: Mapping[str, int]) -> Outputs:

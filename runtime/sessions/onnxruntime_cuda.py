@@ -16,7 +16,7 @@ from calotype.runtime.graphs.files import initializer_names, weight_bytes
 from calotype.runtime.onnx_runtime import import_onnxruntime
 from calotype.runtime.sessions.cuda_fusions import FUSIONS
 from calotype.runtime.sessions.cuda_operators import for_cuda
-from calotype.runtime.sessions.session import Changes, Sizes
+from calotype.runtime.sessions.session import Changes, Sizes, read_all
 from calotype.runtime.sessions.staged import StagedSession, StagedShape, most_rows
 
 onnxruntime = import_onnxruntime("onnxruntime-gpu", "cuda")
@@ -124,16 +124,14 @@ class OnnxRuntimeCudaSession(StagedSession[_Bound]):
         """With CUDA graphs, or where a node runs on the CPU, without: such a session refuses to be opened."""
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip put them
-        names, (model, folder) = (
-            sorted(initializer_names(graph) & overrides.keys()),
-            for_cuda(graph, FUSIONS, sums=SUMS),
-        )
+        arrays = read_all(overrides, initializer_names(graph)) if overrides else {}
+        model, folder = for_cuda(graph, FUSIONS, sums=SUMS)
         for captured in ("1", "0"):
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 4  # what is wrong is in the exception, and said in one line
-            if names:
-                values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(overrides[n])) for n in names]
-                options.add_external_initializers(names, values)
+            if arrays:
+                values = list(map(onnxruntime.OrtValue.ortvalue_from_numpy, arrays.values()))
+                options.add_external_initializers(list(arrays), values)
             options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))  # a graph in memory lies nowhere
             settings = {
                 **SETTINGS,
