@@ -19,6 +19,7 @@ T = TypeVar("T")
 SEEDS = 2**64
 MOST_PICTURES = 10_000  # of one call
 MOST_NUMBERS = 10_000  # of one list
+MOST_CHARACTERS = 20_000  # of one prompt; what encoders take of English is 6,000
 MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # with thousands, each waiting in a loop, a run never ends
 
 
@@ -84,6 +85,14 @@ def text(name: str, value: Any) -> str:
         kind = type(value).__name__
         raise InputError(f"{name}={quoted(value)} is of type {kind}; give a text, which may be empty")
     return str(value)
+
+
+def prompt(name: str, value: Any) -> str:
+    """A prompt: a text of up to ``MOST_CHARACTERS``, so that nothing reads a longer one."""
+    found = text(name, value)
+    if len(found) > MOST_CHARACTERS:
+        raise InputError(f"{name} has {len(found)} characters; valid: up to {MOST_CHARACTERS}; shorten it")
+    return found
 
 
 def switch(name: str, value: Any) -> bool:

@@ -149,6 +149,7 @@ class Pipeline(Closing):
         trace: Trace | None = None,
         threads: int | None = None,
         device: int | None = None,
+        sha256: str | None = None,
     ) -> Self:
         """Open a bundled model by name, or a bundle by folder.
 
@@ -176,16 +177,18 @@ class Pipeline(Closing):
                 processors as this process may use.
             device: the number of the GPU, among those that ``CUDA_VISIBLE_DEVICES`` leaves; None is the first that the
                 backend finds, or none.
+            sha256: a pin: what the hash of the bundle's manifest has to be, and through it every file.
 
         Raises:
-            BundleError: it is missing, corrupt, or of a format or family this version does not run.
+            BundleError: it is missing, corrupt, not the one that is pinned, or of a format or family this version does
+                not run.
             BackendError: the backend is unknown or cannot run here.
             InputError: a LoRA, an embedding, a ControlNet, an IP-Adapter or the other autoencoder does not fit the
                 model.
         """
         check_backend(backend)
         return cls(
-            Bundle.open(name_or_folder, weights=False),
+            Bundle.open(name_or_folder, weights=False, sha256=sha256),
             backend,
             low_memory=low_memory,
             loras=loras,

@@ -140,8 +140,8 @@ class Preparation:
         conditions = self._conditioning.conditions(request.controls, canvas, range(index, len(solver)))
         images = self._ip_adapters.rows(request.image_prompts) if request.image_prompts else None
         form = self._form(request)
-        self._warn(request)
         rows = _kept(self._rows, _text_of(request), lambda: self._encoded(request, canvas), MOST_ROWS)
+        self._warn(request)  # of prompts that can be drawn: one that is refused gets one line
         return Encoded(
             request=request,
             canvas=canvas,

@@ -33,6 +33,7 @@ from calotype.runtime.untrusted import parse_json, why
 FILE = re.compile(r"(.+?):([^\s:]+) ([0-9a-f]{10})(?: |$)")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 MOST_FILES = 10_000  # looked at in the folders that a user names
+MOST_NAMED = 64  # of one kind, by one picture; as many LoRAs as it takes
 T = TypeVar("T")
 
 
@@ -160,6 +161,7 @@ def _listed_by_number(
 ) -> tuple[T, ...]:
     try:
         listed = parse_json(further.get(label, "{}").encode())
+        _check_number(label, len(listed))
         return tuple(read(folders, number, dict(fields)) for number, fields in enumerate(listed.values()))
     except InputError:
         raise
@@ -178,7 +180,9 @@ def _control(folders: Sequence[Path], number: int, fields: dict[str, Any]) -> Co
 
 def _prompt(folders: Sequence[Path], number: int, fields: dict[str, Any]) -> ImagePrompt:
     name, digest = str(fields.pop("model")), str(fields.pop("model_hash"))
-    pairs = zip(fields.pop("images"), fields.pop("image_hashes"), strict=True)
+    pictures = fields.pop("images")
+    _check_number("IP-Adapters", len(pictures))
+    pairs = zip(pictures, fields.pop("image_hashes"), strict=True)
     images = tuple(_picture(folders, f"image prompt {number}", picture, str(own)) for picture, own in pairs)
     return ImagePrompt(model=_bundle(folders, name, digest), images=images, **fields)
 
@@ -198,14 +202,21 @@ def _numbers(further: Mapping[str, str], label: str, kind: Callable[[str], Any])
 
 def _listed(further: Mapping[str, str], label: str) -> list[tuple[str, str, str]]:
     """Name, what follows its colon, and hash of each of the files under a label."""
-    text, found = further.get(label, ""), []
-    while text:
-        match = FILE.match(text)
+    text, position, found = further.get(label, ""), 0, []
+    while position < len(text):
+        match = FILE.match(text, position)
         if match is None:
-            raise InputError(f"the picture's settings are damaged at {label}: {quoted(text)}")
+            raise InputError(f"the picture's settings are damaged at {label}: {quoted(text[position:])}")
         found.append((match[1], match[2], match[3]))
-        text = text[match.end() :]
+        position = match.end()
+        _check_number(label, len(found))
     return found
+
+
+def _check_number(label: str, count: int) -> None:
+    """For each of them folders are looked through, and files of the right name read."""
+    if count > MOST_NAMED:
+        raise InputError(f"the picture's settings name more than {MOST_NAMED} files at {label}; draw it anew")
 
 
 def _check_source(given: Path | None, label: str, digest: str | None, name: str | None) -> None:

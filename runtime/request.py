@@ -364,8 +364,8 @@ def _chosen(_: str, value: Any) -> bool | Acceleration:
 
 
 _CHECKS: Mapping[str, Any] = {
-    "prompt": arguments.text,
-    "negative_prompt": arguments.text,
+    "prompt": arguments.prompt,
+    "negative_prompt": arguments.prompt,
     "seed": arguments.seed,
     "height": arguments.whole,
     "width": arguments.whole,

@@ -33,6 +33,7 @@ class ModelConfig:
 
     Attributes:
         bundle: a bundled model's name, or a folder.
+        sha256: a pin: the bundle's hash as ``calotype info`` shows it; another bundle is not opened. None is any.
         backend: a name in ``BACKENDS``, or ``"auto"``; None is the server's.
         low_memory: keep one network in memory at a time.
         fast: whether requests that say nothing of it are drawn fast.
@@ -44,6 +45,7 @@ class ModelConfig:
     """
 
     bundle: str
+    sha256: str | None = None
     backend: str | None = None
     low_memory: bool = False
     fast: bool = False
@@ -63,12 +65,13 @@ class ModelConfig:
         """The model, read as far as that goes without opening it.
 
         Raises:
-            BundleError: there is no such bundle.
-            InputError: a textual inversion cannot be read.
+            BundleError: there is no such bundle, or it is not the one that is pinned.
+            InputError: a textual inversion cannot be read, or the pin is none.
         """
         order = Open(
             name=name,
             bundle=self.bundle,
+            sha256=self.sha256,
             backend=self.backend or backend,
             low_memory=self.low_memory,
             fast=self.fast,

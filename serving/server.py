@@ -227,7 +227,8 @@ async def build(model: Served) -> None:
         InputError: it failed; its own line says why.
     """
     order = model.open
-    backend = await asyncio.to_thread(choose_backend, order.backend, Bundle.open(order.bundle, weights=False).path)
+    bundle = Bundle.open(order.bundle, weights=False, sha256=order.sha256)
+    backend = await asyncio.to_thread(choose_backend, order.backend, bundle.path)
     if backend == "cuda":
         return
     command = [sys.executable, "-P", "-m", "calotype", "build", str(order.bundle), "--backend", backend]

@@ -43,6 +43,7 @@ class Open:
         embeddings: words of textual inversion that prompts may use.
         vae: a bundle whose autoencoder takes the place of the model's own.
         tiles: whether large pictures go through the autoencoder in tiles.
+        sha256: a pin: what the hash of the bundle's manifest has to be; None is any.
         sizes: to warm; none is the model's own.
         known: what was measured when a process of this worker opened it before; it is not measured again.
     """
@@ -58,6 +59,7 @@ class Open:
     embeddings: tuple[Embedding, ...] = ()
     vae: str | Path | None = None
     tiles: Tiles | None = None
+    sha256: str | None = None
     sizes: tuple[Size, ...] = ()
     known: tuple[Observation, ...] = ()
 

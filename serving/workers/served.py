@@ -47,9 +47,10 @@ class Served:
         """What the bundle that ``order`` opens says of itself; its weights are not read.
 
         Raises:
-            BundleError: there is no such bundle, or it is no model.
+            BundleError: there is no such bundle, or it is no model, or not the one that is pinned.
+            InputError: the pin is none.
         """
-        bundle = Bundle.open(order.bundle, weights=False)
+        bundle = Bundle.open(order.bundle, weights=False, sha256=order.sha256)
         check_kind(bundle, "model")
         digest = Model.of(bundle.manifest, family_of(bundle.manifest.family).denoiser).digest
         return cls(name=order.name, open=order, manifest=bundle.manifest, digest=digest, loras=loras or {})

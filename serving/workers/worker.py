@@ -283,6 +283,7 @@ class Worker:
                 fast=order.fast,
                 threads=order.threads,
                 device=order.device,
+                sha256=order.sha256,
             )
         except Exception as error:
             logger.error("%s cannot be opened: %s", order.name, error)  # with all paths, for the operator

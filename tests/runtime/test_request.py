@@ -71,6 +71,8 @@ def test_pictures_travel_in_json_and_paths_are_followed_only_where_that_is_asked
         ({}, "a request needs a prompt; an empty string is one"),
         ({"prompt": "a", "stepz": 3}, "a request has no field 'stepz'; valid: clip_skip,"),
         ({"prompt": 5}, "prompt=5 is of type int; give a text, which may be empty"),
+        ({"prompt": "a" * 20_001}, "prompt has 20001 characters; valid: up to 20000; shorten it"),
+        ({"prompt": "a", "negative_prompt": ":" * 10**6}, "negative_prompt has 1000000 characters; valid: up to 20000"),
         ({"prompt": "a", "seed": "7"}, "seed='7' is not a whole number"),
         ({"prompt": "a", "seed": 2**64}, r"seed=18446744073709551616 is outside 0\.\.2\*\*64-1"),
         ({"prompt": "a", "image": "x.png"}, 'image is no picture; give {"png": "…"} in base64'),

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from calotype.runtime.errors import BackendError, CalotypeError, InputError
+from calotype.runtime.bundle.folder import BUNDLED
+from calotype.runtime.bundle.manifest import Manifest
+from calotype.runtime.errors import BackendError, BundleError, CalotypeError, InputError
 from calotype.serving.config import ModelConfig, ServeConfig, from_table, model_names
 from calotype.serving.http.keys import read_keys
 from calotype.serving.http.limits import Limits
@@ -92,6 +94,17 @@ def test_models_of_the_command_line_have_the_settings_of_their_tables(tmp_path: 
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         read(tmp_path, text, {} if "models" in text or not text else {"talbot": "talbot"})
+
+
+def test_a_model_can_be_pinned(tmp_path: Path) -> None:
+    pin = Manifest.read(BUNDLED / "talbot").sha256
+    served = read(tmp_path, f"[models.talbot]\nsha256 = '{pin.upper()}'").served()["talbot"]
+    assert served.open.sha256 == pin.upper()
+    with pytest.raises(BundleError, match=f"is not the pinned bundle: its manifest's sha256 is {pin}, {'0' * 64} exp"):
+        read(tmp_path, f"[models.talbot]\nsha256 = '{'0' * 64}'").served()
+    for wrong in (pin[:63], f"sha1:{pin}", f"{pin}\\n"):
+        with pytest.raises(InputError, match="is no SHA-256; give the 64 digits that calotype info shows"):
+            read(tmp_path, f'[models.talbot]\nsha256 = "{wrong}"').served()
 
 
 @pytest.mark.parametrize("name", ["gpu", ""])
