@@ -117,9 +117,9 @@ def test_the_syntax(prompt: str, pieces: list[tuple[str, float]]) -> None:
     "part", [":" + "1" * 100, ":", "(", "[a", ": ", "\\", ":+", "(a:1", ":1.", "(a:1.1)", ")", "a", "(a:.5 ", "\\("]
 )
 def test_time_grows_with_the_length_alone(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten times what is allowed: were it quadratic, it would not end."""
-    monkeypatch.setattr(arguments, "MOST_CHARACTERS", 10 * MOST_CHARACTERS)
-    text = part * (10 * MOST_CHARACTERS // len(part))
+    """Twice what is allowed is read to its end."""
+    monkeypatch.setattr(arguments, "MOST_CHARACTERS", 2 * MOST_CHARACTERS)
+    text = part * (2 * MOST_CHARACTERS // len(part))
     with contextlib.suppress(InputError):  # of a weight
         parse_prompt(text)
 
@@ -129,8 +129,9 @@ def test_a_weight_that_never_ends_is_no_weight() -> None:
     assert parse_prompt(prompt) == [(prompt, 1.0)]
 
 
-@pytest.mark.parametrize("prompt", [":" * 1_000_000, "a" * 5_000_000, "a " * 10_001])
-def test_a_prompt_that_is_too_long_is_refused_at_once(tokenizer: ClipTokenizer, prompt: str) -> None:
+@pytest.mark.parametrize(("part", "times"), [(":", 1_000_000), ("a", 5_000_000), ("a ", 10_001)])
+def test_a_prompt_that_is_too_long_is_refused_at_once(tokenizer: ClipTokenizer, part: str, times: int) -> None:
+    prompt = part * times
     with pytest.raises(InputError, match=rf"the prompt has {len(prompt)} characters; valid: up to {MOST_CHARACTERS}"):
         chunked(prompt, tokenizer)
 
