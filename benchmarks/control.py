@@ -6,8 +6,8 @@ share of the steps is over, one ControlNet, two (the same one twice, with two pi
 features are made once a picture and not in a step. Diffusers' UNet, ControlNet and adapter are called alone, without a
 scheduler.
 
-Writes ``results/control-…`` after each stage; a stage that has been measured on this processor is kept, unless
-``--again`` is given.
+Writes ``results/control-…`` after each case; one that has been measured on this processor is kept, unless ``--again``
+is given.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +58,17 @@ def main() -> None:
         build(folder, names)
     path = results(f"control-{arguments.model}-{arguments.size}")
     report = json.loads(path.read_text()) if path.exists() and not arguments.again else {"stages": {}}
+    command = f"python -m benchmarks.control --size {arguments.size} --rounds {arguments.rounds}"
     for stage, cases in STAGES.items():
-        if stage not in report["stages"]:
-            measured = measure(chosen, controls, cases, arguments.size, arguments.rounds)
-            command = f"python -m benchmarks.control --size {arguments.size} --rounds {arguments.rounds}"
-            stages = {**report["stages"], stage: measured}
+        done = report["stages"].setdefault(stage, {"cases": {}})
+        missing = tuple(case for case in cases if case not in done["cases"])
+        if not missing:
+            continue
+        for case, found in measured(chosen, controls, missing, arguments.size, arguments.rounds):
+            (done["cases"] if case in cases else done)[case] = found
             report = {
                 **origin(command), "machine": machine(), "model": arguments.model, "size": arguments.size,
-                "rounds": arguments.rounds, "stages": stages,
+                "rounds": arguments.rounds, "stages": report["stages"],
             }  # fmt: skip
             write(path, report)
     print(json.dumps(report, indent=2))
@@ -110,25 +113,27 @@ def build(folder: Path, networks: tuple[str, ...]) -> None:
         build_engines(bundle, networks=missing, say=print)
 
 
-def measure(
+def measured(
     chosen: Model, controls: dict[str, Model], cases: tuple[str, ...], size: int, rounds: int
-) -> dict[str, Any]:
-    """The figures of both sides in one stage, by case."""
+) -> Iterator[tuple[str, Any]]:
+    """What both sides took to memory, under its name, and the figures of each of the ``cases``."""
     begin = own_memory()
     ours = Calotype(chosen.bundle, {kind: made.bundle for kind, made in controls.items()}, size, cases)
     opened = own_memory()
     theirs = Diffusers(chosen.checkpoint, {kind: made.checkpoint for kind, made in controls.items()}, size, cases)
     grown = {"calotype": opened - begin, "diffusers": own_memory() - opened}
-    found: dict[str, Any] = {}
+    yield "own_mb", {name: round(own / 1e6) for name, own in grown.items()}
     with ours.pipeline:
         for case in cases:
-            calls = {"calotype": ours.steps(case), "diffusers": theirs.steps(case)}
-            seconds = in_turns(calls, rounds)[0]
-            found[case] = {
-                **{name: {"step_s": figures(own)} for name, own in seconds.items()},
-                "times": spread(ratios(seconds["diffusers"], seconds["calotype"]), 3),
-            }
-    return {"cases": found, "own_mb": {name: round(own / 1e6) for name, own in grown.items()}}
+            seconds = in_turns({"calotype": ours.steps(case), "diffusers": theirs.steps(case)}, rounds)[0]
+            yield (
+                case,
+                {
+                    **{name: {"step_s": figures(own)} for name, own in seconds.items()},
+                    "times": spread(ratios(seconds["diffusers"], seconds["calotype"]), 3),
+                    "load": machine()["load"],
+                },
+            )
 
 
 def pictures(size: int) -> list[Image.Image]:

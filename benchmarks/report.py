@@ -150,7 +150,7 @@ def speed(name: str, report: Mapping[str, Any], folder: Path) -> str:
 
 
 OPENING = ("imports", "load")
-SWITCHES = ("first_s", "again_s")
+SWITCHES = ("first_s", "first_processor_s", "again_s")
 
 
 def cold(_name: str, report: Mapping[str, Any], _folder: Path) -> str:
@@ -187,27 +187,25 @@ def cold(_name: str, report: Mapping[str, Any], _folder: Path) -> str:
 
 def lora(name: str, report: Mapping[str, Any], _folder: Path) -> str:
     """Switching LoRAs, beside diffusers."""
-    rows = []
-    for side in ("calotype", "diffusers"):
-        item = report[side]
-        steps = item["step_s"]
-        rows.append(
-            [
-                side,
-                *(
-                    f"{item[key]['median']:.3g} s ({item[key]['min']:.3g} to {item[key]['max']:.3g})"
-                    for key in SWITCHES
-                ),
-                f"{steps['without']['median']:.3g} s",
-                f"{steps['with']['median']:.3g} s, {spread_text(item['step_ratio'])} times",
-            ]
-        )
+    rows = [
+        [
+            side,
+            *(f"{item[key]['median']:.3g} s ({item[key]['min']:.3g} to {item[key]['max']:.3g})" for key in SWITCHES),
+            f"{item['step_without_s']['median']:.3g} s",
+            f"{item['step_with_s']['median']:.3g} s, {spread_text(item['step_ratio'])} times",
+        ]
+        for side, item in ((side, report[side]) for side in ("calotype", "diffusers"))
+    ]
+    over = report["over_diffusers"]
+    rows.append(
+        ["times diffusers'", *(spread_text(over[key]) for key in SWITCHES), "", spread_text(over["step_with_s"])]
+    )
     about = (
         f"{origin(name, report)} Rank {report['rank']}, {report['size']}x{report['size']} pixels, {report['rounds']} "
         f"rounds in turns, load {report['machine']['load']} at their end. Calotype's kept sets held "
         f"{report['kept_mb']} MB then; both together had grown by {report['grown_mb']} MB of their own."
     )
-    heads = ["", "a file that is new", "back to one that was used", "a guided step without", "with one"]
+    heads = ["", "a new file", "of a processor", "back to one that was used", "a guided step without", "with one"]
     return f"## {report['model']}, LoRAs switched\n\n{about}\n\n{table(heads, rows)}\n"
 
 

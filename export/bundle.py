@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def export_checkpoint(
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r} is not known; valid: {', '.join(PRECISIONS)}")
-    if bundle.exists() and not (force and (bundle / MANIFEST_NAME).is_file()):
+    if os.path.lexists(bundle) and not (force and (bundle / MANIFEST_NAME).is_file()):
         why = "holds a bundle; use --force to replace it" if (bundle / MANIFEST_NAME).is_file() else "exists already"
         raise ExportError(f"{bundle} {why}")
     checkpoint = load_checkpoint(

@@ -12,6 +12,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from calotype.export.contents import read_tensors
+from calotype.export.json_files import read_small
 from calotype.export.models.autoencoder import Autoencoder
 from calotype.export.single_file_configs import Part, UNetMarks, unet_marks, vae_config
 from calotype.export.single_file_keys import vae_table
@@ -89,8 +90,8 @@ class SingleFile:
     def settings_beside(self) -> str:
         """The text of a ``.yaml`` of the same name beside the file, as the originals' code reads; empty without one."""
         beside = [self.path.with_suffix(suffix) for suffix in (".yaml", ".yml")]
-        found = next((path for path in beside if path.is_file()), None)
-        return "" if found is None else found.read_text(encoding="utf-8", errors="replace")
+        found = next((path for path in beside if path.exists()), None)
+        return "" if found is None else read_small(found).decode("utf-8", errors="replace")
 
     @cached_property
     def unet(self) -> Part:

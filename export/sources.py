@@ -43,8 +43,23 @@ def load_checkpoint(
     """
     if prediction_type is not None and prediction_type not in PREDICTION_TYPES:
         raise InputError(f"prediction type {prediction_type!r} is not known; valid: {', '.join(PREDICTION_TYPES)}")
+    try:
+        checkpoint = _load(source, ema, prediction_type, variant, image_encoder)
+    except CheckpointError as error:
+        if str(source) in str(error):
+            raise
+        raise type(error)(f"{source}: {error}") from error
+    if prediction_type is None or not checkpoint.scheduler:
+        return checkpoint
+    return dataclasses.replace(checkpoint, scheduler={**checkpoint.scheduler, "prediction_type": prediction_type})
+
+
+def _load(
+    source: str | Path, ema: bool, prediction_type: str | None, variant: str | None, image_encoder: str | Path | None
+) -> Checkpoint:
+    """The same; what is wrong with a part of it does not name the file."""
     path = Path(source)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         if variant is not None:
             raise InputError(f"{source} is one file, which has no variants; export without --variant")
         encoder = None if image_encoder is None else Path(image_encoder)
@@ -60,20 +75,16 @@ def load_checkpoint(
     if path.is_dir():
         if not (path / INDEX).exists():
             refuse_folder(path)
-        checkpoint = _from_folder(Folder.open(path, variant))
-    elif path.suffix.lower() not in SUFFIXES and is_repository(str(source)):
+        return _from_folder(Folder.open(path, variant))
+    if path.suffix.lower() not in SUFFIXES and is_repository(str(source)):
         folder = Folder.open(download(str(source), variant), variant)
         checkpoint = _from_folder(folder)
         place = {"name": str(source), "revision": folder.path.name}
-        checkpoint = dataclasses.replace(checkpoint, source={**checkpoint.source, **place})
-    else:
-        raise CheckpointError(
-            f"{source} does not exist; give a folder in diffusers' layout, a single file ({', '.join(SUFFIXES)}), or a "
-            "repository of the Hugging Face Hub (owner/name)"
-        )
-    if prediction_type is None or not checkpoint.scheduler:
-        return checkpoint
-    return dataclasses.replace(checkpoint, scheduler={**checkpoint.scheduler, "prediction_type": prediction_type})
+        return dataclasses.replace(checkpoint, source={**checkpoint.source, **place})
+    raise CheckpointError(
+        f"{source} does not exist; give a folder in diffusers' layout, a single file ({', '.join(SUFFIXES)}), or a "
+        "repository of the Hugging Face Hub (owner/name)"
+    )
 
 
 def _from_folder(folder: Folder) -> Checkpoint:

@@ -159,8 +159,9 @@ class Pipeline(Closing):
             loras: see :meth:`set_loras`.
             lora_folder: whose LoRAs requests may name, files without their ``.safetensors`` and adapters' folders.
             prompt_loras: have ``<lora:NAME:SCALE>`` in a prompt name one of those; else it is read as words.
-            lora_memory: bytes of merged weights that are kept for their LoRAs to come again, those that were used last.
-                Those in use come on top.
+            lora_memory: bytes of merged weights that are kept for their LoRAs to come again, those that were used last;
+                2 GiB where none is said. Those in use come on top. With an engine of the CPU a set takes its changed
+                tensors in float32, 1.4 GB for every linear layer of SD 1.5; else all weights of what it changes.
             embeddings: words of textual inversion that prompts may use.
             vae: a bundle whose autoencoder takes the place of the model's own, such as a tiny one.
             vae_tiles: work on large pictures in tiles; None is whole.

@@ -7,7 +7,6 @@ what has such a hash is looked for in folders that the user names.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from calotype.runtime.pictures.parameters import Parameters, parse_parameters
 from calotype.runtime.pictures.reading import Source, to_rgb
 from calotype.runtime.request import Request
 from calotype.runtime.text.textual_inversion import Embedding
+from calotype.runtime.untrusted import parse_json, why
 
 # "NAME:SCALE HASH" or "NAME:WORD HASH", and a space before the next.
 FILE = re.compile(r"(.+?):([^\s:]+) ([0-9a-f]{10})(?: |$)")
@@ -109,7 +109,7 @@ def _request(
 ) -> Request:
     try:
         interval = int(further.get("Cache interval", 1))
-        config = {**json.loads(further.get("Scheduler settings", "{}"))}
+        config = {**parse_json(further.get("Scheduler settings", "{}").encode())}
         if "Schedule type" in further:
             config["sigma_spacing"] = further["Schedule type"]
         if "Eta" in further:
@@ -140,8 +140,8 @@ def _request(
             loras=loras,
             **conditions,
         )
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"the picture's settings are damaged: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(error) from None
 
 
 def _conditions(folders: Sequence[Path], further: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
@@ -159,12 +159,12 @@ def _listed_by_number(
     read: Callable[[Sequence[Path], int, dict[str, Any]], T],
 ) -> tuple[T, ...]:
     try:
-        listed = json.loads(further.get(label, "{}"))
+        listed = parse_json(further.get(label, "{}").encode())
         return tuple(read(folders, number, dict(fields)) for number, fields in enumerate(listed.values()))
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"the picture's settings are damaged at {label}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(error, label) from None
 
 
 def _control(folders: Sequence[Path], number: int, fields: dict[str, Any]) -> Control:
@@ -181,6 +181,15 @@ def _prompt(folders: Sequence[Path], number: int, fields: dict[str, Any]) -> Ima
     pairs = zip(fields.pop("images"), fields.pop("image_hashes"), strict=True)
     images = tuple(_picture(folders, f"image prompt {number}", picture, str(own)) for picture, own in pairs)
     return ImagePrompt(model=_bundle(folders, name, digest), images=images, **fields)
+
+
+def _damaged(error: Exception, label: str | None = None) -> InputError:
+    """What is wrong with the settings; a KeyError is a setting that is not there."""
+    reason = f"{quoted(error.args[0])} is missing" if isinstance(error, KeyError) and error.args else why(error)
+    where = "" if label is None else f" at {label}"
+    return InputError(
+        f"the picture's settings are damaged{where}: {reason}; draw it anew, with what calotype info shows of them"
+    )
 
 
 def _numbers(further: Mapping[str, str], label: str, kind: Callable[[str], Any]) -> tuple[Any, ...] | None:
@@ -262,10 +271,12 @@ def _file(folders: Sequence[Path], name: str, digest: str) -> Path:
             if digest_of(path) == digest:
                 return path
             others += 1
-    where = ", ".join(map(str, folders)) or "no folder"
+    if not folders:
+        raise InputError(f"the picture needs the file {quoted(name)}; name the folder that holds it with --folder")
+    where = ", ".join(map(str, folders))
     what = f"{others} of that name, none with its hash {digest}" if others else "no file of that name"
-    shown = quoted(name)
-    raise InputError(f"the picture needs {shown}; in {where} there is {what}; name its folder with --folder")
+    message = f"the picture needs the file {quoted(name)}, and there is {what} in {where}"
+    raise InputError(f"{message}; name the folder that holds it with --folder")
 
 
 def _bundle(folders: Sequence[Path], name: str | None, digest: str | None) -> Path:
@@ -288,8 +299,8 @@ def _bundle(folders: Sequence[Path], name: str | None, digest: str | None) -> Pa
         own = None if spec is None else manifest.files[spec.weights[0]].sha256[:10]
         if own == digest or (digest is None and manifest.name == name):
             return place
-    where = ", ".join(map(str, folders)) or "the bundled models"
+    where = ", ".join([*map(str, folders), "the bundled models"])
+    which = quoted(name) if digest is None else f"{quoted(name)} with the hash {quoted(digest)[1:-1]}"
     raise InputError(
-        f"the picture needs the model {quoted(name)} with the hash {digest}, which is not in {where}; "
-        "name the folder that holds it with --folder"
+        f"the picture needs the model {which}, which is not in {where}; name the folder that holds it with --folder"
     )

@@ -12,7 +12,7 @@ Shape = tuple[int | str | None, ...]
 Tensors = Mapping[str, Shape]
 
 TEXT_ENCODER: tuple[Tensors, Tensors] = (
-    {"input_ids": ("batch", None), "clip_skip": (1,)},
+    {"input_ids": ("batch", None), "clip_skip": (1,), "extra_embeddings": ("extra", None)},
     {"hidden_states": ("batch", None, None)},
 )
 SAMPLE: Shape = ("rows", None, "height", "width")

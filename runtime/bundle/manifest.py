@@ -39,6 +39,7 @@ from calotype.runtime.untrusted import open_regular, parse_json, read_bytes, why
 
 MANIFEST_NAME = "calotype.json"
 MOST_BYTES = 16 << 20  # of a manifest
+MOST_VOCABULARY = 64 << 20  # bytes of a tokenizer's file
 FORMAT_VERSION = 2
 FORMATS = (1, 2)
 # Kind of bundle -> what it cannot leave out, beside what every kind says.
