@@ -16,6 +16,8 @@ MOST_EXTRA = 64  # rows that textual inversion adds to the token table
 MOST_CONTROLS = 8  # pictures of a ControlNet for several kinds
 MOST_VECTORS = 64  # of textual inversion
 SYMBOLS = ("batch", "height", "width")
+MOST_ADAPTERS = 4  # of one picture
+MOST_IMAGE_TOKENS = 64  # of one adapter: sixteen pictures of a plain one, four of Plus
 Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 
@@ -151,6 +153,8 @@ def network_shapes(profile: Profile, spec: ModelSpec, manifest: Manifest) -> Sha
         "height": profile.height.divided(manifest.vae.downscale, "height"),
         "width": profile.width.divided(manifest.vae.downscale, "width"),
         "tokens": Range(min=length, opt=length, max=length if one_shape else length * MOST_CHUNKS),
+        "adapters": Range(min=1, opt=1, max=MOST_ADAPTERS),
+        "image_tokens": Range(min=1, opt=16, max=MOST_IMAGE_TOKENS),
     }
     shapes: Shapes = {}
     for tensor in spec.inputs:

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from calotype.export.models.autoencoder import Autoencoder
 from calotype.export.models.clip import TextEncoder
+from calotype.export.models.clip_vision import ImageEncoder
 from calotype.export.models.controlnet import ControlNet
 from calotype.export.models.controlnet_union import ControlNetUnionConfig
+from calotype.export.models.ip_adapter import IPAdapter
 from calotype.export.models.t2i_adapter import T2IAdapter
 from calotype.export.models.tiny_autoencoder import TinyAutoencoder
-from calotype.export.models.unet import UNet, UNetConfig, feature_places, skip_connections
+from calotype.export.models.unet import UNet, UNetConfig, cross_attentions, feature_places, skip_connections
 from calotype.export.tokenizer import Tokenizer
-from calotype.runtime.bundle.manifest import TokenizerSpec, VaeSpec
+from calotype.runtime.bundle.manifest import PROMPTED, TokenizerSpec, VaeSpec
 from calotype.runtime.bundle.parity import Inputs, Tokens, cases
 from calotype.runtime.bundle.spec import ModelSpec, TensorSpec
 
@@ -74,6 +76,22 @@ class VaeDecoderGraph(_Prefixed):
         return out
 
 
+class ImageProjectionGraph(_Prefixed):
+    """What an IP-Adapter reads of a picture as tokens."""
+
+    def forward(self, image_embedding: Tensor) -> Tensor:
+        out: Tensor = self.model.image_proj(image_embedding)
+        return out
+
+
+class ImageKeysValuesGraph(_Prefixed):
+    """Those for every cross-attention."""
+
+    def forward(self, image_tokens: Tensor) -> tuple[Tensor, ...]:
+        out: tuple[Tensor, ...] = self.model.keys_and_values(image_tokens)
+        return out
+
+
 class VaeEncoderGraph(_Prefixed):
     """The half of the autoencoder that reads."""
 
@@ -103,7 +121,8 @@ class GraphPlan:
     """One graph to be made: the module, its inputs and outputs, and the component whose weights it reads.
 
     ``whole`` is the network whose graph this one is a part of, by the names of its inputs and outputs; None is traced.
-    With ``additions`` it is more than a part; what is added to one place is in their order.
+    With ``additions``, or ``image_prompts``, which cross-attentions read beside the prompt, it is more than a part;
+    what is added to one place is in their order.
     """
 
     network: str
@@ -115,6 +134,7 @@ class GraphPlan:
     max_clip_skip: int = 0
     whole: str | None = None
     additions: tuple[Addition, ...] = ()
+    image_prompts: tuple[TensorSpec, ...] = ()
 
     def cases(self) -> dict[str, Inputs]:
         """The inputs it is tried on."""
@@ -179,8 +199,8 @@ def text_encoder_plan(
 
 
 def unet_plans(unet: UNet) -> list[GraphPlan]:
-    """Of one trace, which takes longest: with the deep feature as one more output, without, and as an input; and with
-    what ControlNets and T2I-Adapters add.
+    """Of one trace, which takes longest: with the deep feature as one more output, without, and as an input; with what
+    ControlNets and T2I-Adapters add; and with that and image prompts.
     """
     config = unet.config
     given = _conditioned_inputs(config)
@@ -188,7 +208,7 @@ def unet_plans(unet: UNet) -> list[GraphPlan]:
         given = (*given, float_spec("timestep_cond", "rows", config.time_cond_proj_dim))
     noise_pred = float_spec("noise_pred", "rows", config.out_channels, "height", "width")
     feature = float_spec("deep_feature", "rows", config.block_out_channels[0], "height", "width")
-    additions = unet_additions(config)
+    additions, prompts = unet_additions(config), image_prompt_specs(config)
     added = tuple(addition.spec for addition in additions)
     kinds = {
         "unet_deep": (UNetGraph(unet), given, (noise_pred, feature)),
@@ -196,6 +216,8 @@ def unet_plans(unet: UNet) -> list[GraphPlan]:
         "unet_shallow": (UNetPart(unet, "shallow"), (*given, feature), (noise_pred,)),
         "unet_control": (UNetPart(unet, "controlled"), (*given, *added), (noise_pred,)),
     }
+    if prompts:
+        kinds[PROMPTED] = (UNetPart(unet, "prompted"), (*given, *added, *prompts), (noise_pred,))
     return [
         GraphPlan(
             network=network,
@@ -204,7 +226,8 @@ def unet_plans(unet: UNet) -> list[GraphPlan]:
             inputs=taken,
             outputs=made,
             whole=None if network == "unet_deep" else "unet_deep",
-            additions=additions if network == "unet_control" else (),
+            additions=additions if network in ("unet_control", PROMPTED) else (),
+            image_prompts=prompts if network == PROMPTED else (),
         )
         for network, (module, taken, made) in kinds.items()
     ]
@@ -269,6 +292,31 @@ def t2i_adapter_plan(adapter: T2IAdapter) -> GraphPlan:
     )
 
 
+def ip_adapter_plans(encoder: ImageEncoder, adapter: IPAdapter) -> list[GraphPlan]:
+    """Of an IP-Adapter: picture to embedding, embedding to tokens, tokens to keys and values of every layer."""
+    config, pixels = adapter.config, encoder.config.image_size
+    parts = () if config.kind == "plain" else (encoder.config.tokens,)
+    embedding = float_spec("image_embedding", "batch", *parts, config.image_dim)
+    tokens = float_spec("image_tokens", "batch", config.tokens, config.cross_attention_dim)
+    made = tuple(
+        float_spec(f"{name}_{index}", "batch", config.tokens, channels)
+        for index, channels in enumerate(config.layers)
+        for name in ("keys", "values")
+    )
+    own: tuple[tuple[str, str, nn.Module, TensorSpec, tuple[TensorSpec, ...]], ...] = (
+        (
+            "image_encoder", "image_encoder", encoder,
+            float_spec("pixel_values", "batch", 3, pixels, pixels), (embedding,),
+        ),
+        ("image_projection", "ip_adapter", ImageProjectionGraph(adapter), embedding, (tokens,)),
+        ("image_keys_values", "ip_adapter", ImageKeysValuesGraph(adapter), tokens, made),
+    )  # fmt: skip
+    return [
+        GraphPlan(network=network, component=component, module=module, inputs=(taken,), outputs=outputs)
+        for network, component, module, taken, outputs in own
+    ]
+
+
 def residual_specs(config: UNetConfig) -> tuple[TensorSpec, ...]:
     """What ControlNets add to each skip connection of a UNet, the outermost first, and behind its middle."""
     skips = skip_connections(config)
@@ -287,6 +335,23 @@ def _map_spec(name: str, channels: int, level: int) -> TensorSpec:
     """A feature map of a UNet's ``level``, where 0 has the size of the latents."""
     return float_spec(
         name, "rows", channels, *(f"{side}/{2**level}" if level else side for side in ("height", "width"))
+    )
+
+
+def image_prompt_specs(config: UNetConfig) -> tuple[TensorSpec, ...]:
+    """Keys and values of image tokens for the cross-attentions of each block, and the bias of their scores; none where
+    nothing attends to the prompt.
+    """
+    blocks, groups = cross_attentions(config), ("adapters", "image_tokens")
+    if not blocks:
+        return ()
+    return (
+        *(
+            float_spec(f"{block}_image_{what}", "rows", count, *groups, channels)
+            for block, count, channels in blocks
+            for what in ("keys", "values")
+        ),
+        float_spec("image_bias", "rows", *groups),
     )
 
 

@@ -24,11 +24,12 @@ FIRST = {
     r".*motion_modules\..*": "a motion module (AnimateDiff)",
     r"lora_controlnet": "a Control-LoRA, which changes a UNet into a ControlNet",
     r"lllite_unet_.*": "a ControlNet-LLLite",
+    r"ip_adapter\.\d+\.to_\w+_lora\..*|image_proj\.perceiver_resampler\..*": "an IP-Adapter FaceID, which reads the "
+    "embedding of another library's face recognition; take an IP-Adapter, Plus, Plus-face or Full-face",
     r"difference": "the difference of a ControlNet to a model; take the whole ControlNet",
     r"(base_model\.model\.)?.*([._]lora(_linear_layer)?\.(up|down)|[._]lora_([AB]|up|down|mid)(\.\w+)?)\.weight": _LORA,
     r"lora_(unet|te\d?)_.*": _LORA,
     r".*\.(hada_w\d_[ab]|lokr_w\d(_[ab])?|oft_blocks|oft_diag|ia3_l|dora_scale)": _LORA,
-    r"ip_adapter\..*|image_proj\..*": "an IP-Adapter",
 }
 # Anything else; the first that fits counts.
 OTHERS = {

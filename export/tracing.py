@@ -24,6 +24,7 @@ from onnx_ir.passes.common import (
 from safetensors import safe_open
 
 from calotype.export.graphs import PREFIX, Addition, GraphPlan
+from calotype.export.image_prompts import add_image_prompts
 from calotype.export.weights import Location, locate
 from calotype.runtime.bundle.parity import random_inputs
 from calotype.runtime.bundle.spec import TensorSpec
@@ -89,6 +90,7 @@ def write_part(whole: Path, plan: GraphPlan, path: Path) -> None:
             value.name, given.name = f"{spec.name}.unused", spec.name
             graph.inputs.append(given)
     _add(graph, plan.additions)
+    add_image_prompts(graph, plan.image_prompts)
     RemoveUnusedNodesPass()(model)
     ir.save(model, path)
 

@@ -101,7 +101,8 @@ def _is_pooled(file: SingleFile) -> bool:
     pooled = POOLED_NAME in file.path.stem.lower()
     if pooled:
         logger.warning(
-            "%s is taken by its name for the ControlNet of shuffled pictures, whose residuals are averaged over them",
+            "%s is by its name a ControlNet for shuffled pictures, and what it adds is averaged over the picture; if "
+            "it is another, take shuffle out of the file's name",
             file.path.name,
         )
     return pooled

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -12,12 +11,16 @@ from numpy.typing import NDArray
 
 from calotype.runtime.bundle.manifest import TokenizerSpec
 from calotype.runtime.bundle.spec import TensorSpec
-from calotype.runtime.errors import BundleError
+from calotype.runtime.errors import BundleError, quoted
+from calotype.runtime.untrusted import parse_json, why
 
 Inputs = dict[str, NDArray[Any]]
 Outputs = dict[str, Sequence[NDArray[Any]]]  # by the name of a case
 # Other sizes than graphs are traced with, so that nothing of those is frozen in.
-SIZES = {"batch": 1, "rows": 3, "extra": 2, "tokens": 11, "pictures": 3, "height": 16, "width": 8}
+SIZES = {
+    "batch": 1, "rows": 3, "extra": 2, "tokens": 11, "pictures": 3, "height": 16, "width": 8, "adapters": 2,
+    "image_tokens": 5,
+}  # fmt: skip
 MAX_RELATIVE = 1e-4  # largest error over largest magnitude, of a float32 graph
 MIN_COSINE = 0.9995  # of a float16 graph, and of engines in it
 
@@ -39,10 +42,16 @@ class Tokens:
             BundleError: it has not got them.
         """
         try:
-            ids = json.loads(vocab)
-            return cls(count=len(ids), bos=ids[spec.bos_token], eos=ids[spec.eos_token], pad=ids[spec.pad_token])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise BundleError(f"{spec.vocab} is not the vocabulary of a CLIP tokenizer: {error}") from error
+            ids = parse_json(vocab)
+            if not isinstance(ids, dict) or not all(type(number) is int for number in ids.values()):
+                raise ValueError("it is no table of whole numbers")
+            missing = [quoted(token) for token in (spec.bos_token, spec.eos_token, spec.pad_token) if token not in ids]
+            if missing:
+                raise ValueError(f"it has no {missing[0]}")
+        except ValueError as error:
+            message = f"{spec.vocab} is not the vocabulary of a CLIP tokenizer: {why(error)}"
+            raise BundleError(f"{message}; take the publisher's own") from error
+        return cls(count=len(ids), bos=ids[spec.bos_token], eos=ids[spec.eos_token], pad=ids[spec.pad_token])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

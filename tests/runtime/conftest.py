@@ -14,6 +14,7 @@ import pytest
 
 from calotype.export.bundle import export_checkpoint
 from tests.controlnets import write_controlnet
+from tests.ip_adapters import ip_adapter, layers_of, write_image_encoder, write_ip_adapter
 from tests.kept import Kept
 from tests.t2i_adapters import write_adapter
 
@@ -263,3 +264,39 @@ def save_control(kept: Kept, name: str, make: Callable[..., Path], seed: int, se
 
     folder = kept(name, write)
     return Model(checkpoint=folder / "checkpoint", bundle=folder / "bundle")
+
+
+@pytest.fixture(scope="session")
+def ip_adapters(kept: Kept, tiny_checkpoint: Path) -> dict[str, Model]:
+    """IP-Adapters of the tiny model, one of each kind, by that: their files and bundles."""
+    return {
+        kind: save_ip_adapter(kept, f"ip_adapter_{kind}", seed, kind, tiny_checkpoint)
+        for seed, kind in enumerate(("plain", "plus", "full"))
+    }
+
+
+@pytest.fixture(scope="session")
+def sdxl_ip_adapters(kept: Kept, sdxl: Model) -> dict[str, Model]:
+    """The same of the tiny SDXL, without a full one, which nobody published."""
+    return {
+        kind: save_ip_adapter(kept, f"sdxl_ip_adapter_{kind}", seed, kind, sdxl.checkpoint)
+        for seed, kind in enumerate(("plain", "plus"))
+    }
+
+
+def save_ip_adapter(kept: Kept, name: str, seed: int, kind: str, base: Path) -> Model:
+    """A file of an IP-Adapter for the UNet of the checkpoint ``base``, the image encoder beside it, and its bundle."""
+
+    def write(folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import diffusers
+
+            model = diffusers.UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+            state = ip_adapter(seed, kind, layers_of(model), model.config.cross_attention_dim)
+            write_image_encoder(folder / "image_encoder", 7)
+            path = write_ip_adapter(folder / f"{name}.safetensors", state)
+            export_checkpoint(path, folder / "bundle", precision="fp32")
+
+    folder = kept(name, write)
+    return Model(checkpoint=folder / f"{name}.safetensors", bundle=folder / "bundle")
