@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from calotype.runtime.adapters.named import MOST_NAME
+from calotype.runtime.arguments import MOST_THREADS
 from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.pictures.autoencoder import Tiles
+from calotype.runtime.pictures.canvas import MAX_SIZE
 from calotype.runtime.sessions import check_backend
 from calotype.runtime.text.textual_inversion import Embedding
 from calotype.runtime.untrusted import read_toml
@@ -19,11 +23,22 @@ from calotype.serving.http.drawing import Settings
 from calotype.serving.http.keys import read_keys
 from calotype.serving.http.limits import Limits
 from calotype.serving.http.security import Access
-from calotype.serving.workers.dispatcher import Bounds
+from calotype.serving.workers.admission import Bounds
 from calotype.serving.workers.messages import Open, Size
 from calotype.serving.workers.served import Served
 
 T = TypeVar("T")
+# What numbers may be; a day is long for what is waited for.
+BOUNDS = {
+    "port": (0, 65535),
+    "workers": (1, 256),
+    "max_running": (1, 1 << 16),
+    "max_queue": (0, 1 << 20),
+    "threads": (1, MOST_THREADS),
+    "max_seconds": (0, 86400),
+    "hang_seconds": (0.1, 86400),
+    "stop_seconds": (0, 86400),
+}
 KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 
 
@@ -134,15 +149,17 @@ class ServeConfig:
         check_backend(self.backend)
         if not self.models:
             raise InputError("there is no model to serve; name one, such as talbot")
+        for name, model in self.models.items():
+            for what, own in (("a model", name), *(("a LoRA", lora) for lora in model.loras)):
+                if not 0 < len(own) <= MOST_NAME:
+                    raise InputError(f"{what} has the name {quoted(own)}; give one of 1 to {MOST_NAME} letters")
         if self.uds is None and self.api_key_file is None and not _is_local(self.host):
             raise InputError(
                 f"host={quoted(self.host)} can be reached from other machines, and there are no keys; give "
                 "--api-key-file, or listen at 127.0.0.1"
             )
-        for name, low in (("port", 0), ("workers", 1), ("max_running", 1), ("max_queue", 0), ("threads", 1)):
-            self._check(name, low, 65535 if name == "port" else 2**31)
-        for name in ("max_seconds", "hang_seconds", "stop_seconds"):
-            self._check(name, 0, float("inf"))
+        for name, (low, high) in BOUNDS.items():
+            self._check(name, low, high)
         if len(set(self.devices)) < len(self.devices) or min(self.devices, default=0) < 0:
             raise InputError(f"devices={list(self.devices)} are no numbers of different GPUs; give such as 0,1")
         if self.devices and self.workers != 1:
@@ -151,8 +168,7 @@ class ServeConfig:
     def _check(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
         if value is not None and not low <= value <= high:
-            bound = f"{low} or more" if high >= 2**31 else f"{low} to {high}"
-            raise InputError(f"{name}={value} is out of range; give {bound}")
+            raise InputError(f"{name}={value} is out of range; give {low} to {high}")
 
     @classmethod
     def read(cls, path: Path | None, models: Mapping[str, str], options: Mapping[str, Any]) -> Self:
@@ -258,11 +274,13 @@ def typed(value: Any, hint: Any, where: str) -> Any:
 
 
 def size_of(text: str) -> Size:
-    """Width and height of ``512x768``; raises InputError where it is no such text."""
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and len(text) < 16):
-        raise InputError(f"the size {quoted(text)} is none; write WIDTHxHEIGHT, such as 512x512")
-    return int(width), int(height)
+    """Width and height of ``512x768``; raises InputError where it is no such text, or a side that none has."""
+    found = re.fullmatch("([0-9]{1,5})x([0-9]{1,5})", text)
+    if found is None or not all(1 <= int(side) <= MAX_SIZE for side in found.groups()):
+        raise InputError(
+            f"the size {quoted(text)} is none; write WIDTHxHEIGHT in pixels from 1 to {MAX_SIZE}, such as 512x512"
+        )
+    return int(found[1]), int(found[2])
 
 
 def model_names(arguments: Sequence[str]) -> dict[str, str]:

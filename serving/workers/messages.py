@@ -32,6 +32,7 @@ class Open:
     """Open a model and warm it; answered by :class:`Ready` or :class:`OpenFailed`.
 
     Attributes:
+        number: of this order; its answer repeats it, so that none is taken for that of a later one.
         name: under which it is served.
         bundle: a bundled model's name, or a folder.
         backend: a name in ``BACKENDS``, or ``"auto"``.
@@ -49,6 +50,7 @@ class Open:
 
     name: str
     bundle: str | Path
+    number: int = 0
     backend: str = "auto"
     device: int | None = None
     threads: int | None = None
@@ -158,12 +160,14 @@ class Ready:
 
     Attributes:
         name: of the model.
+        number: of the order that opened it.
         backend: that it is open on.
         seconds: that opening and warming took.
         footprint: what pictures take of the machine's memory; nothing known on a GPU, and where it was measured before.
     """
 
     name: str
+    number: int
     backend: str
     seconds: float
     footprint: Footprint = dataclasses.field(default_factory=Footprint)
@@ -171,9 +175,10 @@ class Ready:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OpenFailed:
-    """A model could not be opened; one line says why."""
+    """A model could not be opened, as the order of that number asked; one line says why."""
 
     name: str
+    number: int
     why: str
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from calotype.runtime.adapters.files import read_adapter
 from calotype.runtime.adapters.named import NamedLora, chosen
 from calotype.runtime.bundle.folder import Bundle, check_kind
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.errors import InputError
 from calotype.runtime.families import family_of
 from calotype.runtime.picture import Model
+from calotype.runtime.pictures.canvas import Canvas
 from calotype.runtime.request import Request
-from calotype.serving.workers.messages import Open
+from calotype.serving.workers.messages import Open, Size
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -48,11 +50,27 @@ class Served:
 
         Raises:
             BundleError: there is no such bundle, or it is no model.
+            InputError: it cannot draw at a size that is to be warmed, or a LoRA cannot be read.
         """
         bundle = Bundle.open(order.bundle, weights=False)
         check_kind(bundle, "model")
         digest = Model.of(bundle.manifest, family_of(bundle.manifest.family).denoiser).digest
-        return cls(name=order.name, open=order, manifest=bundle.manifest, digest=digest, loras=loras or {})
+        found = cls(name=order.name, open=order, manifest=bundle.manifest, digest=digest, loras=loras or {})
+        found.check_sizes(order.sizes)
+        for path in found.loras.values():
+            read_adapter(path)
+        if order.vae is not None:
+            check_kind(Bundle.open(order.vae, weights=False), "vae", "model")
+        return found
+
+    def check_sizes(self, sizes: Sequence[Size]) -> None:
+        """Raises InputError where the model cannot draw at one of ``sizes``, width and height in pixels."""
+        for width, height in sizes:
+            request = Request(prompt="", width=width, height=height)
+            try:
+                Canvas.open(self.manifest, request.resolved(self.manifest))
+            except InputError as error:
+                raise InputError(f"{self.name} cannot be warmed at {width}x{height}: {error}") from None
 
     def resolved(self, request: Request) -> Request:
         """``request`` with the files of the LoRAs that it names.

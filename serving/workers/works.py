@@ -28,21 +28,22 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Model:
-    """An open model."""
+    """An open model, and the number of the order that opened it."""
 
     name: str
+    number: int
     pipeline: Pipeline
     tokenizer: ClipTokenizer
     previews: PreviewMap = dataclasses.field(default_factory=PreviewMap)
     used: bool = False  # since its memory was trimmed
 
     @classmethod
-    def of(cls, name: str, pipeline: Pipeline) -> Self:
+    def of(cls, name: str, number: int, pipeline: Pipeline) -> Self:
         """The model that ``pipeline`` has open; prompts are counted with its first tokenizer."""
         bundle = pipeline.networks.bundle
         spec = bundle.manifest.tokenizers[family_of(bundle.manifest.family).encoders[0].tokenizer]
         tokenizer = ClipTokenizer.from_files(bundle.path / spec.vocab, bundle.path / spec.merges, spec)
-        return cls(name=name, pipeline=pipeline, tokenizer=tokenizer)
+        return cls(name=name, number=number, pipeline=pipeline, tokenizer=tokenizer)
 
     def tokens(self, prompt: str) -> int:
         """Of a prompt, without those that begin, end and fill it up."""
