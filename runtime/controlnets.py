@@ -96,17 +96,28 @@ class ControlNets:
 
     def _read(self, folder: Path) -> ControlNet:
         if folder not in self._by_folder:
-            bundle = Bundle.open(folder, weights=False)
-            check_kind(bundle, "control")
-            spec = bundle.manifest.networks.get(CONTROLNET)
-            if spec is None:
-                raise BundleError(f"{folder} has no {CONTROLNET}; export the bundle again")
-            _check_fits(bundle, spec, self._networks.bundle)
+            bundle, spec = read_control(folder, self._networks.bundle)
             key = SessionKey(CONTROLNET, default_form(spec, self._networks.backend), bundle.manifest.sha256)
             pooled = spec.outputs[0].shape[2:] == (1, 1)
             found = ControlNet(bundle=bundle, key=key, count=len(spec.outputs), pooled=pooled)
             self._by_folder[folder] = self._by_key[key] = found
         return self._by_folder[folder]
+
+
+def read_control(folder: Path, model: Bundle) -> tuple[Bundle, ModelSpec]:
+    """A ControlNet's bundle and its network, checked against the ``model`` that it is for.
+
+    Raises:
+        BundleError: it is missing or corrupt, or no ControlNet, or the model takes none.
+        InputError: it is for another model.
+    """
+    bundle = Bundle.open(folder, weights=False)
+    check_kind(bundle, "control")
+    spec = bundle.manifest.networks.get(CONTROLNET)
+    if spec is None:
+        raise BundleError(f"{folder} has no {CONTROLNET}; export the bundle again")
+    _check_fits(bundle, spec, model)
+    return bundle, spec
 
 
 def controlled_network(bundle: Bundle) -> ModelSpec:

@@ -52,6 +52,7 @@ class ModelConfig:
         low_memory: keep one network in memory at a time.
         fast: whether requests that say nothing of it are drawn fast.
         loras: files by the names that requests may use.
+        controls: ControlNets' bundles by the names that requests may use.
         embeddings: textual inversions, ``FILE`` or ``FILE:WORD``.
         vae: a bundle whose autoencoder takes the place of the model's own.
         vae_tiling: whether large pictures go through the autoencoder in tiles.
@@ -63,6 +64,7 @@ class ModelConfig:
     low_memory: bool = False
     fast: bool = False
     loras: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    controls: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     embeddings: tuple[str, ...] = ()
     vae: str | None = None
     vae_tiling: bool = False
@@ -79,7 +81,7 @@ class ModelConfig:
 
         Raises:
             BundleError: there is no such bundle.
-            InputError: a textual inversion cannot be read.
+            InputError: a textual inversion or a LoRA cannot be read, or what belongs to the model does not fit it.
         """
         order = Open(
             name=name,
@@ -87,6 +89,7 @@ class ModelConfig:
             backend=self.backend or backend,
             low_memory=self.low_memory,
             fast=self.fast,
+            controls=self.controls,
             embeddings=tuple(Embedding.parse(text) for text in self.embeddings),
             vae=self.vae,
             tiles=Tiles() if self.vae_tiling else None,
@@ -120,6 +123,7 @@ class ServeConfig:
         hang_seconds: a worker that is silent for less does not hang.
         stop_seconds: that what is accepted has to be finished in once the server is told to stop.
         build: whether plans and engines are built before their model is opened, where there are none.
+        controls: ControlNets' bundles by the names that requests may use, of every model beside its own.
         limits: the table ``[limits]``, what one request may ask for; see :class:`calotype.serving.http.limits.Limits`.
     """
 
@@ -143,6 +147,7 @@ class ServeConfig:
     hang_seconds: float = 30.0
     stop_seconds: float = 30.0
     build: bool = False
+    controls: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     limits: Limits = dataclasses.field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -150,7 +155,8 @@ class ServeConfig:
         if not self.models:
             raise InputError("there is no model to serve; name one, such as talbot")
         for name, model in self.models.items():
-            for what, own in (("a model", name), *(("a LoRA", lora) for lora in model.loras)):
+            names = [("a model", name), *(("a LoRA", own) for own in model.loras)]
+            for what, own in (*names, *(("a control", own) for own in model.controls)):
                 if not 0 < len(own) <= MOST_NAME:
                     raise InputError(f"{what} has the name {quoted(own)}; give one of 1 to {MOST_NAME} letters")
         if self.uds is None and self.api_key_file is None and not _is_local(self.host):
@@ -221,7 +227,11 @@ class ServeConfig:
 
     def served(self) -> dict[str, Served]:
         """The models, see :meth:`ModelConfig.served`."""
-        return {name: model.served(name, self.backend) for name, model in self.models.items()}
+        found = {}
+        for name, model in self.models.items():
+            own = dataclasses.replace(model, controls={**self.controls, **model.controls})
+            found[name] = own.served(name, self.backend)
+        return found
 
 
 def from_table(kind: type[T], table: Mapping[str, Any], where: str, **more: Any) -> T:
@@ -283,8 +293,8 @@ def size_of(text: str) -> Size:
     return int(found[1]), int(found[2])
 
 
-def model_names(arguments: Sequence[str]) -> dict[str, str]:
-    """Bundles by name, of ``NAME=BUNDLE`` or ``BUNDLE``, whose name is its folder's.
+def model_names(arguments: Sequence[str], what: str = "model") -> dict[str, str]:
+    """Bundles by name, of ``NAME=BUNDLE`` or ``BUNDLE``, whose name is its folder's; ``what`` they are, for messages.
 
     Raises:
         InputError: two have one name.
@@ -295,9 +305,9 @@ def model_names(arguments: Sequence[str]) -> dict[str, str]:
         if not equals:
             name, bundle = Path(text).resolve().name if Path(text).exists() else Path(text).name, text
         if not name or not bundle:
-            raise InputError(f"{quoted(text)} is no model; write NAME=BUNDLE, or a bundle alone")
+            raise InputError(f"{quoted(text)} is no {what}; write NAME=BUNDLE, or a bundle alone")
         if name in found:
-            raise InputError(f"two models have the name {name}; give them others: NAME={bundle}")
+            raise InputError(f"two {what}s have the name {name}; give them others: NAME={bundle}")
         found[name] = bundle
     return found
 

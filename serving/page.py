@@ -18,8 +18,8 @@ from calotype.runtime.pictures.parameters import parse_parameters
 from calotype.runtime.schedulers import SCHEDULERS
 from calotype.serving.errors import RequestRefusedError
 from calotype.serving.http.drawing import Front
+from calotype.serving.http.images import decoded
 from calotype.serving.service import ModelState
-from calotype.serving.webui.pictures import decoded
 from calotype.serving.webui.samplers import sampling
 
 FOLDER = Path(__file__).parent / "page"

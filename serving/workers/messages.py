@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +43,7 @@ class Open:
         fast: whether requests that say nothing of it are drawn fast.
         loras: what is merged for requests that name none.
         embeddings: words of textual inversion that prompts may use.
+        controls: folders of ControlNets' bundles, by the names that requests use.
         vae: a bundle whose autoencoder takes the place of the model's own.
         tiles: whether large pictures go through the autoencoder in tiles.
         sizes: to warm; none is the model's own.
@@ -58,6 +60,7 @@ class Open:
     fast: bool = False
     loras: tuple[Lora, ...] = ()
     embeddings: tuple[Embedding, ...] = ()
+    controls: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     vae: str | Path | None = None
     tiles: Tiles | None = None
     sizes: tuple[Size, ...] = ()

@@ -114,6 +114,7 @@ class Openings:
             model = Model.of(order.name, order.number, load.pipeline)
             for observation in order.known:
                 self._reporter.costs.observe(*observation)
+            model.controls = tuple(order.controls)
             yield from self._warm(model, order.sizes or sizes_of(model.pipeline.manifest), begin, known=order.known)
         except Exception as error:
             load.pipeline.close()
@@ -141,7 +142,7 @@ class Openings:
         """Warm ``model`` at ``sizes``, a part at a time, and say that it is ready and what its parts take."""
         points = []
         for size in sizes:
-            parts, gauge = warm(model.name, model.pipeline, size, known=bool(known)), Gauge()
+            parts, gauge = warm(model.name, model.pipeline, size, model.controls, known=bool(known)), Gauge()
             while self._wanted:
                 self._reporter.running(f"warm {model.name}", OPENING)
                 with gauge.part():
@@ -199,6 +200,7 @@ def load_model(order: Open) -> Pipeline:
         low_memory=order.low_memory,
         loras=order.loras,
         embeddings=order.embeddings,
+        controls=order.controls,
         vae=order.vae,
         vae_tiles=order.tiles,
         fast=order.fast,
@@ -212,6 +214,8 @@ def _check_fits(order: Open) -> None:
     bundle = Bundle.open(order.bundle, weights=False)
     backend = choose_backend(order.backend, bundle.path, order.device)
     needed, free = model_bytes(bundle, backend, low_memory=order.low_memory), free_of_device(backend, order.device)
+    for folder in order.controls.values():
+        needed += model_bytes(Bundle.open(folder, weights=False), backend, low_memory=False)
     if free is not None and needed > free:
         raise OutOfMemoryError(
             f"{order.name} takes {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free; unload another model, or "

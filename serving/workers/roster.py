@@ -175,6 +175,7 @@ class Roster:
             why="the server is stopping" if stopping else self.why(name),
             created=model.created,
             loras=tuple(model.loras),
+            controls=tuple(model.open.controls),
         )
 
     def _open(self, place: Place, model: Served) -> None:

@@ -12,7 +12,8 @@ from calotype.runtime.adapters.files import read_adapter
 from calotype.runtime.adapters.named import NamedLora, chosen
 from calotype.runtime.bundle.folder import Bundle, check_kind
 from calotype.runtime.bundle.manifest import Manifest
-from calotype.runtime.errors import InputError
+from calotype.runtime.controlnets import read_control
+from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.families import family_of
 from calotype.runtime.picture import Model
 from calotype.runtime.pictures.canvas import Canvas
@@ -50,13 +51,16 @@ class Served:
 
         Raises:
             BundleError: there is no such bundle, or it is no model.
-            InputError: it cannot draw at a size that is to be warmed, or a LoRA cannot be read.
+            InputError: it cannot draw at a size that is to be warmed, or a LoRA cannot be read, or a
+                ControlNet is for another model.
         """
         bundle = Bundle.open(order.bundle, weights=False)
         check_kind(bundle, "model")
         digest = Model.of(bundle.manifest, family_of(bundle.manifest.family).denoiser).digest
         found = cls(name=order.name, open=order, manifest=bundle.manifest, digest=digest, loras=loras or {})
         found.check_sizes(order.sizes)
+        for folder in order.controls.values():
+            read_control(folder, bundle)
         for path in found.loras.values():
             read_adapter(path)
         if order.vae is not None:
@@ -76,8 +80,12 @@ class Served:
         """``request`` with the files of the LoRAs that it names.
 
         Raises:
-            InputError: there is no such LoRA, or one is asked for by its file.
+            InputError: there is no such LoRA or ControlNet, or one is asked for by its file.
         """
+        for control in request.controls:
+            if not isinstance(control.model, str) or control.model not in self.open.controls:
+                valid = ", ".join(self.open.controls) or "none"
+                raise InputError(f"there is no control {quoted(str(control.model))}; valid: {valid}")
         if not request.loras:
             return request
         if not all(isinstance(lora, NamedLora) for lora in request.loras):

@@ -34,6 +34,7 @@ class Model:
     number: int
     pipeline: Pipeline
     tokenizer: ClipTokenizer
+    controls: tuple[str, ...] = ()  # names of its ControlNets
     previews: PreviewMap = dataclasses.field(default_factory=PreviewMap)
     used: bool = False  # since its memory was trimmed
 
@@ -75,15 +76,19 @@ def spread(previews: int, steps: int) -> frozenset[int]:
 
 def drawn_of(work: Work, picture: Picture, decoding: float) -> Drawn:
     accepted, request = work.order.accepted, picture.settings.request
-    plain = dataclasses.replace(request, image=None, mask_image=None, strength=None, feather=0, loras=None).to_json()
+    plain = dataclasses.replace(request, image=None, mask_image=None, strength=None, feather=0, loras=None, controls=())
+    known = plain.to_json()
     if request.image is not None:
-        plain |= {"strength": request.strength, "feather": request.feather}
+        known |= {"strength": request.strength, "feather": request.feather}
     if request.loras:
-        plain["loras"] = [{"name": lora.path.stem, "scale": lora.scale} for lora in merged_into(request)]
+        known["loras"] = [{"name": lora.path.stem, "scale": lora.scale} for lora in merged_into(request)]
+    if request.controls:
+        names = ("model", "scale", "start", "end")
+        known["control"] = [{name: getattr(own, name) for name in names} for own in request.controls]
     return Drawn(
         pixels=np.asarray(picture.image),
         parameters=str(picture.settings.parameters()),
-        request=plain,
+        request=known,
         tokens=work.model.tokens(request.prompt),
         seconds={
             "queue": work.begun - accepted,
