@@ -10,6 +10,7 @@ from calotype.export.contents import SUFFIXES
 from calotype.export.families import families
 from calotype.export.folder import INDEX, Folder
 from calotype.export.hub import download, is_repository
+from calotype.export.safety_checker import with_safety_checker
 from calotype.export.single_file import SingleFile
 from calotype.export.strangers import refuse, refuse_alike, refuse_folder
 from calotype.runtime.errors import CheckpointError, InputError, UnsupportedArchitectureError
@@ -18,7 +19,12 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 def load_checkpoint(
-    source: str | Path, *, ema: bool = False, prediction_type: str | None = None, variant: str | None = None
+    source: str | Path,
+    *,
+    ema: bool = False,
+    prediction_type: str | None = None,
+    variant: str | None = None,
+    safety_checker: bool = False,
 ) -> Checkpoint:
     """Load a folder in diffusers' layout, an original single file, or a repository of the Hugging Face Hub.
 
@@ -27,6 +33,7 @@ def load_checkpoint(
         ema: the averaged weights of a single file that carries both.
         prediction_type: overrides what the checkpoint says that its UNet predicts.
         variant: which of a folder's weights to take where there are several, as ``bf16``.
+        safety_checker: whether to load the safety checker in a folder, too.
 
     Raises:
         CheckpointError: there is none, or it cannot be read, or does not match its configuration.
@@ -40,15 +47,18 @@ def load_checkpoint(
     if path.is_file():
         if variant is not None:
             raise InputError(f"{source} is one file, which has no variants; export without --variant")
+        if safety_checker:
+            raise InputError(f"{source} is one file, which has no safety checker; export without --safety-checker")
         return load_file(SingleFile.open(path, ema=ema, prediction_type=prediction_type))
     if ema:
         raise InputError(f"{source} holds one set of weights; averaged ones are taken from original single files only")
     if path.is_dir():
         if not (path / INDEX).exists():
             refuse_folder(path)
-        checkpoint = _from_folder(Folder.open(path, variant))
+        folder = Folder.open(path, variant)
+        checkpoint = _from_folder(folder)
     elif path.suffix.lower() not in SUFFIXES and is_repository(str(source)):
-        folder = Folder.open(download(str(source), variant), variant)
+        folder = Folder.open(download(str(source), variant, safety_checker=safety_checker), variant)
         checkpoint = _from_folder(folder)
         place = {"name": str(source), "revision": folder.path.name}
         checkpoint = dataclasses.replace(checkpoint, source={**checkpoint.source, **place})
@@ -57,6 +67,8 @@ def load_checkpoint(
             f"{source} does not exist; give a folder in diffusers' layout, a single file ({', '.join(SUFFIXES)}), or a "
             "repository of the Hugging Face Hub (owner/name)"
         )
+    if safety_checker:
+        checkpoint = with_safety_checker(checkpoint, folder)
     if prediction_type is None or not checkpoint.scheduler:
         return checkpoint
     return dataclasses.replace(checkpoint, scheduler={**checkpoint.scheduler, "prediction_type": prediction_type})

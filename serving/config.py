@@ -28,6 +28,7 @@ from calotype.serving.workers.messages import Open, Size
 from calotype.serving.workers.served import Served
 
 T = TypeVar("T")
+CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 # What numbers may be; a day is long for what is waited for.
 BOUNDS = {
     "port": (0, 65535),
@@ -53,6 +54,8 @@ class ModelConfig:
         fast: whether requests that say nothing of it are drawn fast.
         loras: files by the names that requests may use.
         controls: ControlNets' bundles by the names that requests may use.
+        safety_checker: whether pictures that the model's own safety checker takes exception to are refused.
+        output_filter: ``module:function``, a Python callable that every picture has to pass; "" is none.
         embeddings: textual inversions, ``FILE`` or ``FILE:WORD``.
         vae: a bundle whose autoencoder takes the place of the model's own.
         vae_tiling: whether large pictures go through the autoencoder in tiles.
@@ -65,6 +68,8 @@ class ModelConfig:
     fast: bool = False
     loras: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     controls: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    safety_checker: bool = False
+    output_filter: str = ""
     embeddings: tuple[str, ...] = ()
     vae: str | None = None
     vae_tiling: bool = False
@@ -73,6 +78,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.backend is not None:
             check_backend(self.backend)
+        if self.output_filter and not CALLABLE.fullmatch(self.output_filter):
+            raise InputError(f"output_filter={quoted(self.output_filter)} names nothing; write module:function")
         for text in self.warm:
             size_of(text)
 
@@ -90,6 +97,8 @@ class ModelConfig:
             low_memory=self.low_memory,
             fast=self.fast,
             controls=self.controls,
+            safety_checker=self.safety_checker,
+            output_filter=self.output_filter,
             embeddings=tuple(Embedding.parse(text) for text in self.embeddings),
             vae=self.vae,
             tiles=Tiles() if self.vae_tiling else None,
@@ -124,6 +133,9 @@ class ServeConfig:
         stop_seconds: that what is accepted has to be finished in once the server is told to stop.
         build: whether plans and engines are built before their model is opened, where there are none.
         controls: ControlNets' bundles by the names that requests may use, of every model beside its own.
+        safety_checker: whether pictures that a model's own safety checker takes exception to are refused; all models
+            have to have one then.
+        output_filter: of models that name none.
         limits: the table ``[limits]``, what one request may ask for; see :class:`calotype.serving.http.limits.Limits`.
     """
 
@@ -148,6 +160,8 @@ class ServeConfig:
     stop_seconds: float = 30.0
     build: bool = False
     controls: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    safety_checker: bool = False
+    output_filter: str = ""
     limits: Limits = dataclasses.field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -227,11 +241,20 @@ class ServeConfig:
 
     def served(self) -> dict[str, Served]:
         """The models, see :meth:`ModelConfig.served`."""
-        found = {}
-        for name, model in self.models.items():
-            own = dataclasses.replace(model, controls={**self.controls, **model.controls})
-            found[name] = own.served(name, self.backend)
-        return found
+        return {name: model.served(name, self.backend) for name, model in self.whole_models.items()}
+
+    @property
+    def whole_models(self) -> dict[str, ModelConfig]:
+        """The models with what they have of all of them."""
+        return {
+            name: dataclasses.replace(
+                own,
+                controls={**self.controls, **own.controls},
+                safety_checker=self.safety_checker or own.safety_checker,
+                output_filter=own.output_filter or self.output_filter,
+            )
+            for name, own in self.models.items()
+        }
 
 
 def from_table(kind: type[T], table: Mapping[str, Any], where: str, **more: Any) -> T:

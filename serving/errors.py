@@ -44,6 +44,12 @@ class UnknownModelError(ServingError):
     status, code = 404, "model_not_found"
 
 
+class FilteredError(ServingError):
+    """An output filter, or the model's safety checker, refuses the picture; a filter of one's own raises this."""
+
+    status, code = 400, "moderation_blocked"
+
+
 class AccessError(ServingError):
     """Nobody that is let in: no key, or an unknown one."""
 

@@ -148,8 +148,9 @@ class Server:
         self.dispatcher.bounds, self._front.settings = config.bounds, settings
         for name in before.models.keys() - config.models.keys():
             self.dispatcher.unload(name)
-        for name, model in config.models.items():
-            if before.models.get(name) != model:
+        opened = before.whole_models
+        for name, model in config.whole_models.items():
+            if opened.get(name) != model or before.backend != config.backend:
                 self.dispatcher.open(served[name])
         logger.info("the configuration was read again")
 

@@ -53,8 +53,10 @@ KINDS: Mapping[str, frozenset[str]] = {
 CACHING = ("unet_deep", "unet_shallow")
 # What takes the place of the UNet where ControlNets add to it.
 CONTROLLED = "unet_control"
+# What says of a picture whether it is fit for everybody; in bundles that were exported with it.
+SAFETY_CHECKER = "safety_checker"
 # What pictures without these can do without: engines of it are built when it is named.
-ASIDE = (*CACHING, CONTROLLED)
+ASIDE = (*CACHING, CONTROLLED, SAFETY_CHECKER)
 
 
 def _numbers(figures: Mapping[str, Any]) -> str | None:

@@ -31,6 +31,7 @@ WEIGHTS = {"float16": "fp16", "float32": "fp32"}
     help="What the UNet predicts, where the checkpoint does not say it or is wrong.",
 )
 @click.option("--variant", metavar="NAME", help="Which of a folder's weights, where it has several: bf16, non_ema, …")
+@click.option("--safety-checker", is_flag=True, help="Take the checkpoint's own safety checker along, too.")
 def command(
     source: str,
     bundle: Path,
@@ -39,6 +40,7 @@ def command(
     ema: bool,
     prediction_type: str | None,
     variant: str | None,
+    safety_checker: bool,
 ) -> None:
     """Turn the checkpoint SOURCE into BUNDLE.
 
@@ -60,6 +62,7 @@ def command(
         ema=ema,
         prediction_type=prediction_type,
         variant=variant,
+        safety_checker=safety_checker,
         progress=_show,
     )
     click.echo(f"{bundle}: {manifest.name}, {len(manifest.networks)} networks")

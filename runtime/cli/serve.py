@@ -77,6 +77,8 @@ class Whole(click.ParamType[Any]):
 @click.option(
     "--stop-seconds", type=float, help="Seconds to finish what was accepted in, once told to stop.  [default: 30]"
 )
+@click.option("--output-filter", metavar="MODULE:FUNCTION", help="A Python callable that every picture has to pass.")
+@click.option("--safety-checker", is_flag=True, default=None, help="Refuse what a model's own takes exception to.")
 @click.option("--build", is_flag=True, default=None, help="Build plans and engines first, where there are none.")
 def command(models: tuple[str, ...], config: Path | None, **options: Any) -> None:
     """Serve models over HTTP; a NAME is a folder's own unless it is given.

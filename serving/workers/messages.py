@@ -44,6 +44,8 @@ class Open:
         loras: what is merged for requests that name none.
         embeddings: words of textual inversion that prompts may use.
         controls: folders of ControlNets' bundles, by the names that requests use.
+        safety_checker: whether pictures are shown to the model's own.
+        output_filter: ``module:function``, what every picture has to pass; "" is nothing.
         vae: a bundle whose autoencoder takes the place of the model's own.
         tiles: whether large pictures go through the autoencoder in tiles.
         sizes: to warm; none is the model's own.
@@ -61,6 +63,8 @@ class Open:
     loras: tuple[Lora, ...] = ()
     embeddings: tuple[Embedding, ...] = ()
     controls: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    safety_checker: bool = False
+    output_filter: str = ""
     vae: str | Path | None = None
     tiles: Tiles | None = None
     sizes: tuple[Size, ...] = ()

@@ -19,6 +19,7 @@ from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions import choose_backend
 from calotype.serving.errors import OutOfMemoryError
 from calotype.serving.wording import said
+from calotype.serving.workers.filters import Filter, load_filter
 from calotype.serving.workers.memory import Footprint, Gauge, free_of_device, model_bytes
 from calotype.serving.workers.messages import Closed, Observation, Open, OpenFailed, Ready, Size, Warm
 from calotype.serving.workers.reporter import Reporter
@@ -114,7 +115,8 @@ class Openings:
             model = Model.of(order.name, order.number, load.pipeline)
             for observation in order.known:
                 self._reporter.costs.observe(*observation)
-            model.controls = tuple(order.controls)
+            model.controls, model.filter = tuple(order.controls), load.filter
+            model.hidden = order.safety_checker or load.filter is not None
             yield from self._warm(model, order.sizes or sizes_of(model.pipeline.manifest), begin, known=order.known)
         except Exception as error:
             load.pipeline.close()
@@ -173,16 +175,19 @@ class Load:
 
     Attributes:
         done: whether it has come to an end; then ``pipeline`` is the open model, or ``why`` says why there is none.
+        filter: what its pictures have to pass; None is nothing.
     """
 
     def __init__(self, order: Open, ring: Connection) -> None:
         self.done = False
         self.pipeline: Pipeline | None = None
+        self.filter: Filter | None = None
         self.why = ""
         threading.Thread(target=self._run, args=(order, ring), name=f"open {order.name}", daemon=True).start()
 
     def _run(self, order: Open, ring: Connection) -> None:
         try:
+            self.filter = load_filter(order.output_filter) if order.output_filter else None
             _check_fits(order)
             self.pipeline = load_model(order)
         except Exception as error:
@@ -201,6 +206,7 @@ def load_model(order: Open) -> Pipeline:
         loras=order.loras,
         embeddings=order.embeddings,
         controls=order.controls,
+        safety_checker=order.safety_checker,
         vae=order.vae,
         vae_tiles=order.tiles,
         fast=order.fast,

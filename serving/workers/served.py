@@ -17,6 +17,7 @@ from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.families import family_of
 from calotype.runtime.picture import Model
 from calotype.runtime.pictures.canvas import Canvas
+from calotype.runtime.pictures.safety import check_has_checker
 from calotype.runtime.request import Request
 from calotype.serving.workers.messages import Open, Size
 
@@ -59,6 +60,8 @@ class Served:
         digest = Model.of(bundle.manifest, family_of(bundle.manifest.family).denoiser).digest
         found = cls(name=order.name, open=order, manifest=bundle.manifest, digest=digest, loras=loras or {})
         found.check_sizes(order.sizes)
+        if order.safety_checker:
+            check_has_checker(bundle)
         for folder in order.controls.values():
             read_control(folder, bundle)
         for path in found.loras.values():

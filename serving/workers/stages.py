@@ -17,6 +17,7 @@ from calotype.serving.workers.previews import denoised
 from calotype.serving.workers.reporter import Reporter
 from calotype.serving.workers.works import Model, Work, drawn_of, failure_of, is_memory, spread
 
+FILTERING = 1.0  # seconds that an output filter is predicted to take
 LOST = "context is lost"  # of a GPU: nothing works in this process any more
 T = TypeVar("T")
 
@@ -84,7 +85,7 @@ class Stages:
             return
         work.job, work.model.used, work.encoded = job, True, time.monotonic()
         took = work.encoded - begin
-        work.due = spread(task.previews, job.steps)
+        work.due = frozenset() if work.model.hidden else spread(task.previews, job.steps)
         name = work.model.name
         seen = [Observation(name, TEXT if job.weights in known else SWITCH, 0, 1, took - job.picture_seconds)]
         if task.request.image is not None:
@@ -140,8 +141,13 @@ class Stages:
             if picture is None:
                 continue
             took = time.monotonic() - begin
-            drawn = drawn_of(work, picture, took)
-            work.model.previews.learn(job.latents, drawn.pixels)
+            if work.model.filter is not None:
+                self._reporter.running("filter", FILTERING, [work.id])
+            drawn = self._tried(work, functools.partial(drawn_of, work, picture, took))
+            if drawn is None:
+                continue
+            if not work.model.hidden:
+                work.model.previews.learn(job.latents, drawn.pixels)
             self.forget(work.id)
             seen = Observation(work.model.name, DECODE, work.order.outline.area, 1, took)
             self._reporter.tell([(work.id, drawn)], [seen])

@@ -17,9 +17,10 @@ from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.preparation import Drawing
 from calotype.runtime.text.prompts import parse_prompt
 from calotype.runtime.text.tokenizer import ClipTokenizer
-from calotype.serving.errors import DrawingError, OutOfMemoryError, RequestRefusedError, ServingError
+from calotype.serving.errors import DrawingError, FilteredError, OutOfMemoryError, RequestRefusedError, ServingError
 from calotype.serving.tasks import Drawn
 from calotype.serving.wording import said
+from calotype.serving.workers.filters import UNSAFE, Filter, filtered
 from calotype.serving.workers.messages import Submit
 from calotype.serving.workers.previews import PreviewMap
 
@@ -35,6 +36,8 @@ class Model:
     pipeline: Pipeline
     tokenizer: ClipTokenizer
     controls: tuple[str, ...] = ()  # names of its ControlNets
+    filter: Filter | None = None
+    hidden: bool = False  # whether nothing is shown before it is checked
     previews: PreviewMap = dataclasses.field(default_factory=PreviewMap)
     used: bool = False  # since its memory was trimmed
 
@@ -75,6 +78,12 @@ def spread(previews: int, steps: int) -> frozenset[int]:
 
 
 def drawn_of(work: Work, picture: Picture, decoding: float) -> Drawn:
+    """What is shown of a finished picture.
+
+    Raises:
+        FilteredError: it is not to be shown.
+        DrawingError: the output filter failed.
+    """
     accepted, request = work.order.accepted, picture.settings.request
     plain = dataclasses.replace(request, image=None, mask_image=None, strength=None, feather=0, loras=None, controls=())
     known = plain.to_json()
@@ -85,8 +94,15 @@ def drawn_of(work: Work, picture: Picture, decoding: float) -> Drawn:
     if request.controls:
         names = ("model", "scale", "start", "end")
         known["control"] = [{name: getattr(own, name) for name in names} for own in request.controls]
+    if picture.flagged:
+        raise FilteredError(UNSAFE)
+    pixels = np.asarray(picture.image)
+    if work.model.filter is not None:
+        task = work.order.task
+        about = {**known, "model": task.model, "client": task.client, "id": task.id}
+        pixels = filtered(work.model.filter, pixels, about)
     return Drawn(
-        pixels=np.asarray(picture.image),
+        pixels=pixels,
         parameters=str(picture.settings.parameters()),
         request=known,
         tokens=work.model.tokens(request.prompt),
