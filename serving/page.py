@@ -98,6 +98,7 @@ def offered(model: ModelState) -> dict[str, Any]:
         "downscale": factor,
         "steps": defaults.num_inference_steps,
         "guidance": defaults.guidance_scale,
+        "loras": list(model.loras),
     }
 
 
