@@ -69,6 +69,7 @@ class ControlField(BaseModel):
     end: Annotated[float, Field(gt=0, le=1, description="The share of the steps after which it is over.")] = 1.0
     guess: bool = False
     preprocess: Annotated[str | None, Field(max_length=100, description=f"One of {', '.join(PREPROCESSORS)}.")] = None
+    mode: Annotated[str | int | None, Field(description="Of a ControlNet that takes several kinds of pictures.")] = None
     resize: Annotated[str, Field(max_length=100, description=f"One of {', '.join(RESIZES)}.")] = "crop"
 
 

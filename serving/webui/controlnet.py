@@ -141,9 +141,16 @@ def _control(unit: Unit, model: ModelState, size: Size, limits: Limits, pictured
         start=unit.guidance_start,
         end=unit.guidance_end,
         guess=_chosen("control_mode", unit.control_mode, GUESSED),
-        preprocess=None if module == NONE else module,
+        preprocess=None if module == NONE else _preprocess(module, unit),
         resize=_chosen("resize_mode", unit.resize_mode, RESIZED),
     )
+
+
+def _preprocess(module: str, unit: Unit) -> str:
+    """The preprocessor with the unit's thresholds; below zero they are its own."""
+    levels = (unit.threshold_a, unit.threshold_b)[: len(PREPROCESSORS[module].levels)]
+    known = [int(level) for level in levels if level is not None and level >= 0]
+    return "-".join([module, *map(str, known)]) if len(known) == len(levels) else module
 
 
 def _chosen(name: str, value: str | int, known: Mapping[str | int, Any]) -> Any:

@@ -123,9 +123,7 @@ class Openings:
             if self._wanted:
                 self._reporter.say(OpenFailed(name=order.name, number=order.number, why=said(error)))
             return
-        if self._wanted:
-            self.models[order.name] = model
-        else:
+        if not self._wanted:
             load.pipeline.close()
 
     def _warm_again(self, order: Warm) -> Iterator[None]:
@@ -159,6 +157,7 @@ class Openings:
             if model.pipeline.backend == "cpu" and not known:
                 points.append((size[0] * size[1], gauge.most))
         if self._wanted:
+            self.models[model.name] = model
             self._reporter.say(
                 Ready(
                     name=model.name,

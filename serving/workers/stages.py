@@ -79,7 +79,7 @@ class Stages:
         self._reporter.running("encode", seconds, [work.id])
         task, pipeline = work.order.task, work.model.pipeline
         work.begun = begin = time.monotonic()
-        known = {key.weights for key in pipeline.networks.sessions}
+        known = set(pipeline.networks.sessions)
         job = self._tried(work, lambda: pipeline.prepare(task.request))
         if job is None:
             return
@@ -87,7 +87,8 @@ class Stages:
         took = work.encoded - begin
         work.due = frozenset() if work.model.hidden else spread(task.previews, job.steps)
         name = work.model.name
-        seen = [Observation(name, TEXT if job.weights in known else SWITCH, 0, 1, took - job.picture_seconds)]
+        switched = any(key.weights for key in pipeline.networks.sessions if key not in known)
+        seen = [Observation(name, SWITCH if switched else TEXT, 0, 1, took - job.picture_seconds)]
         if task.request.image is not None:
             seen.append(Observation(name, ENCODE, work.order.outline.area, 1, job.picture_seconds))
         self._batcher.prepared({work.id: job})

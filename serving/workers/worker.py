@@ -16,6 +16,8 @@ import sys
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
 
 from calotype.runtime.denoising.job import Key
 from calotype.serving.errors import NotReadyError
@@ -56,6 +58,11 @@ class Worker:
             return self._openings.models[model].pipeline.padded(key, rows)
         except Exception:
             return rows
+
+    def kept(self, model: str, weights: Any) -> bool:
+        """See :class:`calotype.serving.workers.batcher.Engine`; an outline knows no digests of LoRAs."""
+        wanted, sessions = _plain(weights), self._openings.models[model].pipeline.networks.sessions
+        return any(_plain(key.weights) == wanted for key in sessions)
 
     def serve(self) -> None:
         """Work until told to stop, or until nobody is there any more."""
@@ -129,6 +136,10 @@ class Worker:
     def _closing(self, model: Model) -> None:
         for work in self._stages.of(model):
             self._stages.fail(work, NotReadyError(f"{model.name} was unloaded"))
+
+
+def _plain(weights: Any) -> list[tuple[Path, float]]:
+    return [(lora.path, lora.scale) for lora in weights]
 
 
 def main(arguments: Sequence[str]) -> None:
