@@ -129,7 +129,7 @@ def test_webuiapi_s_units_are_taken(url: str, edges: Path, wanted: bytes) -> Non
     assert drawn(webuiapi.ControlNetUnit(model="canny"), **over) != drawn(**over)
     for wrong, said in (
         ({"model": "nix"}, "there is no control 'nix'; valid: canny"),
-        ({"module": "openpose"}, "there is no preprocessor 'openpose' here; valid: none, grayscale"),
+        ({"module": "openpose"}, "there is no preprocessor 'openpose' here; valid: none, canny, grayscale"),
         ({"control_mode": "My prompt is more important"}, "control_mode='My prompt is more important' is not"),
         ({"resize_mode": "Zoom"}, "resize_mode='Zoom' is not supported here; valid: Just Resize"),
         ({"guidance_start": 0.9, "guidance_end": 0.1}, "no share of the steps"),
