@@ -30,7 +30,7 @@ NONE = "none"
 RESIZED: Mapping[str | int, str] = {
     **dict.fromkeys((0, "Just Resize"), "stretch"),
     **dict.fromkeys((1, "Crop and Resize", "Inner Fit (Scale to Fit)", "Scale to Fit (Inner Fit)"), "crop"),
-    **dict.fromkeys((2, "Resize and Fill", "Envelope (Outer Fit)"), "fill"),
+    **dict.fromkeys((2, "Resize and Fill", "Envelope (Outer Fit)"), "pad"),
 }
 # Its names of who wins, and whether the ControlNet acts on the row with the prompt alone.
 GUESSED: Mapping[str | int, bool] = {
