@@ -127,7 +127,7 @@ class Preparation:
         request = self._loras.resolved(request.resolved(self._manifest, fast, self._loras.default))
         canvas = Canvas.open(self._manifest, request) if canvas is None else canvas
         request = dataclasses.replace(request, height=canvas.height, width=canvas.width)
-        solver = self._solver(request)
+        solver = self._solver(request, canvas)
         index = self._first_evaluation(canvas, solver)
         controls = self._controls(request, canvas, range(index, len(solver)))
         form = self._form(request)
@@ -270,15 +270,18 @@ class Preparation:
 
         return _kept(self._conditioners, tuple(map(id, sessions.values())), make, MOST_CONDITIONERS)[1]
 
-    def _solver(self, request: Request) -> Solver:
+    def _solver(self, request: Request, canvas: Canvas) -> Solver:
         settings = {**self._manifest.scheduler, **request.scheduler_config}
+        _, height, width = self._family.latent_shape(self._manifest, canvas)
+        assert request.num_inference_steps is not None
         create = functools.partial(
             create_solver,
             request.scheduler,
-            self._family.solver_settings(settings),
+            self._family.solver_settings(settings, height * width, request.num_inference_steps),
             request.num_inference_steps,
             timesteps=request.timesteps,
             sigmas=request.sigmas,
+            flow=self._family.flow,
         )
         key = json.dumps([create.args, create.keywords], default=str)
         return _kept(self._solvers, key, create, MOST_SOLVERS)

@@ -23,7 +23,7 @@ from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.pictures.canvas import MAX_SIZE, default_strength
 from calotype.runtime.pictures.reading import Source, picture_source, read_picture
-from calotype.runtime.schedulers import scheduler_name
+from calotype.runtime.schedulers import model_scheduler, scheduler_name
 
 PIXELS = ("image", "mask_image")
 
@@ -130,7 +130,6 @@ class Request:
         elif steps is None and listed is not None:
             steps = len(listed) - (self.sigmas is not None)
         interval = acceleration.guidance_interval if self.guidance_interval is None else self.guidance_interval
-        name = defaults.scheduler or str(manifest.scheduler.get("_class_name", "ddim"))
         blank = self.image is None
         return dataclasses.replace(
             self,
@@ -138,7 +137,7 @@ class Request:
             height=defaults.height if self.height is None and blank else self.height,
             width=defaults.width if self.width is None and blank else self.width,
             num_inference_steps=steps,
-            scheduler=scheduler_name(name) if self.scheduler is None else self.scheduler,
+            scheduler=_own_scheduler(manifest) if self.scheduler is None else self.scheduler,
             guidance_scale=defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale,
             guidance_interval=interval,
             fast=dataclasses.replace(acceleration, steps=1.0, guidance_interval=None),
@@ -218,6 +217,12 @@ def expand(
     for text, negative, scale, own in zip(texts, negatives, scales, arguments.seeds(seed, len(texts)), strict=True):
         found.append(Request(prompt=text, negative_prompt=negative, guidance_scale=scale, seed=own, **shared))
     return found
+
+
+def _own_scheduler(manifest: Manifest) -> str:
+    """What a model is drawn with where nobody says."""
+    own = manifest.defaults.scheduler
+    return model_scheduler(manifest.scheduler) if own is None else scheduler_name(own)
 
 
 def _plain(value: Any) -> Any:

@@ -43,11 +43,13 @@ class Family(Protocol):
         denoiser: the denoising network's name in the manifest; it is given ``sample``, ``timestep`` and named rows, and
             gives ``noise_pred``.
         encoders: the text encoders, in the order of their embeddings.
+        flow: whether it is trained by flow matching; see :mod:`calotype.runtime.schedulers.flow`.
     """
 
     name: str
     denoiser: str
     encoders: tuple[Encoder, ...]
+    flow: bool
 
     def check(self, manifest: Manifest) -> None:
         """Raises BundleError where a bundle of this family lacks what it needs."""
@@ -75,5 +77,14 @@ class Family(Protocol):
     def context_channels(self, manifest: Manifest) -> int:
         """How many channels of the network's sample are not the latents but a mask and a masked picture."""
 
-    def solver_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The scheduler's settings, with what depends on the family in them filled in."""
+    def guided(self, manifest: Manifest, guidance_scale: float) -> bool:
+        """Whether a picture of that scale takes a second row, without the prompt."""
+
+    def solver_settings(self, settings: Mapping[str, Any], area: int, steps: int) -> Mapping[str, Any]:
+        """The scheduler's settings, with what depends on the family in them filled in.
+
+        Args:
+            settings: the model's, with those of the request in their place.
+            area: how many latents the picture has, height times width.
+            steps: how many steps it takes.
+        """

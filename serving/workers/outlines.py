@@ -25,19 +25,18 @@ def outline_of(model: str, manifest: Manifest, request: Request, fast: bool | Ac
     """
     resolved = request.resolved(manifest, fast)
     canvas = Canvas.open(manifest, resolved)
-    family, spec = family_of(manifest.family), manifest.networks[family_of(manifest.family).denoiser]
+    family = family_of(manifest.family)
     assert resolved.num_inference_steps is not None
     assert resolved.guidance_scale is not None
     steps = resolved.num_inference_steps
     if canvas.picture is not None:
         steps = min(int(steps * canvas.strength), steps)
-    guided = resolved.guidance_scale > 1 and spec.input("timestep_cond") is None
     shown = family.context_channels(manifest) > 0  # to the network, beside the latents
     return Outline(
         model=model,
         area=(canvas.height // manifest.vae.downscale) * (canvas.width // manifest.vae.downscale),
         evaluations=steps * SCHEDULERS[str(resolved.scheduler)].evaluations_per_step,
-        rows=2 if guided else 1,
+        rows=2 if family.guided(manifest, resolved.guidance_scale) else 1,
         pictures=0 if canvas.picture is None else 1 + shown,
         weights=resolved.loras or (),
     )

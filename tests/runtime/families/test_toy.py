@@ -51,6 +51,7 @@ class Toy:
     name: str = "toy"
     denoiser: str = "mixer"
     encoders: tuple[Encoder, ...] = ()
+    flow: bool = False
 
     def check(self, manifest: Manifest) -> None:
         if "mixer" not in manifest.networks:
@@ -63,7 +64,7 @@ class Toy:
         self, manifest: Manifest, conditioner: Conditioner, request: Request, canvas: Canvas
     ) -> tuple[Inputs, Inputs | None]:
         assert request.guidance_scale is not None
-        guided = request.guidance_scale > 1
+        guided = self.guided(manifest, request.guidance_scale)
         return conditioner.encode(request.prompt, request.negative_prompt if guided else None, 0)
 
     def latent_shape(self, manifest: Manifest, canvas: Canvas) -> tuple[int, int, int]:
@@ -72,7 +73,10 @@ class Toy:
     def context_channels(self, manifest: Manifest) -> int:
         return 0
 
-    def solver_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    def guided(self, manifest: Manifest, guidance_scale: float) -> bool:
+        return guidance_scale > 1
+
+    def solver_settings(self, settings: Mapping[str, Any], area: int, steps: int) -> Mapping[str, Any]:
         return settings
 
 
