@@ -88,6 +88,7 @@ def export_checkpoint(
                 files=partial.files(),
                 max_clip_skip=checkpoint.max_clip_skip,
                 force_zeros_for_empty_prompt=checkpoint.force_zeros_for_empty_prompt,
+                distilled=checkpoint.distilled,
                 license=checkpoint.card.get("license"),
                 attribution=tuple(checkpoint.card.get("attribution", ())),
                 source=checkpoint.source,
@@ -215,6 +216,7 @@ def _write_words(checkpoint: Checkpoint, partial: PartialBundle) -> str | None:
 def _defaults(checkpoint: Checkpoint) -> Defaults:
     pixels = (checkpoint.sample_size or 64) * checkpoint.vae.downscale
     try:
-        return read_as(Defaults, {"height": pixels, "width": pixels, **checkpoint.card.get("defaults", {})}, "defaults")
+        given = {**checkpoint.defaults, **checkpoint.card.get("defaults", {})}
+        return read_as(Defaults, {"height": pixels, "width": pixels, **given}, "defaults")
     except (SchemaError, TypeError) as error:
         raise CheckpointError(f"the defaults in model_card.json are not valid: {error}") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.form import INT8, Form
-from calotype.runtime.bundle.manifest import CONTROLLED
+from calotype.runtime.bundle.manifest import CONTROLLED, EDITING
 from calotype.runtime.denoising.feature_cache import DEEP, SHALLOW
 from calotype.runtime.denoising.job import SessionKey
 from calotype.runtime.errors import BundleError, InputError
@@ -24,6 +24,8 @@ from calotype.runtime.sessions.traced import Trace
 
 LORA_MEMORY = 2 << 30  # room for two of rank 32 at SD 1.5's size on a CPU with engines, beside the one in use
 CONTROLNET = "controlnet"  # of a ControlNet's own bundle
+# Networks over the weights of another.
+PARTS = {DEEP: "unet", SHALLOW: "unet", CONTROLLED: "unet", EDITING: "transformer"}
 logger = logging.getLogger(__name__)
 
 
@@ -133,20 +135,19 @@ class Networks:
             precision = "int8" if built else None
         return default_form(spec, self.backend) if precision is None else Form.parse(precision)
 
-    def denoising(
-        self, form: Form, *, caching: bool, controlled: bool = False, loras: Weights = ()
-    ) -> list[SessionKey]:
-        """The sessions that jobs of a form take, with deep-feature caching, with ControlNets, or with neither.
+    def denoising(self, network: str, form: Form, *, caching: bool, loras: Weights = ()) -> list[SessionKey]:
+        """The sessions that jobs of a denoising network in a form take; with deep-feature caching, its two parts.
 
         Raises:
             BundleError: the bundle has not got them.
         """
-        names = (DEEP, SHALLOW) if caching else (CONTROLLED if controlled else self.denoiser,)
+        names = (DEEP, SHALLOW) if caching else (network,)
         missing = sorted(set(names) - self.bundle.manifest.networks.keys())
         if missing:
             raise BundleError(
-                f"{self.bundle.path} has no {', '.join(missing)}, which deep-feature caching takes; "
-                "export the bundle again"
+                f"{self.bundle.path} has no {', '.join(missing)}, which "
+                f"{'deep-feature caching' if caching else 'this picture'} takes; export the bundle again, or leave "
+                "that out if its family has none"
             )
         return [self.key(name, form, loras) for name in names]
 
@@ -255,7 +256,7 @@ class Networks:
 
 def weights_of(network: str) -> str:
     """The network whose weights ``network`` reads."""
-    return "unet" if network in (DEEP, SHALLOW, CONTROLLED) else network
+    return PARTS.get(network, network)
 
 
 def _read(keys: Iterable[SessionKey], weights: Hashable) -> set[str]:

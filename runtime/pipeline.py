@@ -345,6 +345,7 @@ class Pipeline(Closing):
         crops_coords_top_left: tuple[int, int] | None = None,
         target_size: tuple[int, int] | None = None,
         controls: Sequence[Control] | None = None,
+        references: Sequence[Source] | None = None,
         num_images_per_prompt: int | None = None,
         seed: int | None = None,
         latents: Array | None = None,
@@ -380,6 +381,7 @@ class Pipeline(Closing):
             crops_coords_top_left: see :class:`Request`.
             target_size: see :class:`Request`.
             controls: see :class:`Request`.
+            references: see :class:`Request`.
             num_images_per_prompt: 1 or more.
             seed: of the first picture; picture k of the call is the picture of seed + k alone. None picks a random one.
             latents: (N, C, height/f, width/f) of unit variance to start from instead of the seeds' noise.
@@ -416,6 +418,7 @@ class Pipeline(Closing):
             crops_coords_top_left=crops_coords_top_left,
             target_size=target_size,
             controls=controls,
+            references=references,
         )
         kind: Kind = "pil" if output_type is None else output_type
         with self._calls:
@@ -478,10 +481,9 @@ class Pipeline(Closing):
     def _open(self, loras: Weights) -> None:
         """Open what requests need that have ``loras`` and say nothing of precision and caching."""
         networks, caching = self.networks, self._fast.caches
-        controlled = bool(self._controlnets.named) and not caching
-        network = CONTROLLED if controlled else self._family.denoiser
+        network = CONTROLLED if self._controlnets.named and not caching else self._family.denoiser
         form = networks.form(network, self._fast.precision, whole=not caching, loras=loras)
-        denoising = networks.denoising(form, caching=caching, controlled=controlled, loras=loras)
+        denoising = networks.denoising(network, form, caching=caching, loras=loras)
         networks.open([*networks.encoding(loras), *denoising])
 
     def _session(self, key: SessionKey) -> Session:

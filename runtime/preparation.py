@@ -17,7 +17,7 @@ import numpy as np
 
 from calotype.runtime.arrays import Array, Inputs
 from calotype.runtime.bundle.form import Form
-from calotype.runtime.bundle.manifest import CONTROLLED, Manifest
+from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.controlnets import ControlNets
 from calotype.runtime.denoising.acceleration import Acceleration
 from calotype.runtime.denoising.controls import guess_scales
@@ -26,13 +26,13 @@ from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.denoising.job import Job, JobControl
 from calotype.runtime.denoising.start import Posterior, Start
 from calotype.runtime.errors import InputError
-from calotype.runtime.families import Family
+from calotype.runtime.families import Family, denoiser_of
 from calotype.runtime.families.base import Conditioner
 from calotype.runtime.loras import Loras, merged_into
 from calotype.runtime.merged_weights import Weights
 from calotype.runtime.networks import Networks
 from calotype.runtime.pictures.autoencoder import Vae
-from calotype.runtime.pictures.canvas import Canvas
+from calotype.runtime.pictures.canvas import Canvas, to_pixels
 from calotype.runtime.pictures.control_pictures import control_pixels
 from calotype.runtime.pictures.masks import latent_mask
 from calotype.runtime.request import Request
@@ -133,6 +133,8 @@ class Preparation:
         form = self._form(request)
         self._warn(request)
         rows = _kept(self._rows, _text_of(request), lambda: self._encoded(request, canvas), MOST_ROWS)
+        if canvas.references:
+            rows = self._with_references(rows, canvas)
         return Encoded(
             request=request,
             canvas=canvas,
@@ -197,7 +199,7 @@ class Preparation:
         noise = rng.standard_normal(shape, np.float32) if latents is None else _given(latents, shape)
         own = start.begin(noise, rng)
         conditional, unconditional = encoded.rows
-        network = CONTROLLED if encoded.controls else self._family.denoiser
+        network = denoiser_of(self._family, self._manifest, request)
         return Drawing(
             request=request,
             canvas=encoded.canvas,
@@ -226,13 +228,22 @@ class Preparation:
     def _encoded(self, request: Request, canvas: Canvas) -> tuple[Inputs, Inputs | None]:
         return self._family.rows(self._manifest, self._conditioned(merged_into(request)), request, canvas)
 
+    def _with_references(self, rows: tuple[Inputs, Inputs | None], canvas: Canvas) -> tuple[Inputs, Inputs | None]:
+        """Rows with and without the prompt, each with the reference pictures."""
+        latents = [self._encode(to_pixels(picture)).mode(self._vae.scale) for picture in canvas.references]
+        own = self._family.reference_rows(latents)
+        conditional, unconditional = rows
+        return {**conditional, **own}, None if unconditional is None else {**unconditional, **own}
+
     def _form(self, request: Request) -> Form:
         """What the denoising network is computed in; its sessions and the text encoders' are opened."""
-        fast, loras, controlled = request.fast, merged_into(request), bool(request.controls)
+        fast, loras = request.fast, merged_into(request)
         assert isinstance(fast, Acceleration)
-        network = CONTROLLED if controlled else self._family.denoiser
+        network = denoiser_of(self._family, self._manifest, request)
+        if request.references and fast.caches:
+            raise InputError("cache_interval and references exclude each other; use one of them")
         form = self._networks.form(network, fast.precision, whole=not fast.caches, loras=loras)
-        denoising = self._networks.denoising(form, caching=fast.caches, controlled=controlled, loras=loras)
+        denoising = self._networks.denoising(network, form, caching=fast.caches, loras=loras)
         self._networks.open([*self._networks.encoding(loras), *denoising])
         return form
 
@@ -337,10 +348,14 @@ def _text_of(request: Request) -> tuple[Any, ...]:
 
 def _same_pictures(request: Request, other: Request) -> bool:
     """Whether two requests have the same canvas."""
-    pictures = ((request.image, other.image), (request.mask_image, other.mask_image))
+    pictures = [(request.image, other.image), (request.mask_image, other.mask_image)]
     names = ("height", "width", "strength", "feather")
-    return all(one is two or (isinstance(one, Path) and one == two) for one, two in pictures) and all(
-        getattr(request, name) == getattr(other, name) for name in names
+    pictures += zip(request.references, other.references, strict=False)
+    alike = len(request.references) == len(other.references)
+    return (
+        alike
+        and all(one is two or (isinstance(one, Path) and one == two) for one, two in pictures)
+        and all(getattr(request, name) == getattr(other, name) for name in names)
     )
 
 

@@ -84,9 +84,10 @@ def recall(
     )
     for given, label in ((image, "Image"), (mask_image, "Mask")):
         _check_source(given, label, further.get(f"{label} hash"), further.get(label))
+    references = tuple(_reference(folders, name, digest) for name, _, digest in _listed(further, "References"))
     vae = further.get("VAE")
     return Recalled(
-        request=_request(found, further, image, mask_image, loras, _controls(folders, further)),
+        request=_request(found, further, image, mask_image, loras, _controls(folders, further), references),
         model=_bundle(folders, found.model, found.model_hash),
         embeddings=words,
         vae=None if vae is None else _bundle(folders, vae, further.get("VAE hash")),
@@ -101,6 +102,7 @@ def _request(
     mask: Source | None,
     loras: tuple[Lora, ...],
     controls: tuple[Control, ...],
+    references: tuple[Path, ...],
 ) -> Request:
     try:
         interval = int(further.get("Cache interval", 1))
@@ -134,6 +136,7 @@ def _request(
             target_size=_numbers(further, "Target size", int),
             loras=loras,
             controls=controls,
+            references=references,
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"the picture's settings are damaged: {error}") from None
@@ -157,6 +160,15 @@ def _controls(folders: Sequence[Path], further: Mapping[str, str]) -> tuple[Cont
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"the picture's settings are damaged at ControlNets: {error}") from None
+
+
+def _reference(folders: Sequence[Path], name: str, digest: str) -> Path:
+    """The file of a reference picture, found by its hash."""
+    from calotype.runtime.picture import NO_FILE
+
+    if name == NO_FILE:
+        raise InputError("a reference picture was no file, and cannot be found again; give it in Python")
+    return _file(folders, name, digest)
 
 
 def _numbers(further: Mapping[str, str], label: str, kind: Callable[[str], Any]) -> tuple[Any, ...] | None:

@@ -11,8 +11,9 @@ from calotype.runtime.errors import BundleError
 Shape = tuple[int | str | None, ...]
 Tensors = Mapping[str, Shape]
 
+# CLIP's takes more, of which its families say what.
 TEXT_ENCODER: tuple[Tensors, Tensors] = (
-    {"input_ids": ("batch", None), "clip_skip": (1,)},
+    {"input_ids": ("batch", None)},
     {"hidden_states": ("batch", None, None)},
 )
 SAMPLE: Shape = ("rows", None, "height", "width")
@@ -30,6 +31,15 @@ CONTRACTS: Mapping[str, tuple[Tensors, Tensors]] = {
     "controlnet": (
         {**SAMPLED, "control_image": ("rows", 3, "f*height", "f*width"), "conditioning_scale": ("rows", None)},
         {},
+    ),
+    "transformer": (SAMPLED, {"noise_pred": SAMPLE}),
+    "transformer_edit": (
+        {
+            **SAMPLED,
+            "reference_latents": ("rows", "references", None),
+            "reference_positions": ("rows", "references", None),
+        },
+        {"noise_pred": SAMPLE},
     ),
     "unet_shallow": ({**SAMPLED, "deep_feature": SAMPLE}, {"noise_pred": SAMPLE}),
     "vae_decoder": ({"latents": LATENTS}, {"image": IMAGE}),

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from calotype.runtime.arrays import Inputs
+from calotype.runtime.arrays import Array, Inputs
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.pictures.canvas import Canvas
@@ -43,12 +43,14 @@ class Family(Protocol):
         denoiser: the denoising network's name in the manifest; it is given ``sample``, ``timestep`` and named rows, and
             gives ``noise_pred``.
         encoders: the text encoders, in the order of their embeddings.
+        editor: the denoising network's name where reference pictures are given, which are rows of it; None takes none.
         flow: whether it is trained by flow matching; see :mod:`calotype.runtime.schedulers.flow`.
     """
 
     name: str
     denoiser: str
     encoders: tuple[Encoder, ...]
+    editor: str | None
     flow: bool
 
     def check(self, manifest: Manifest) -> None:
@@ -69,6 +71,13 @@ class Family(Protocol):
 
         Raises:
             InputError: the request asks for what this model cannot do.
+        """
+
+    def reference_rows(self, latents: Sequence[Array]) -> Inputs:
+        """What the network ``editor`` is given of reference pictures, beside the rows of the prompt.
+
+        Args:
+            latents: of each picture, (C, h, w) in a size of its own, as the denoising network knows them.
         """
 
     def latent_shape(self, manifest: Manifest, canvas: Canvas) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from calotype.runtime.arrays import Inputs
+from calotype.runtime.arrays import Array, Inputs
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.bundle.safetensors import SafetensorsFile
@@ -35,6 +35,7 @@ class StableDiffusion:
     name: str
     denoiser: str = "unet"
     encoders: tuple[Encoder, ...] = (Encoder(network="text_encoder", tokenizer="tokenizer"),)
+    editor: str | None = None
     flow: bool = False
 
     def check(self, manifest: Manifest) -> None:
@@ -44,6 +45,11 @@ class StableDiffusion:
         missing += [encoder.tokenizer for encoder in self.encoders if encoder.tokenizer not in manifest.tokenizers]
         if missing:
             raise BundleError(f"the bundle of {manifest.name} has no {', '.join(missing)}; export the bundle again")
+        for encoder in self.encoders:
+            if manifest.networks[encoder.network].input("clip_skip") is None:
+                raise BundleError(
+                    f"the bundle of {manifest.name} has a {encoder.network} without clip_skip; export the bundle again"
+                )
         extra = self.context_channels(manifest)
         if extra not in (0, manifest.vae.latent_channels + 1):
             raise BundleError(
@@ -82,6 +88,10 @@ class StableDiffusion:
             if getattr(request, name) is not None:
                 raise InputError(f"{name} is for SDXL models; {manifest.name} is {manifest.family}")
         return {}
+
+    def reference_rows(self, latents: Sequence[Array]) -> Inputs:
+        """See :meth:`Family.reference_rows`; there are none."""
+        raise NotImplementedError
 
     def latent_shape(self, manifest: Manifest, canvas: Canvas) -> tuple[int, int, int]:
         """See :meth:`Family.latent_shape`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.denoising.acceleration import EXACT, Acceleration
-from calotype.runtime.families import family_of
+from calotype.runtime.families import denoiser_of, family_of
 from calotype.runtime.pictures.canvas import Canvas
 from calotype.runtime.request import Request
 from calotype.runtime.schedulers import SCHEDULERS
@@ -26,6 +26,7 @@ def outline_of(model: str, manifest: Manifest, request: Request, fast: bool | Ac
     resolved = request.resolved(manifest, fast)
     canvas = Canvas.open(manifest, resolved)
     family = family_of(manifest.family)
+    denoiser_of(family, manifest, resolved)  # what it refuses, is refused here
     assert resolved.num_inference_steps is not None
     assert resolved.guidance_scale is not None
     steps = resolved.num_inference_steps
@@ -37,6 +38,6 @@ def outline_of(model: str, manifest: Manifest, request: Request, fast: bool | Ac
         area=(canvas.height // manifest.vae.downscale) * (canvas.width // manifest.vae.downscale),
         evaluations=steps * SCHEDULERS[str(resolved.scheduler)].evaluations_per_step,
         rows=2 if family.guided(manifest, resolved.guidance_scale) else 1,
-        pictures=0 if canvas.picture is None else 1 + shown,
+        pictures=(0 if canvas.picture is None else 1 + shown) + len(canvas.references),
         weights=resolved.loras or (),
     )
