@@ -232,6 +232,13 @@ class Edit(Wanted):
         except ValidationError as error:
             raise RequestValidationError(error.errors(include_url=False)) from None
 
+    def by(self, model: ModelState, references: Sequence[Image.Image], size: Size) -> list[Request]:
+        """One request for each picture that goes by ``references``."""
+        if self.feather:
+            raise RequestRefusedError("feather is about a mask, and there is none", param="feather")
+        sized = self.model_copy(update={"size": f"{size[0]}x{size[1]}"})
+        return Wanted.requests(sized, model, references=references)
+
     def over(self, model: ModelState, picture: Image.Image, mask: Image.Image | None) -> list[Request]:
         """One request for each picture that is drawn over ``picture``, which is of the size to draw in."""
         strength = self.strength
@@ -247,4 +254,4 @@ class Edit(Wanted):
 def _named(message: str, names: set[str]) -> str | None:
     """The field that a message of the runtime is about: the first one that it names."""
     found = next((word for word in re.findall(r"\w+", message) if word in names), None)
-    return "size" if found in ("width", "height") else found
+    return {"width": "size", "height": "size", "references": "image"}.get(found or "", found)
