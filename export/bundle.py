@@ -41,6 +41,7 @@ def export_checkpoint(
     ema: bool = False,
     prediction_type: str | None = None,
     variant: str | None = None,
+    transformer: Path | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Turn the checkpoint ``source`` into a bundle at ``bundle``, which appears whole or not at all.
@@ -56,6 +57,7 @@ def export_checkpoint(
         ema: take the averaged weights of a single file that carries both.
         prediction_type: overrides what the checkpoint says that its UNet predicts.
         variant: which of a folder's weights to take where there are several, as ``bf16``.
+        transformer: see :func:`calotype.export.sources.load_checkpoint`.
         progress: is told what begins.
 
     Raises:
@@ -69,7 +71,9 @@ def export_checkpoint(
     if bundle.exists() and not (force and (bundle / MANIFEST_NAME).is_file()):
         why = "holds a bundle; use --force to replace it" if (bundle / MANIFEST_NAME).is_file() else "exists already"
         raise ExportError(f"{bundle} {why}")
-    checkpoint = load_checkpoint(source, ema=ema, prediction_type=prediction_type, variant=variant)
+    checkpoint = load_checkpoint(
+        source, ema=ema, prediction_type=prediction_type, variant=variant, transformer=transformer
+    )
     defaults = _defaults(checkpoint)
     try:
         with PartialBundle(bundle, replace=force) as partial:

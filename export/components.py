@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+from torch import Tensor
+
+from calotype.export.contents import read_tensors
+from calotype.export.flux2_keys import is_original, to_diffusers
 from calotype.export.folder import Folder
 from calotype.export.models.autoencoder import Autoencoder, AutoencoderConfig
 from calotype.export.models.clip import TextEncoder, TextEncoderConfig
@@ -65,9 +69,14 @@ def load_autoencoder(folder: Folder, name: str = "vae") -> Autoencoder | TinyAut
 
 
 def load_flux2_transformer(folder: Folder, name: str = "transformer") -> Flux2Transformer:
-    """FLUX.2's transformer."""
+    """FLUX.2's transformer, the folder's own or one from a file in diffusers' or the original code's names."""
     config = Flux2Config.from_json(folder.config(name, TRANSFORMERS))
-    return load_module(Flux2Transformer, config, folder.weights(name, MODEL_WEIGHTS), "transformer")
+    if folder.transformer is None:
+        state: Mapping[str, Tensor] = folder.weights(name, MODEL_WEIGHTS)
+    else:
+        state, _ = read_tensors(folder.transformer)
+        state = to_diffusers(state) if is_original(state) else state
+    return load_module(Flux2Transformer, config, state, "transformer")
 
 
 def load_flux2_autoencoder(folder: Folder, name: str = "vae") -> Flux2Autoencoder:

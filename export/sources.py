@@ -18,7 +18,12 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 def load_checkpoint(
-    source: str | Path, *, ema: bool = False, prediction_type: str | None = None, variant: str | None = None
+    source: str | Path,
+    *,
+    ema: bool = False,
+    prediction_type: str | None = None,
+    variant: str | None = None,
+    transformer: Path | None = None,
 ) -> Checkpoint:
     """Load a folder in diffusers' layout, an original single file, or a repository of the Hugging Face Hub.
 
@@ -27,6 +32,7 @@ def load_checkpoint(
         ema: the averaged weights of a single file that carries both.
         prediction_type: overrides what the checkpoint says that its UNet predicts.
         variant: which of a folder's weights to take where there are several, as ``bf16``.
+        transformer: a file whose transformer takes the place of the folder's.
 
     Raises:
         CheckpointError: there is none, or it cannot be read, or does not match its configuration.
@@ -40,15 +46,17 @@ def load_checkpoint(
     if path.is_file():
         if variant is not None:
             raise InputError(f"{source} is one file, which has no variants; export without --variant")
+        if transformer is not None:
+            raise InputError(f"{source} is one file; give the folder whose transformer {transformer} is instead of")
         return load_file(SingleFile.open(path, ema=ema, prediction_type=prediction_type))
     if ema:
         raise InputError(f"{source} holds one set of weights; averaged ones are taken from original single files only")
     if path.is_dir():
         if not (path / INDEX).exists():
             refuse_folder(path)
-        checkpoint = _from_folder(Folder.open(path, variant))
+        checkpoint = _from_folder(Folder.open(path, variant, transformer))
     elif path.suffix.lower() not in SUFFIXES and is_repository(str(source)):
-        folder = Folder.open(download(str(source), variant), variant)
+        folder = Folder.open(download(str(source), variant), variant, transformer)
         checkpoint = _from_folder(folder)
         place = {"name": str(source), "revision": folder.path.name}
         checkpoint = dataclasses.replace(checkpoint, source={**checkpoint.source, **place})

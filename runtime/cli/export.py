@@ -31,6 +31,12 @@ WEIGHTS = {"float16": "fp16", "float32": "fp32"}
     help="What the UNet predicts, where the checkpoint does not say it or is wrong.",
 )
 @click.option("--variant", metavar="NAME", help="Which of a folder's weights, where it has several: bf16, non_ema, …")
+@click.option(
+    "--transformer",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A file whose transformer takes the place of that in the folder SOURCE, as those of FLUX.2 klein are shared.",
+)
 def command(
     source: str,
     bundle: Path,
@@ -39,6 +45,7 @@ def command(
     ema: bool,
     prediction_type: str | None,
     variant: str | None,
+    transformer: Path | None,
 ) -> None:
     """Turn the checkpoint SOURCE into BUNDLE.
 
@@ -60,6 +67,7 @@ def command(
         ema=ema,
         prediction_type=prediction_type,
         variant=variant,
+        transformer=transformer,
         progress=_show,
     )
     click.echo(f"{bundle}: {manifest.name}, {len(manifest.networks)} networks")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -18,7 +19,7 @@ from calotype.export.bundle import export_checkpoint
 from calotype.export.sources import load_checkpoint
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.bundle.parity import MIN_COSINE
-from calotype.runtime.errors import CheckpointError, UnsupportedArchitectureError
+from calotype.runtime.errors import CheckpointError, InputError, UnsupportedArchitectureError
 from tests.klein import LATENT_CHANNELS, READ, WIDTH
 
 RELATIVE = 1e-4
@@ -191,3 +192,88 @@ def test_another_family_is_named(changed: Path, pipeline: str) -> None:
         UnsupportedArchitectureError, match=f"holds a {pipeline}, which is not supported; supported: .*"
     ):
         load_checkpoint(changed)
+
+
+def original(folder: Path) -> dict[str, torch.Tensor]:
+    """The transformer's tensors under the names of the original code, by the inverse of diffusers' own reader."""
+    state: dict[str, torch.Tensor] = {}
+    for shard in sorted((folder / "transformer").glob("*.safetensors")):
+        state |= load_file(shard)
+    found: dict[str, torch.Tensor] = {}
+    for stream, (query, key, value) in {
+        "img": ("to_q", "to_k", "to_v"),
+        "txt": ("add_q_proj", "add_k_proj", "add_v_proj"),
+    }.items():
+        parts = [state.pop(f"transformer_blocks.0.attn.{name}.weight") for name in (query, key, value)]
+        found[f"double_blocks.0.{stream}_attn.qkv.weight"] = torch.cat(parts)
+    found["final_layer.adaLN_modulation.1.weight"] = torch.cat(state.pop("norm_out.linear.weight").chunk(2)[::-1])
+    for name, tensor in state.items():
+        for ours, theirs in ORIGINAL.items():
+            name = re.sub(f"^{ours}", theirs, name)
+        found[name] = tensor
+    return found
+
+
+ORIGINAL = {
+    r"single_transformer_blocks\.(\d+)\.attn\.norm_q\.weight": r"single_blocks.\1.norm.query_norm.scale",
+    r"single_transformer_blocks\.(\d+)\.attn\.norm_k\.weight": r"single_blocks.\1.norm.key_norm.scale",
+    r"single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj": r"single_blocks.\1.linear1",
+    r"single_transformer_blocks\.(\d+)\.attn\.to_out": r"single_blocks.\1.linear2",
+    r"transformer_blocks\.0\.attn\.norm_q\.weight": "double_blocks.0.img_attn.norm.query_norm.scale",
+    r"transformer_blocks\.0\.attn\.norm_k\.weight": "double_blocks.0.img_attn.norm.key_norm.scale",
+    r"transformer_blocks\.0\.attn\.norm_added_q\.weight": "double_blocks.0.txt_attn.norm.query_norm.scale",
+    r"transformer_blocks\.0\.attn\.norm_added_k\.weight": "double_blocks.0.txt_attn.norm.key_norm.scale",
+    r"transformer_blocks\.0\.attn\.to_out\.0": "double_blocks.0.img_attn.proj",
+    r"transformer_blocks\.0\.attn\.to_add_out": "double_blocks.0.txt_attn.proj",
+    r"transformer_blocks\.0\.ff\.linear_in": "double_blocks.0.img_mlp.0",
+    r"transformer_blocks\.0\.ff\.linear_out": "double_blocks.0.img_mlp.2",
+    r"transformer_blocks\.0\.ff_context\.linear_in": "double_blocks.0.txt_mlp.0",
+    r"transformer_blocks\.0\.ff_context\.linear_out": "double_blocks.0.txt_mlp.2",
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    r"time_guidance_embed\.timestep_embedder\.linear_1": "time_in.in_layer",
+    r"time_guidance_embed\.timestep_embedder\.linear_2": "time_in.out_layer",
+    r"(double|single)_stream_modulation(_img|_txt|)\.linear": r"\1_stream_modulation\2.lin",
+    "proj_out": "final_layer.linear",
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_a_transformer_in_one_file_takes_the_place_of_the_folders(
+    klein_checkpoint: Path, tmp_path: Path, prefix: str
+) -> None:
+    from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
+
+    tensors = {name: tensor + 0.25 for name, tensor in original(klein_checkpoint).items()}
+    path = tmp_path / "tuned.safetensors"
+    save_file({f"{prefix}{name}": tensor.contiguous() for name, tensor in tensors.items()}, path)
+    checkpoint = load_checkpoint(klein_checkpoint, transformer=path)
+    wanted = convert_flux2_transformer_checkpoint_to_diffusers(tensors)
+    found = checkpoint.components["transformer"].state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert checkpoint.source["transformer"] == "tuned.safetensors"
+
+
+def test_a_transformer_in_scaled_float8_is_multiplied_out(klein_checkpoint: Path, tmp_path: Path) -> None:
+    name, tensors = "single_blocks.0.linear2", original(klein_checkpoint)
+    exact = tensors[f"{name}.weight"].float()
+    scale = exact.abs().max() / 448
+    stored = (exact / scale).to(torch.float8_e4m3fn)
+    tensors |= {f"{name}.weight": stored, f"{name}.scale_weight": scale[None]}
+    save_file({own: tensor.contiguous() for own, tensor in tensors.items()}, tmp_path / "fp8.safetensors")
+    checkpoint = load_checkpoint(klein_checkpoint, transformer=tmp_path / "fp8.safetensors")
+    got = checkpoint.components["transformer"].state_dict()["single_transformer_blocks.0.attn.to_out.weight"]
+    assert torch.equal(got, (stored.float() * scale).half())
+
+
+def test_a_stray_of_such_a_file_is_named(klein_checkpoint: Path, tmp_path: Path) -> None:
+    tensors = {**original(klein_checkpoint), "guidance_in.in_layer.weight": torch.zeros(2, 2)}
+    save_file({own: tensor.contiguous() for own, tensor in tensors.items()}, tmp_path / "dev.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 unexpected: guidance_in\.in_layer\.weight"):
+        load_checkpoint(klein_checkpoint, transformer=tmp_path / "dev.safetensors")
+
+
+def test_a_model_without_a_transformer_takes_none(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no transformer that another could take the place of; leave it out"):
+        load_checkpoint(tiny_checkpoint, transformer=tmp_path / "any.safetensors")
