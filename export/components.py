@@ -27,7 +27,7 @@ UNETS = ("UNet2DConditionModel",)
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 # Settings that versions of transformers write into every configuration and that no text tower reads.
-_TRANSFORMERS_NOISE = frozenset(
+TRANSFORMERS_NOISE = frozenset(
     {
         "add_cross_attention", "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward",
         "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping",
@@ -53,7 +53,7 @@ def load_unet(folder: Folder, name: str = "unet") -> tuple[UNet, int | None]:
 def load_text_encoder(folder: Folder, name: str) -> TextEncoder:
     """A text tower of CLIP's or OpenCLIP's."""
     config = folder.config(name, TEXT_ENCODERS)
-    settings = {key: value for key, value in config.items() if key not in _TRANSFORMERS_NOISE}
+    settings = {key: value for key, value in config.items() if key not in TRANSFORMERS_NOISE}
     settings["with_projection"] = config.get("architectures") == ["CLIPTextModelWithProjection"]
     state = folder.weights(name, "model")
     return load_module(TextEncoder, TextEncoderConfig.from_json(settings), state, name.replace("_", " "))
@@ -88,7 +88,7 @@ def load_flux2_autoencoder(folder: Folder, name: str = "vae") -> Flux2Autoencode
 def load_language_model(folder: Folder, name: str, shares: Sequence[Fraction]) -> Qwen3:
     """A language model down to the last of the layers that are read, those after such ``shares`` of all it has."""
     config = folder.config(name, LANGUAGE_MODELS)
-    settings = {key: value for key, value in config.items() if key not in _TRANSFORMERS_NOISE}
+    settings = {key: value for key, value in config.items() if key not in TRANSFORMERS_NOISE}
     known = Qwen3Config.from_json(settings)
     read = tuple(int(share * known.num_hidden_layers) for share in shares)
     # What is behind the last layer that is read, and what a language model has and a text encoder needs not.

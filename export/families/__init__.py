@@ -16,6 +16,8 @@ FAMILIES = {
     "flux2-klein": "calotype.export.families.flux2_klein:FLUX2_KLEIN",
     "vae": "calotype.export.families.vae:VAE",
     "control": "calotype.export.families.control:CONTROL",
+    "t2i_adapter": "calotype.export.families.t2i_adapter:T2I_ADAPTER",
+    "ip-adapter": "calotype.export.families.ip_adapter:IP_ADAPTER",
 }
 
 

@@ -32,6 +32,11 @@ WEIGHTS = {"float16": "fp16", "float32": "fp32"}
 )
 @click.option("--variant", metavar="NAME", help="Which of a folder's weights, where it has several: bf16, non_ema, …")
 @click.option(
+    "--image-encoder",
+    type=click.Path(path_type=Path),
+    help="The folder of an IP-Adapter's image encoder.  [default: image_encoder beside its file]",
+)
+@click.option(
     "--transformer",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -45,6 +50,7 @@ def command(
     ema: bool,
     prediction_type: str | None,
     variant: str | None,
+    image_encoder: Path | None,
     transformer: Path | None,
 ) -> None:
     """Turn the checkpoint SOURCE into BUNDLE.
@@ -67,6 +73,7 @@ def command(
         ema=ema,
         prediction_type=prediction_type,
         variant=variant,
+        image_encoder=image_encoder,
         transformer=transformer,
         progress=_show,
     )

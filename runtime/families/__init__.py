@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 
-from calotype.runtime.bundle.manifest import CONTROLLED, Manifest
+from calotype.runtime.bundle.manifest import CONTROLLED, PROMPTED, Manifest
 from calotype.runtime.errors import BundleError, InputError
 from calotype.runtime.families.base import Encoder, Family
 from calotype.runtime.request import Request
@@ -44,15 +44,16 @@ def denoiser_of(family: Family, manifest: Manifest, request: Request) -> str:
     """The denoising network that a picture takes.
 
     Raises:
-        InputError: it has reference pictures, and the model takes none, or none beside ControlNets.
+        InputError: it has reference pictures, and the model takes none, or none beside ControlNets and image prompts.
     """
     if not request.references:
-        return CONTROLLED if request.controls else family.denoiser
+        return PROMPTED if request.image_prompts else CONTROLLED if request.controls else family.denoiser
     if family.editor is None or family.editor not in manifest.networks:
         raise InputError(
             f"{manifest.name} takes no reference pictures, as models that edit do; leave references out, or give one "
             "of them as image, to start from"
         )
-    if request.controls:
-        raise InputError("references and controls exclude each other; use one of them")
+    for other in ("controls", "image_prompts"):
+        if getattr(request, other):
+            raise InputError(f"references and {other} exclude each other; use one of them")
     return family.editor

@@ -45,11 +45,6 @@ class StableDiffusion:
         missing += [encoder.tokenizer for encoder in self.encoders if encoder.tokenizer not in manifest.tokenizers]
         if missing:
             raise BundleError(f"the bundle of {manifest.name} has no {', '.join(missing)}; export the bundle again")
-        for encoder in self.encoders:
-            if manifest.networks[encoder.network].input("clip_skip") is None:
-                raise BundleError(
-                    f"the bundle of {manifest.name} has a {encoder.network} without clip_skip; export the bundle again"
-                )
         extra = self.context_channels(manifest)
         if extra not in (0, manifest.vae.latent_channels + 1):
             raise BundleError(
