@@ -26,6 +26,7 @@ def load_checkpoint(
     variant: str | None = None,
     image_encoder: str | Path | None = None,
     safety_checker: bool = False,
+    transformer: Path | None = None,
 ) -> Checkpoint:
     """Load a folder in diffusers' layout, an original single file, or a repository of the Hugging Face Hub.
 
@@ -36,6 +37,7 @@ def load_checkpoint(
         variant: which of a folder's weights to take where there are several, as ``bf16``.
         image_encoder: the folder of an IP-Adapter's image encoder; None looks beside its file.
         safety_checker: whether to load the safety checker in a folder, too.
+        transformer: a file whose transformer takes the place of the folder's.
 
     Raises:
         CheckpointError: there is none, or it cannot be read, or does not match its configuration.
@@ -47,7 +49,7 @@ def load_checkpoint(
     if prediction_type is not None and prediction_type not in PREDICTION_TYPES:
         raise InputError(f"prediction type {prediction_type!r} is not known; valid: {', '.join(PREDICTION_TYPES)}")
     try:
-        checkpoint = _load(source, ema, prediction_type, variant, image_encoder, safety_checker)
+        checkpoint = _load(source, ema, prediction_type, variant, image_encoder, safety_checker, transformer)
     except CheckpointError as error:
         if str(source) in str(error):
             raise
@@ -64,6 +66,7 @@ def _load(
     variant: str | None,
     image_encoder: str | Path | None,
     safety_checker: bool,
+    transformer: Path | None,
 ) -> Checkpoint:
     """The same; what is wrong with a part of it does not name the file."""
     path = Path(source)
@@ -72,6 +75,8 @@ def _load(
             raise InputError(f"{source} is one file, which has no variants; export without --variant")
         if safety_checker:
             raise InputError(f"{source} is one file, which has no safety checker; export without --safety-checker")
+        if transformer is not None:
+            raise InputError(f"{source} is one file; give the folder whose transformer {transformer} is instead of")
         encoder = None if image_encoder is None else Path(image_encoder)
         file = SingleFile.open(path, ema=ema, prediction_type=prediction_type, image_encoder=encoder)
         checkpoint = load_file(file)
@@ -85,9 +90,10 @@ def _load(
     if path.is_dir():
         if not (path / INDEX).exists():
             refuse_folder(path)
-        folder, place = Folder.open(path, variant), dict[str, str]()
+        folder, place = Folder.open(path, variant, transformer), dict[str, str]()
     elif path.suffix.lower() not in SUFFIXES and is_repository(str(source)):
-        folder = Folder.open(download(str(source), variant, safety_checker=safety_checker), variant)
+        found = download(str(source), variant, safety_checker=safety_checker)
+        folder = Folder.open(found, variant, transformer)
         place = {"name": str(source), "revision": folder.path.name}
     else:
         raise CheckpointError(

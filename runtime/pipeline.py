@@ -378,6 +378,7 @@ class Pipeline(Closing):
         target_size: tuple[int, int] | None = None,
         controls: Sequence[Control] | None = None,
         image_prompts: Sequence[ImagePrompt] | None = None,
+        references: Sequence[Source] | None = None,
         num_images_per_prompt: int | None = None,
         seed: int | None = None,
         latents: Array | None = None,
@@ -414,6 +415,7 @@ class Pipeline(Closing):
             target_size: see :class:`Request`.
             controls: see :class:`Request`.
             image_prompts: see :class:`Request`.
+            references: see :class:`Request`.
             num_images_per_prompt: 1 or more.
             seed: of the first picture; picture k of the call is the picture of seed + k alone. None picks a random one.
             latents: (N, C, height/f, width/f) of unit variance to start from instead of the seeds' noise.
@@ -451,6 +453,7 @@ class Pipeline(Closing):
             target_size=target_size,
             controls=controls,
             image_prompts=image_prompts,
+            references=references,
         )
         kind: Kind = "pil" if output_type is None else output_type
         with self._calls:

@@ -118,6 +118,13 @@ FILE = click.Path(path_type=Path)
 @click.option("--strength", type=float, help="0 to 1, how much of it is given up.  [default: 0.8, with a mask 1]")
 @click.option("--mask", type=FILE, help="A picture of its size, white where to draw; the rest comes back exactly.")
 @click.option("--feather", type=int, help="Pixels inside the mask over which the two fade.  [default: 0]")
+@click.option(
+    "--reference",
+    "references",
+    type=FILE,
+    multiple=True,
+    help="A picture that a model which edits goes by, as FLUX.2 klein; can be given several times.",
+)
 @click.option("--steps", type=int, help="Denoising steps.  [default: the model's]")
 @click.option(
     "--scheduler", help="ddim, euler, euler-a, dpmpp-2m, unipc, …; an unknown one lists all.  [default: the model's]"
@@ -321,6 +328,7 @@ def _requests(prompt: str | None, options: dict[str, Any]) -> list[Request]:
         scheduler_config={name: value for name, value in config.items() if value is not None},
         controls=controls,
         image_prompts=[prompt for _, _, prompt in _image_prompts(options)],
+        references=options["references"],
         **{name: options[name] for name in SAME_NAME},
     )
 

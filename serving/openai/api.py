@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from calotype.runtime.families import family_of
 from calotype.runtime.request import Request as Drawable
 from calotype.serving.errors import RequestRefusedError, UnknownModelError
 from calotype.serving.http.drawing import Drawing, Front
@@ -39,10 +40,17 @@ def router(front: Front) -> APIRouter:
         """Draw over a picture, or over the part of it where its mask is transparent.
 
         Of several pictures each is drawn over by itself, ``n`` times, in their order; the mask is the first one's.
+        A model that edits goes by all of them at once instead, where there is neither a mask nor a strength.
         """
         body, pictures, mask = await read_edit(front, request)
         body.check()
         model = front.model(body.model)
+        if _edits(model) and mask is None and body.strength is None:
+            front.limits.check_images(body.pictures)
+            size = body.dimensions or automatic(pictures[0].size, model.manifest)
+            shown = await front.uploads.shown(pictures, model.manifest.vae.downscale)
+            drawings = _submit(front, request, model, body, body.by(model, shown, size))
+            return await answered(front, request, body, drawings, "image_edit", sum(tokens(own.size) for own in shown))
         front.limits.check_images(body.pictures * len(pictures))
         requests: list[Drawable] = []
         for number, picture in enumerate(pictures):
@@ -94,6 +102,11 @@ def _submit(
         raise RequestRefusedError("this server keeps no pictures; ask for b64_json", param="response_format")
     previews = (body.partial_images or 0) if body.stream else 0
     return front.submit(request.scope, model, requests, previews=previews, deadline=body.deadline)
+
+
+def _edits(model: ModelState) -> bool:
+    """Whether it goes by reference pictures."""
+    return family_of(model.manifest.family).editor in model.manifest.networks
 
 
 def _model(model: ModelState) -> dict[str, Any]:

@@ -7,6 +7,7 @@ ignored where not; a name that neither knows is refused.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from PIL import Image
@@ -245,6 +246,13 @@ class Edit(Wanted):
     strength: Annotated[float | None, Field(ge=0, le=1)] = None
     feather: Annotated[int | None, Field(ge=0)] = None
 
+    def by(self, model: ModelState, references: Sequence[Image.Image], size: Size) -> list[Request]:
+        """One request for each picture that goes by ``references``."""
+        if self.feather:
+            raise RequestRefusedError("feather is about a mask, and there is none", param="feather")
+        sized = self.model_copy(update={"size": f"{size[0]}x{size[1]}"})
+        return Wanted.requests(sized, model, references=references)
+
     def over(
         self, model: ModelState, picture: Image.Image, mask: Image.Image | None, controls: tuple[Control, ...] = ()
     ) -> list[Request]:
@@ -263,4 +271,4 @@ class Edit(Wanted):
 def _named(message: str, names: set[str]) -> str | None:
     """The field that a message of the runtime is about: the first one that it names."""
     found = next((word for word in re.findall(r"\w+", message) if word in names), None)
-    return "size" if found in ("width", "height") else found
+    return {"width": "size", "height": "size", "references": "image"}.get(found or "", found)

@@ -132,8 +132,11 @@ def _scheduling(body: Drawing, model: ModelState) -> tuple[str | None, dict[str,
     config |= _eta(body.eta, name)
     steps = model.manifest.defaults.num_inference_steps if body.steps is None else body.steps
     try:
-        settings = family_of(model.manifest.family).solver_settings({**model.manifest.scheduler, **config})
-        create_solver(name, settings, steps)
+        family, defaults = family_of(model.manifest.family), model.manifest.defaults
+        # Of the model's own size: what a size changes in a schedule, it does not make possible or impossible.
+        area = defaults.height * defaults.width // model.manifest.vae.downscale**2
+        settings = family.solver_settings({**model.manifest.scheduler, **config}, area, steps)
+        create_solver(name, settings, steps, flow=family.flow)
     except InputError as error:
         field = "steps" if "num_inference_steps" in str(error) else "scheduler" if config else "sampler_name"
         raise RequestRefusedError(str(error).replace("num_inference_steps", "steps"), param=field) from error
