@@ -250,6 +250,8 @@ class Edit(Wanted):
         """One request for each picture that goes by ``references``."""
         if self.feather:
             raise RequestRefusedError("feather is about a mask, and there is none", param="feather")
+        if self.control:
+            raise RequestRefusedError(f"{model.name} goes by pictures itself and takes no controls", param="control")
         sized = self.model_copy(update={"size": f"{size[0]}x{size[1]}"})
         return Wanted.requests(sized, model, references=references)
 
