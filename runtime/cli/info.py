@@ -101,7 +101,7 @@ def _mib(size: float) -> str:
 
 
 def _show_plan(path: Path, as_json: bool) -> None:
-    from calotype.runtime.sessions.plans import describe_plan
+    from calotype.runtime.sessions.plans import describe_plan, target_of
 
     record = describe_plan(path)
     if as_json:
@@ -115,7 +115,7 @@ def _show_plan(path: Path, as_json: bool) -> None:
     lines = {
         "network": f"{key['network']} of {key['bundle']}, {key['precision']}",
         "built by": f"{key['backend']} {key['version']} in {_figure(figures, 'seconds', '.0f')} s",
-        "for": f"{key['gpu']}, driver {key['driver']}" + "".join(f", {what}-compatible" for what in compatible),
+        "for": f"{target_of(key)}, driver {key['driver']}" + "".join(f", {what}-compatible" for what in compatible),
         "graph": key["graph"],
         "weights": ", ".join(key["weights"]) or "none: put in when it is opened",
         "size": _mib(record.size),
