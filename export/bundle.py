@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def export_checkpoint(
     ema: bool = False,
     prediction_type: str | None = None,
     variant: str | None = None,
+    image_encoder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Turn the checkpoint ``source`` into a bundle at ``bundle``, which appears whole or not at all.
@@ -56,6 +58,7 @@ def export_checkpoint(
         ema: take the averaged weights of a single file that carries both.
         prediction_type: overrides what the checkpoint says that its UNet predicts.
         variant: which of a folder's weights to take where there are several, as ``bf16``.
+        image_encoder: the folder of an IP-Adapter's image encoder; None looks beside its file.
         progress: is told what begins.
 
     Raises:
@@ -66,10 +69,12 @@ def export_checkpoint(
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r} is not known; valid: {', '.join(PRECISIONS)}")
-    if bundle.exists() and not (force and (bundle / MANIFEST_NAME).is_file()):
+    if os.path.lexists(bundle) and not (force and (bundle / MANIFEST_NAME).is_file()):
         why = "holds a bundle; use --force to replace it" if (bundle / MANIFEST_NAME).is_file() else "exists already"
         raise ExportError(f"{bundle} {why}")
-    checkpoint = load_checkpoint(source, ema=ema, prediction_type=prediction_type, variant=variant)
+    checkpoint = load_checkpoint(
+        source, ema=ema, prediction_type=prediction_type, variant=variant, image_encoder=image_encoder
+    )
     defaults = _defaults(checkpoint)
     try:
         with PartialBundle(bundle, replace=force) as partial:
@@ -163,7 +168,7 @@ def _write_component(
         if half:
             begin(f"measuring {plan.network}")
             path = folder / specs[plan.network].graphs["float16"]
-            if plan.whole is None or plan.residuals:
+            if plan.whole is None or plan.additions or plan.image_prompts:
                 measured[plan.network] = measure(graph, plan.cases())
             gauges = part_of(measured.get(plan.network) or measured[plan.whole or ""], graph)
             islands = find_islands(graph, gauges)

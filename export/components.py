@@ -14,7 +14,7 @@ UNETS = ("UNet2DConditionModel",)
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 # Settings that versions of transformers write into every configuration and that no text tower reads.
-_TRANSFORMERS_NOISE = frozenset(
+TRANSFORMERS_NOISE = frozenset(
     {
         "add_cross_attention", "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward",
         "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping",
@@ -40,7 +40,7 @@ def load_unet(folder: Folder, name: str = "unet") -> tuple[UNet, int | None]:
 def load_text_encoder(folder: Folder, name: str) -> TextEncoder:
     """A text tower of CLIP's or OpenCLIP's."""
     config = folder.config(name, TEXT_ENCODERS)
-    settings = {key: value for key, value in config.items() if key not in _TRANSFORMERS_NOISE}
+    settings = {key: value for key, value in config.items() if key not in TRANSFORMERS_NOISE}
     settings["with_projection"] = config.get("architectures") == ["CLIPTextModelWithProjection"]
     state = folder.weights(name, "model")
     return load_module(TextEncoder, TextEncoderConfig.from_json(settings), state, name.replace("_", " "))

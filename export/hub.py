@@ -11,7 +11,7 @@ from pathlib import Path
 from calotype.export.components import MODEL_WEIGHTS
 from calotype.export.families import families
 from calotype.export.json_files import read_json
-from calotype.export.weight_files import shards, weight_names
+from calotype.export.weight_files import pickle_names, shards, weight_names
 from calotype.runtime.errors import CheckpointError, MissingPackageError
 
 REPOSITORY = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@]+))?")
@@ -24,7 +24,9 @@ def is_repository(source: str) -> bool:
 
 
 def download(source: str, variant: str | None = None) -> Path:
-    """Fetch what an export reads of ``owner/name[@revision]``, one variant of the weights, and no pickle.
+    """Fetch what an export reads of ``owner/name[@revision]``, one variant of the weights.
+
+    Pickled ones are fetched where there are no others; no code of theirs is ever run.
 
     Args:
         source: the repository.
@@ -95,7 +97,11 @@ class _Repository:
         return [(name, str(library), str(kind)) for name, library, kind in entries if library is not None]
 
     def _fetch_weights(self, prefix: str, stem: str) -> None:
-        names = (*(weight_names(stem, self.variant) if self.variant is not None else ()), *weight_names(stem))
+        chosen = [] if self.variant is None else [self.variant]
+        names = [name for own in chosen for names in (weight_names, pickle_names) for name in names(stem, own)] + [
+            *weight_names(stem),
+            *pickle_names(stem),
+        ]
         found = next((name for name in names if self._fetch(prefix + name)), None)
         if found is None or self.folder is None:
             raise self._missing(f"{prefix}{stem}.safetensors")
@@ -134,6 +140,7 @@ class _Repository:
                 "unset it once, or give a folder or a file"
             )
         return CheckpointError(
-            f"{self.name} has no {file}; repositories in diffusers' layout with safetensors weights are read, their "
-            "variants with --variant, and single files once you have fetched them"
+            f"{self.name} has no {file}; repositories in diffusers' layout are read, other variants of their weights "
+            "with --variant; a single file (.safetensors, .ckpt) is, once you have fetched it: hf download "
+            f"{self.name} FILE"
         )

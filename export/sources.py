@@ -18,7 +18,12 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 def load_checkpoint(
-    source: str | Path, *, ema: bool = False, prediction_type: str | None = None, variant: str | None = None
+    source: str | Path,
+    *,
+    ema: bool = False,
+    prediction_type: str | None = None,
+    variant: str | None = None,
+    image_encoder: str | Path | None = None,
 ) -> Checkpoint:
     """Load a folder in diffusers' layout, an original single file, or a repository of the Hugging Face Hub.
 
@@ -27,39 +32,59 @@ def load_checkpoint(
         ema: the averaged weights of a single file that carries both.
         prediction_type: overrides what the checkpoint says that its UNet predicts.
         variant: which of a folder's weights to take where there are several, as ``bf16``.
+        image_encoder: the folder of an IP-Adapter's image encoder; None looks beside its file.
 
     Raises:
         CheckpointError: there is none, or it cannot be read, or does not match its configuration.
         UnsupportedArchitectureError: it is of an architecture that is not supported.
-        InputError: an unknown prediction type or variant, averaged weights of a folder, or a variant of a file.
+        InputError: an unknown prediction type or variant, averaged weights of a folder, a variant of a file, or an
+            image encoder of what is no IP-Adapter.
         MissingPackageError: a repository, and ``huggingface_hub`` is not installed.
     """
     if prediction_type is not None and prediction_type not in PREDICTION_TYPES:
         raise InputError(f"prediction type {prediction_type!r} is not known; valid: {', '.join(PREDICTION_TYPES)}")
+    try:
+        checkpoint = _load(source, ema, prediction_type, variant, image_encoder)
+    except CheckpointError as error:
+        if str(source) in str(error):
+            raise
+        raise type(error)(f"{source}: {error}") from error
+    if prediction_type is None or not checkpoint.scheduler:
+        return checkpoint
+    return dataclasses.replace(checkpoint, scheduler={**checkpoint.scheduler, "prediction_type": prediction_type})
+
+
+def _load(
+    source: str | Path, ema: bool, prediction_type: str | None, variant: str | None, image_encoder: str | Path | None
+) -> Checkpoint:
+    """The same; what is wrong with a part of it does not name the file."""
     path = Path(source)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         if variant is not None:
             raise InputError(f"{source} is one file, which has no variants; export without --variant")
-        return load_file(SingleFile.open(path, ema=ema, prediction_type=prediction_type))
+        encoder = None if image_encoder is None else Path(image_encoder)
+        file = SingleFile.open(path, ema=ema, prediction_type=prediction_type, image_encoder=encoder)
+        checkpoint = load_file(file)
+        if encoder is not None and checkpoint.kind != "ip-adapter":
+            raise InputError(f"{source} is no IP-Adapter, which alone has an image encoder; leave --image-encoder out")
+        return checkpoint
+    if image_encoder is not None:
+        raise InputError(f"{source} is no file of an IP-Adapter, which alone has an image encoder; leave it out")
     if ema:
         raise InputError(f"{source} holds one set of weights; averaged ones are taken from original single files only")
     if path.is_dir():
         if not (path / INDEX).exists():
             refuse_folder(path)
-        checkpoint = _from_folder(Folder.open(path, variant))
-    elif path.suffix.lower() not in SUFFIXES and is_repository(str(source)):
+        return _from_folder(Folder.open(path, variant))
+    if path.suffix.lower() not in SUFFIXES and is_repository(str(source)):
         folder = Folder.open(download(str(source), variant), variant)
         checkpoint = _from_folder(folder)
         place = {"name": str(source), "revision": folder.path.name}
-        checkpoint = dataclasses.replace(checkpoint, source={**checkpoint.source, **place})
-    else:
-        raise CheckpointError(
-            f"{source} does not exist; give a folder in diffusers' layout, a single file ({', '.join(SUFFIXES)}), or a "
-            "repository of the Hugging Face Hub (owner/name)"
-        )
-    if prediction_type is None or not checkpoint.scheduler:
-        return checkpoint
-    return dataclasses.replace(checkpoint, scheduler={**checkpoint.scheduler, "prediction_type": prediction_type})
+        return dataclasses.replace(checkpoint, source={**checkpoint.source, **place})
+    raise CheckpointError(
+        f"{source} does not exist; give a folder in diffusers' layout, a single file ({', '.join(SUFFIXES)}), or a "
+        "repository of the Hugging Face Hub (owner/name)"
+    )
 
 
 def _from_folder(folder: Folder) -> Checkpoint:

@@ -82,7 +82,7 @@ def text(name: str, value: Any) -> str:
     """A text."""
     if not isinstance(value, str):
         kind = type(value).__name__
-        raise InputError(f"{name}={quoted(value)} is of type {kind}, not a text; an empty string is one")
+        raise InputError(f"{name}={quoted(value)} is of type {kind}; give a text, which may be empty")
     return str(value)
 
 
@@ -163,10 +163,10 @@ def prompts(prompt: Any, negative: Any, images: int | None) -> tuple[list[Any], 
     """Prompt and negative prompt of each picture of a call."""
     images = 1 if images is None else at_least("num_images_per_prompt", images, 1)
     if prompt is None:
-        raise InputError("prompt is None; give a text, an empty string is one")
+        raise InputError("prompt is None; give a text, which may be empty")
     given = prompt if listed(prompt) else [prompt]
     if not len(given):
-        raise InputError("there is no prompt; an empty string is one")
+        raise InputError("the list of prompts is empty; give one or more texts, which may be empty")
     if len(given) * images > MOST_PICTURES:
         raise InputError(
             f"{quoted(len(given) * images)} pictures in one call are more than {MOST_PICTURES}; make several calls"

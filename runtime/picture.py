@@ -78,13 +78,15 @@ class Settings:
         request: what was asked for, every default filled in.
         model: what it was drawn with.
         form: what the denoising network was computed in.
-        controlnets: name and hash of the ControlNet of each of the request's controls.
+        controlnets: name and hash of what each of the request's controls is of.
+        ip_adapters: name and hash of the IP-Adapter of each of its image prompts.
     """
 
     request: Request
     model: Model
     form: Form
     controlnets: tuple[tuple[str, str], ...] = ()
+    ip_adapters: tuple[tuple[str, str], ...] = ()
 
     def parameters(self) -> Parameters:
         """The same as the text that a picture's file carries; the files that the request names are hashed for it."""
@@ -123,6 +125,7 @@ class Settings:
             "VAE hash": self.model.vae_digest,
             "VAE tiles": self.model.tiled or None,
             "ControlNets": self._controls() or None,
+            "IP-Adapters": self._image_prompts() or None,
         }
 
     def _controls(self) -> dict[str, Any]:
@@ -143,6 +146,21 @@ class Settings:
                     fields[field.name] = own
             found[str(number)] = {name: value for name, value in fields.items() if value is not None}
         return found
+
+    def _image_prompts(self) -> dict[str, Any]:
+        """By number: each image prompt's IP-Adapter and pictures, with their hashes, and its scale."""
+        return {
+            str(number): {
+                "model": name,
+                "model_hash": digest,
+                "images": [image.name if isinstance(image, Path) else None for image in prompt.images],
+                "image_hashes": [_digest_if_there(image) for image in prompt.images],
+                "scale": prompt.scale,
+            }
+            for number, (prompt, (name, digest)) in enumerate(
+                zip(self.request.image_prompts, self.ip_adapters, strict=True)
+            )
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

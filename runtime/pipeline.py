@@ -25,7 +25,6 @@ from calotype.runtime.arguments import (
 )
 from calotype.runtime.arrays import Array
 from calotype.runtime.bundle.folder import Bundle, check_kind
-from calotype.runtime.bundle.manifest import CONTROLLED
 from calotype.runtime.call import Call, Callback
 from calotype.runtime.closing import Closing
 from calotype.runtime.control import Control
@@ -35,9 +34,11 @@ from calotype.runtime.denoising.denoiser import Denoiser
 from calotype.runtime.denoising.job import Job, Key, SessionKey
 from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.families import family_of
+from calotype.runtime.image_prompt import ImagePrompt
+from calotype.runtime.ip_adapters import IpAdapters
 from calotype.runtime.loras import Loras
 from calotype.runtime.merged_weights import Weights
-from calotype.runtime.networks import CONTROLNET, LORA_MEMORY, Networks
+from calotype.runtime.networks import CONTROLNETS, LORA_MEMORY, Networks
 from calotype.runtime.parallel import run_parallel
 from calotype.runtime.picture import Kind, Model, Output, Picture, Settings
 from calotype.runtime.pictures.autoencoder import Tiles, Vae
@@ -75,13 +76,14 @@ class Pipeline(Closing):
         vae: str | Path | None = None,
         vae_tiles: Tiles | None = None,
         controls: Mapping[str, str | Path] | None = None,
+        image_prompts: Mapping[str, str | Path] | None = None,
         fast: bool | Acceleration = False,
         trace: Trace | None = None,
         threads: int | None = None,
         device: int | None = None,
     ) -> None:
         given, words = asked_all("loras", loras), instances("embeddings", embeddings, Embedding, WORDS)
-        named = as_paths("controls", controls)
+        named, adapters = as_paths("controls", controls), as_paths("image_prompts", image_prompts)
         if vae_tiles is not None:
             instance("vae_tiles", vae_tiles, Tiles, "Tiles(size=64, overlap=16)")
         if trace is not None:
@@ -113,10 +115,18 @@ class Pipeline(Closing):
         extra = None if other is None else other.manifest
         self._model = Model.of(bundle.manifest, self._family.denoiser, words, extra, vae_tiles is not None)
         self._controlnets = ControlNets(self.networks, named)
+        self._ip_adapters = IpAdapters(self.networks, adapters)
         self._vae = self._opened(bundle if other is None else other, vae_tiles)
         self._denoiser = Denoiser(self._session)
         self._preparation = Preparation(
-            self.manifest, self._family, self.networks, self._vae, self._loras, self._controlnets, words
+            self.manifest,
+            self._family,
+            self.networks,
+            self._vae,
+            self._loras,
+            self._controlnets,
+            self._ip_adapters,
+            words,
         )
 
     @classmethod
@@ -134,6 +144,7 @@ class Pipeline(Closing):
         vae: str | Path | None = None,
         vae_tiles: Tiles | None = None,
         controls: Mapping[str, str | Path] | None = None,
+        image_prompts: Mapping[str, str | Path] | None = None,
         fast: bool | Acceleration = False,
         trace: Trace | None = None,
         threads: int | None = None,
@@ -148,13 +159,15 @@ class Pipeline(Closing):
             loras: see :meth:`set_loras`.
             lora_folder: whose LoRAs requests may name, files without their ``.safetensors`` and adapters' folders.
             prompt_loras: have ``<lora:NAME:SCALE>`` in a prompt name one of those; else it is read as words.
-            lora_memory: bytes of merged weights that are kept for their LoRAs to come again, those that were used last.
-                Those in use come on top.
+            lora_memory: bytes of merged weights that are kept for their LoRAs to come again, those that were used last;
+                2 GiB where none is said. Those in use come on top. With an engine of the CPU a set takes its changed
+                tensors in float32, 1.4 GB for every linear layer of SD 1.5; else all weights of what it changes.
             embeddings: words of textual inversion that prompts may use.
             vae: a bundle whose autoencoder takes the place of the model's own, such as a tiny one.
             vae_tiles: work on large pictures in tiles; None is whole.
             controls: folders of ControlNets' bundles, by the names that requests know them by; those are opened here,
                 and the UNet that they add to in place of the one that requests without them take.
+            image_prompts: folders of IP-Adapters' bundles, likewise.
             fast: what requests get that say nothing of it, and which of the denoising network's graphs are opened here.
                 Exact, or True for the preset ``FAST``, or settings of one's own; see
                 :class:`calotype.runtime.denoising.acceleration.Acceleration`.
@@ -167,7 +180,8 @@ class Pipeline(Closing):
         Raises:
             BundleError: it is missing, corrupt, or of a format or family this version does not run.
             BackendError: the backend is unknown or cannot run here.
-            InputError: a LoRA, an embedding, a ControlNet or the other autoencoder does not fit the model.
+            InputError: a LoRA, an embedding, a ControlNet, an IP-Adapter or the other autoencoder does not fit the
+                model.
         """
         check_backend(backend)
         return cls(
@@ -182,6 +196,7 @@ class Pipeline(Closing):
             vae=vae,
             vae_tiles=vae_tiles,
             controls=controls,
+            image_prompts=image_prompts,
             fast=fast,
             trace=trace,
             threads=threads,
@@ -313,7 +328,11 @@ class Pipeline(Closing):
             Picture(
                 image=image,
                 settings=Settings(
-                    request=job.request, model=self._model, form=job.drawn_in, controlnets=job.controlnets
+                    request=job.request,
+                    model=self._model,
+                    form=job.drawn_in,
+                    controlnets=job.controlnets,
+                    ip_adapters=job.ip_adapters,
                 ),
             )
             for job, image in zip(jobs, images, strict=True)
@@ -345,6 +364,7 @@ class Pipeline(Closing):
         crops_coords_top_left: tuple[int, int] | None = None,
         target_size: tuple[int, int] | None = None,
         controls: Sequence[Control] | None = None,
+        image_prompts: Sequence[ImagePrompt] | None = None,
         num_images_per_prompt: int | None = None,
         seed: int | None = None,
         latents: Array | None = None,
@@ -380,6 +400,7 @@ class Pipeline(Closing):
             crops_coords_top_left: see :class:`Request`.
             target_size: see :class:`Request`.
             controls: see :class:`Request`.
+            image_prompts: see :class:`Request`.
             num_images_per_prompt: 1 or more.
             seed: of the first picture; picture k of the call is the picture of seed + k alone. None picks a random one.
             latents: (N, C, height/f, width/f) of unit variance to start from instead of the seeds' noise.
@@ -416,6 +437,7 @@ class Pipeline(Closing):
             crops_coords_top_left=crops_coords_top_left,
             target_size=target_size,
             controls=controls,
+            image_prompts=image_prompts,
         )
         kind: Kind = "pil" if output_type is None else output_type
         with self._calls:
@@ -442,6 +464,7 @@ class Pipeline(Closing):
         with self._usable():
             self.networks.trim()
             self._controlnets.trim()
+            self._ip_adapters.trim()
 
     def close(self) -> None:
         """Give all memory back; may be called again, also while a call runs, which then ends with an error."""
@@ -450,10 +473,11 @@ class Pipeline(Closing):
             if self._process == os.getpid():  # the sessions of a parent are not this process's to close
                 self.networks.close()
                 self._controlnets.close()
+                self._ip_adapters.close()
                 self._vae.close()
 
     def _opened(self, autoencoder: Bundle, tiles: Tiles | None) -> Vae:
-        """Open the networks, the ControlNets and the autoencoder, all at once; where one fails, all are closed."""
+        """Open the networks, what conditions them and the autoencoder, all at once; where one fails, all are closed."""
         opened: list[Vae] = []
 
         def open_vae() -> None:
@@ -464,13 +488,14 @@ class Pipeline(Closing):
             self._open(self._loras.default)
 
         try:
-            run_parallel(lambda work: work(), [open_vae, open_networks, self._controlnets.open])
+            run_parallel(lambda work: work(), [open_vae, open_networks, self._controlnets.open, self._ip_adapters.open])
             (vae,) = opened
             vae.check_fits(self.manifest.vae)
         except BaseException:
             for own in opened:
                 own.close()
             self._controlnets.close()
+            self._ip_adapters.close()
             self.networks.close()
             raise
         return vae
@@ -478,14 +503,14 @@ class Pipeline(Closing):
     def _open(self, loras: Weights) -> None:
         """Open what requests need that have ``loras`` and say nothing of precision and caching."""
         networks, caching = self.networks, self._fast.caches
-        controlled = bool(self._controlnets.named) and not caching
-        network = CONTROLLED if controlled else self._family.denoiser
+        controls, prompts = bool(self._controlnets.named), bool(self._ip_adapters.named)
+        network = self._family.denoiser if caching else networks.entry(controls=controls, image_prompts=prompts)
         form = networks.form(network, self._fast.precision, whole=not caching, loras=loras)
-        denoising = networks.denoising(form, caching=caching, controlled=controlled, loras=loras)
+        denoising = networks.denoising(form, network=network, caching=caching, loras=loras)
         networks.open([*networks.encoding(loras), *denoising])
 
     def _session(self, key: SessionKey) -> Session:
-        return (self._controlnets if key.network == CONTROLNET else self.networks).session(key)
+        return (self._controlnets if key.network in CONTROLNETS else self.networks).session(key)
 
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from calotype.runtime.control import Control, checked_controls
 from calotype.runtime.denoising.acceleration import EXACT, Acceleration, chosen
 from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.errors import InputError, quoted
+from calotype.runtime.image_prompt import ImagePrompt, checked_image_prompts
 from calotype.runtime.pictures.canvas import MAX_SIZE, default_strength
 from calotype.runtime.pictures.reading import Source, picture_source, read_picture
 from calotype.runtime.schedulers import scheduler_name
@@ -61,6 +62,7 @@ class Request:
             :class:`calotype.runtime.adapters.lora.Lora`, or a file, a folder or a registered name, alone or with a
             scale in a pair; see :func:`calotype.runtime.adapters.named.asked`.
         controls: ControlNets with their pictures, added up.
+        image_prompts: IP-Adapters with the pictures that they read beside the prompt, added up.
 
     Raises:
         InputError: a value is of a wrong type or out of range. What the model decides is checked later.
@@ -90,6 +92,7 @@ class Request:
     target_size: tuple[int, int] | None = None
     loras: tuple[Asked, ...] | None = None
     controls: tuple[Control, ...] = ()
+    image_prompts: tuple[ImagePrompt, ...] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -162,7 +165,7 @@ class Request:
 
         Args:
             value: parsed JSON.
-            files: whether paths are followed: of pictures, LoRAs, ControlNets. A stranger's must not be.
+            files: whether paths are followed: of pictures, LoRAs, ControlNets, IP-Adapters. A stranger's must not be.
 
         Raises:
             InputError: it is no object, or has an unknown or missing field, a wrong value, or a path.
@@ -185,6 +188,8 @@ class Request:
             fields["loras"] = _loras(fields["loras"], files)
         if fields.get("controls") is not None:
             fields["controls"] = _controls(fields["controls"], files)
+        if fields.get("image_prompts") is not None:
+            fields["image_prompts"] = _image_prompts(fields["image_prompts"], files)
         if isinstance(fields.get("fast"), Mapping):
             fields["fast"] = _acceleration(fields["fast"])
         return cls(**fields)
@@ -232,7 +237,7 @@ def _plain(value: Any) -> Any:
         return {"file": str(value.path), "scale": value.scale}
     if isinstance(value, NamedLora):
         return {"name": value.name, "scale": value.scale}
-    if isinstance(value, Control):
+    if isinstance(value, Control | ImagePrompt):
         pairs = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
         return {field.name: _plain(own) for field, own in pairs if own != field.default}
     if isinstance(value, Acceleration):
@@ -289,14 +294,33 @@ def _control(value: Mapping[str, Any], files: bool) -> Control:
     known = {field.name for field in dataclasses.fields(Control)}
     if not value.keys() <= known or "model" not in value:
         raise InputError(f"a control needs a model, and may have {', '.join(sorted(known - {'model'}))}; nothing else")
-    fields = dict(value)
-    if isinstance(fields["model"], Mapping):
-        fields["model"] = _file("a control's model", fields["model"], files)
-    elif isinstance(fields["model"], Path):
-        raise InputError('a control\'s model is a path; give {"file": "…"}')
+    fields = {**value, "model": _model("a control's model", value["model"], files)}
     if fields.get("image") is not None:
         fields["image"] = _picture("a control's image", fields["image"], files)
     return Control(**fields)
+
+
+def _model(name: str, value: Any, files: bool) -> Any:
+    """A name, or the path in ``{"file": …}``."""
+    if isinstance(value, Path):
+        raise InputError(f'{name} is a path; give {{"file": "…"}}')
+    return _file(name, value, files) if isinstance(value, Mapping) else value
+
+
+def _image_prompts(value: Any, files: bool) -> tuple[ImagePrompt, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(item, Mapping | ImagePrompt) for item in value):
+        raise InputError('image_prompts is no list; give [{"model": "face", "images": [{"png": "…"}], "scale": 0.6}]')
+    return tuple(item if isinstance(item, ImagePrompt) else _image_prompt(item, files) for item in value)
+
+
+def _image_prompt(value: Mapping[str, Any], files: bool) -> ImagePrompt:
+    if value.keys() - {"scale"} != {"model", "images"}:
+        raise InputError("an image prompt needs a model and images, and may have a scale; nothing else")
+    images, name = value["images"], "an image prompt's picture"
+    if not isinstance(images, list | tuple):
+        raise InputError('an image prompt\'s images is no list; give [{"png": "…"}]')
+    model = _model("an image prompt's model", value["model"], files)
+    return ImagePrompt(**{**value, "model": model, "images": tuple(_picture(name, image, files) for image in images)})
 
 
 def _acceleration(value: Mapping[str, Any]) -> Acceleration:
@@ -364,4 +388,5 @@ _CHECKS: Mapping[str, Any] = {
     "target_size": lambda name, value: arguments.pair(name, value, 1),
     "loras": asked_all,
     "controls": checked_controls,
+    "image_prompts": checked_image_prompts,
 }

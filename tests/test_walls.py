@@ -45,6 +45,7 @@ WALLS: list[tuple[str, str, str]] = [
     ("runtime/families/*", "runtime", "numpy"),
     ("runtime/graphs/*", f"runtime.graphs {BASE}", "numpy"),
     ("runtime/pictures/*", f"runtime.{{bundle,pictures,sessions}} {BASE}", "numpy PIL"),
+    ("runtime/pictures/edges.py", BASE, "PIL cv2 numpy"),
     ("runtime/schedulers/*", f"runtime.schedulers {BASE}", "numpy"),
     ("runtime/sessions/*", f"runtime.{{bundle,graphs,sessions}} {BASE}", "numpy"),
     ("runtime/sessions/cuda.py", f"runtime.{{bundle,sessions}} {BASE}", "cuda numpy"),

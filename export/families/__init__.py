@@ -15,6 +15,8 @@ FAMILIES = {
     "sdxl": "calotype.export.families.sdxl:SDXL",
     "vae": "calotype.export.families.vae:VAE",
     "control": "calotype.export.families.control:CONTROL",
+    "t2i_adapter": "calotype.export.families.t2i_adapter:T2I_ADAPTER",
+    "ip-adapter": "calotype.export.families.ip_adapter:IP_ADAPTER",
 }
 
 

@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from calotype.runtime.adapters.changes import Array, Difference, Module, Shape, flat, shapes, single
+from calotype.runtime.adapters.changes import Array, Difference, Module, Shape, flat, matrix_product, shapes, single
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,4 +58,4 @@ class LowRank(Difference):
         if self.mid is not None:
             inner = np.tensordot(single(self.mid), flat(down), axes=(1, 0))
             down = np.moveaxis(inner, -1, 1)  # (rank, kh, kw, in) -> (rank, in, kh, kw)
-        return up @ flat(down)
+        return matrix_product(up, flat(down))

@@ -12,12 +12,13 @@ Shape = tuple[int | str | None, ...]
 Tensors = Mapping[str, Shape]
 
 TEXT_ENCODER: tuple[Tensors, Tensors] = (
-    {"input_ids": ("batch", None), "clip_skip": (1,)},
+    {"input_ids": ("batch", None), "clip_skip": (1,), "extra_embeddings": ("extra", None)},
     {"hidden_states": ("batch", None, None)},
 )
 SAMPLE: Shape = ("rows", None, "height", "width")
 SAMPLED: Tensors = {"sample": SAMPLE, "timestep": ("rows",), "encoder_hidden_states": ("rows", "tokens", None)}
 LATENTS: Shape = ("batch", None, "height", "width")
+TOKENS: Shape = ("batch", None, None)
 IMAGE: Shape = ("batch", 3, "f*height", "f*width")
 # Network -> inputs, outputs. More of both is allowed, and so are other networks.
 CONTRACTS: Mapping[str, tuple[Tensors, Tensors]] = {
@@ -26,9 +27,30 @@ CONTRACTS: Mapping[str, tuple[Tensors, Tensors]] = {
     "unet": (SAMPLED, {"noise_pred": SAMPLE}),
     "unet_deep": (SAMPLED, {"noise_pred": SAMPLE, "deep_feature": SAMPLE}),
     "unet_control": ({**SAMPLED, "down_residual_0": SAMPLE}, {"noise_pred": SAMPLE}),
+    "unet_image_prompt": (
+        {**SAMPLED, "down_residual_0": SAMPLE, "image_bias": ("rows", "adapters", "image_tokens")},
+        {"noise_pred": SAMPLE},
+    ),
+    "image_encoder": ({"pixel_values": ("batch", 3, None, None)}, {}),
+    "image_projection": ({}, {"image_tokens": TOKENS}),
+    "image_keys_values": ({"image_tokens": TOKENS}, {"keys_0": TOKENS, "values_0": TOKENS}),
     # What it gives has to be what a UNet takes, which is not known here.
     "controlnet": (
         {**SAMPLED, "control_image": ("rows", 3, "f*height", "f*width"), "conditioning_scale": ("rows", None)},
+        {},
+    ),
+    "controlnet_union": (
+        {
+            **SAMPLED,
+            "control_image": ("rows", "pictures", 3, "f*height", "f*width"),
+            "conditioning_scale": ("rows", None),
+            "control_mode": ("rows", "pictures", None),
+            "picture_scale": ("rows", "pictures"),
+        },
+        {},
+    ),
+    "t2i_adapter": (
+        {"control_image": ("rows", None, "f*height", "f*width")},
         {},
     ),
     "unet_shallow": ({**SAMPLED, "deep_feature": SAMPLE}, {"noise_pred": SAMPLE}),

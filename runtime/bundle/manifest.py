@@ -39,6 +39,7 @@ from calotype.runtime.untrusted import open_regular, parse_json, read_bytes, why
 
 MANIFEST_NAME = "calotype.json"
 MOST_BYTES = 16 << 20  # of a manifest
+MOST_VOCABULARY = 64 << 20  # bytes of a tokenizer's file
 FORMAT_VERSION = 2
 FORMATS = (1, 2)
 # Kind of bundle -> what it cannot leave out, beside what every kind says.
@@ -53,8 +54,10 @@ KINDS: Mapping[str, frozenset[str]] = {
 CACHING = ("unet_deep", "unet_shallow")
 # What takes the place of the UNet where ControlNets add to it.
 CONTROLLED = "unet_control"
+# What takes its place where image prompts are read beside the prompt; ControlNets add to it too.
+PROMPTED = "unet_image_prompt"
 # What pictures without these can do without: engines of it are built when it is named.
-ASIDE = (*CACHING, CONTROLLED)
+ASIDE = (*CACHING, CONTROLLED, PROMPTED)
 
 
 def _numbers(figures: Mapping[str, Any]) -> str | None:

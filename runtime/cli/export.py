@@ -31,6 +31,11 @@ WEIGHTS = {"float16": "fp16", "float32": "fp32"}
     help="What the UNet predicts, where the checkpoint does not say it or is wrong.",
 )
 @click.option("--variant", metavar="NAME", help="Which of a folder's weights, where it has several: bf16, non_ema, …")
+@click.option(
+    "--image-encoder",
+    type=click.Path(path_type=Path),
+    help="The folder of an IP-Adapter's image encoder.  [default: image_encoder beside its file]",
+)
 def command(
     source: str,
     bundle: Path,
@@ -39,6 +44,7 @@ def command(
     ema: bool,
     prediction_type: str | None,
     variant: str | None,
+    image_encoder: Path | None,
 ) -> None:
     """Turn the checkpoint SOURCE into BUNDLE.
 
@@ -60,6 +66,7 @@ def command(
         ema=ema,
         prediction_type=prediction_type,
         variant=variant,
+        image_encoder=image_encoder,
         progress=_show,
     )
     click.echo(f"{bundle}: {manifest.name}, {len(manifest.networks)} networks")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from calotype.runtime.call import Call
     from calotype.runtime.control import Control
     from calotype.runtime.denoising.acceleration import Acceleration
+    from calotype.runtime.image_prompt import ImagePrompt
     from calotype.runtime.pipeline import Pipeline
     from calotype.runtime.request import Request
 
@@ -189,10 +190,19 @@ FILE = click.Path(path_type=Path)
     "controls",
     multiple=True,
     metavar="NAME=BUNDLE:PICTURE[:SCALE[:START:END]]",
-    help="A ControlNet's bundle and its picture, which inpaint@, grayscale@ or threshold@ before it prepares; without "
-    "one, that of --image. How much of it, and in which share of the steps; can be given several times.",
+    help="The bundle of a ControlNet or T2I-Adapter and its picture, which canny@, threshold@, grayscale@ or inpaint@ "
+    "before it prepares; without one, that of --image. How much of it, and in which share of the steps; can be given "
+    "several times.",
 )
 @click.option("--guess-mode", is_flag=True, help="Let ControlNets lead, where the prompt says little or nothing.")
+@click.option(
+    "--image-prompt",
+    "image_prompts",
+    multiple=True,
+    metavar="NAME=BUNDLE:PICTURE[,PICTURE…][:SCALE]",
+    help="An IP-Adapter's bundle and the pictures that it reads beside PROMPT, and how much of it; can be given "
+    "several times.",
+)
 @click.option("--vae", help="A bundle whose autoencoder to use instead, such as a tiny one.")
 @click.option("--vae-tiling", is_flag=True, help="Read and draw large pictures in tiles, in less memory.")
 @click.option("--backend", default="auto", show_default=True, help="auto, tensorrt, tensorrt-rtx, cuda or cpu.")
@@ -308,6 +318,7 @@ def _requests(prompt: str | None, options: dict[str, Any]) -> list[Request]:
         sigmas=levels,
         scheduler_config={name: value for name, value in config.items() if value is not None},
         controls=controls,
+        image_prompts=[prompt for _, _, prompt in _image_prompts(options)],
         **{name: options[name] for name in SAME_NAME},
     )
 
@@ -337,6 +348,7 @@ def _additions(options: dict[str, Any]) -> dict[str, Any]:
         "vae": options["vae"],
         "vae_tiles": Tiles() if options["vae_tiling"] else None,
         "controls": {name: folder for name, folder, _ in _controls(options)},
+        "image_prompts": {name: folder for name, folder, _ in _image_prompts(options)},
         "fast": _acceleration(options),
     }
 
@@ -347,13 +359,28 @@ def _controls(options: dict[str, Any]) -> list[tuple[str, Path, Control]]:
     from calotype.runtime.errors import InputError
 
     found = [Control.parse(text) for text in options["controls"]]
-    folders: dict[str, Path] = {}
-    for name, folder, _ in found:
-        if folders.setdefault(name, folder) != folder:
-            raise InputError(f"two controls are named {name}, and have different bundles; give each its own name")
+    _check_names("controls", [(name, folder) for name, folder, _ in found])
     if options["guess_mode"] and not found:
         raise InputError("--guess-mode is about ControlNets, and there is none; give --control too")
     return found
+
+
+def _image_prompts(options: dict[str, Any]) -> list[tuple[str, Path, ImagePrompt]]:
+    """Each IP-Adapter's name, its bundle's folder, and what the pictures take of it."""
+    from calotype.runtime.image_prompt import ImagePrompt
+
+    found = [ImagePrompt.parse(text) for text in options["image_prompts"]]
+    _check_names("image prompts", [(name, folder) for name, folder, _ in found])
+    return found
+
+
+def _check_names(what: str, pairs: list[tuple[str, Path]]) -> None:
+    from calotype.runtime.errors import InputError
+
+    folders: dict[str, Path] = {}
+    for name, folder in pairs:
+        if folders.setdefault(name, folder) != folder:
+            raise InputError(f"two {what} are named {name}, and have different bundles; give each its own name")
 
 
 def _acceleration(options: dict[str, Any]) -> Acceleration:

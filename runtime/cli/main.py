@@ -13,8 +13,7 @@ from collections.abc import Sequence
 
 import click
 
-from calotype.runtime.cli.terminal import one_line
-from calotype.runtime.errors import CalotypeError, InputError
+from calotype.runtime.errors import CalotypeError, InputError, one_line
 from calotype.runtime.version import __version__
 
 COMMANDS = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from calotype.runtime.cli.main import LineFormatter
-from calotype.runtime.cli.terminal import one_line
+from calotype.runtime.errors import one_line
 
 if TYPE_CHECKING:
     from calotype.serving.config import ServeConfig

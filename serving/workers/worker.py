@@ -17,7 +17,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.denoising.job import Key
@@ -90,6 +91,11 @@ class Worker:
             return self._models[model].pipeline.padded(key, rows)
         except Exception:
             return rows
+
+    def kept(self, model: str, weights: Any) -> bool:
+        """See :class:`calotype.serving.workers.batcher.Engine`; an outline knows no digests of LoRAs."""
+        wanted, sessions = _plain(weights), self._models[model].pipeline.networks.sessions
+        return any(_plain(key.weights) == wanted for key in sessions)
 
     def serve(self) -> None:
         """Work until told to stop, or until nobody is there any more."""
@@ -175,7 +181,7 @@ class Worker:
         self._say(Running(ids=(work.id,), what="encode", seconds=seconds))
         task, pipeline = work.order.task, work.model.pipeline
         work.begun = begin = time.monotonic()
-        known = {key.weights for key in pipeline.networks.sessions}
+        known = set(pipeline.networks.sessions)
         job = self._tried(work, lambda: pipeline.prepare(task.request))
         if job is None:
             return
@@ -183,7 +189,8 @@ class Worker:
         took = work.encoded - begin
         work.due = spread(task.previews, job.steps)
         name = work.model.name
-        seen = [Observation(name, TEXT if job.weights in known else SWITCH, 0, 1, took - job.picture_seconds)]
+        switched = any(key.weights for key in pipeline.networks.sessions if key not in known)
+        seen = [Observation(name, SWITCH if switched else TEXT, 0, 1, took - job.picture_seconds)]
         if task.request.image is not None:
             seen.append(Observation(name, ENCODE, work.order.outline.area, 1, job.picture_seconds))
         self._batcher.prepared({work.id: job})
@@ -347,6 +354,10 @@ class Worker:
 
     def _say(self, report: Report) -> None:
         self._connection.send(report)
+
+
+def _plain(weights: Any) -> list[tuple[Path, float]]:
+    return [(lora.path, lora.scale) for lora in weights]
 
 
 def _check_fits(order: Open) -> None:

@@ -40,7 +40,7 @@ class Killed(BaseException):
 
 def test_every_graph_equals_its_module_to_1e4(tiny_bundle: Path) -> None:
     parity = Bundle.open(tiny_bundle).manifest.parity
-    unets = {"unet", "unet_deep", "unet_shallow", "unet_control"}
+    unets = {"unet", "unet_deep", "unet_shallow", "unet_control", "unet_image_prompt"}
     assert set(parity) == {"text_encoder", *unets, "vae_decoder", "vae_encoder"}
     assert all(0 < report["float32"]["max_relative"] <= 1e-4 for report in parity.values())
     assert all(0.9995 <= report["float16"]["min_cosine"] < 1 for report in parity.values())
@@ -52,6 +52,7 @@ def test_every_graph_equals_its_module_to_1e4(tiny_bundle: Path) -> None:
         "unet_deep": 5,
         "unet_shallow": 5,
         "unet_control": 5,
+        "unet_image_prompt": 5,
         "vae_decoder": 0,
         "vae_encoder": 0,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +157,28 @@ def test_float8_without_scales_is_the_numbers_it_says(single_file: Maker, tmp_pa
     save_file(state, tmp_path / "float8.safetensors")
     unet: Any = load_checkpoint(tmp_path / "float8.safetensors").components["unet"]
     assert torch.equal(unet.conv_in.weight.float(), state[f"{UNET}input_blocks.0.0.weight"].float())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int64, torch.bool, torch.float8_e8m0fnu])
+def test_weights_that_are_no_numbers_by_themselves_are_refused(
+    single_file: Maker, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Read as numbers, they would make a model that draws nothing but noise."""
+    name = f"{UNET}input_blocks.0.0.weight"
+    state = load_file(single_file("sd1"))
+    save_file(state | {name: state[name].to(dtype)}, tmp_path / "odd.safetensors")
+    said = str(dtype).removeprefix("torch.")
+    with pytest.raises(UnsupportedArchitectureError, match=rf"weights of the dtype {said}, .* fetch this model in 16"):
+        load_checkpoint(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize("dtype", ["F6_E2M3", "I4", "\x1b[31m"])
+def test_dtypes_that_the_library_does_not_know_are_named(tmp_path: Path, dtype: str) -> None:
+    header = json.dumps({"a": {"dtype": dtype, "shape": [8], "data_offsets": [0, 6]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(6))
+    with pytest.raises(UnsupportedArchitectureError, match="holds tensors of a dtype that is not read") as caught:
+        read_tensors(tmp_path / "a.safetensors")
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(

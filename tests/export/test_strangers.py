@@ -74,8 +74,10 @@ VIDEO = openclip("conditioner.embedders.0.open_clip.model.", 1024) | named(
         (named("model.0.weight", "model.1.sub.0.RDB1.conv1.0.weight"), r"an upscaler of pictures \(as ESRGAN\)"),
         (named("conv_first.weight", "body.0.rdb1.conv1.weight"), r"an upscaler of pictures \(as ESRGAN\)"),
         (named("body.0.weight", "body.1.weight", "body.2.bias"), r"an upscaler of pictures \(as ESRGAN\)"),
-        (named("conv_in.weight", "body.0.block1.weight", "body.0.in_conv.bias"), "a T2I-Adapter"),
-        (named("adapter.conv_in.weight", "adapter.body.0.resnets.0.block1.weight"), "a T2I-Adapter"),
+        (
+            named("style_embedding", "transformer_layes.0.attn.in_proj_weight"),
+            "a T2I-Adapter of style, which reads what",
+        ),
     ],
 )
 def test_a_model_of_another_kind_is_named(state: dict[str, Tensor], what: str) -> None:

@@ -100,7 +100,9 @@ def test_loras_and_pictures_are_found_by_their_hashes(
     Image.new("RGB", (32, 32)).save(other)
     with pytest.raises(InputError, match="is not the image that the picture started from"):
         recall(text, [tiny_bundle, lora.parent], image=other)
-    with pytest.raises(InputError, match=r"needs 'my style \(v2\)\.safetensors'; in .* there is no file of that name"):
+    with pytest.raises(
+        InputError, match=r"needs the file 'my style \(v2\)\.safetensors', and there is no file of that name"
+    ):
         recall(text, [tiny_bundle], image=source)
     moved = tmp_path / "elsewhere"
     moved.mkdir()

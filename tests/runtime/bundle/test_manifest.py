@@ -119,6 +119,7 @@ def test_a_pin(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 FIRST = ("networks", "unet", "inputs", 0)
+ENCODER = ("networks", "text_encoder", "inputs", 2)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +143,8 @@ FIRST = ("networks", "unet", "inputs", 0)
         ((*FIRST, "dtype"), "bool", "inputs[0].dtype is 'bool'; valid: float16, float32, int32, int64"),
         ((*FIRST, "name"), "latents", "the manifest's unet input sample has none; needed: (rows, n, height, width)"),
         ((*FIRST, "shape"), ["rows", 4], "the manifest's unet input sample is (rows, 4); needed"),
+        ((*FIRST, "shape", 1), 2**25, "the tensor 'sample' has more than 16777216 numbers at the least"),
+        ((*ENCODER, "shape", 0), 7, "extra_embeddings is (7, 192); needed: (extra, n); export the bundle"),
         ((*FIRST, "shape", 1), True, "inputs[0].shape[1] is True; valid: a whole number"),
         ((*FIRST, "shape", 1), 0, "inputs[0].shape[1] is 0; valid: 1..2"),
         ((*FIRST, "shape", 1), "8*", "valid: a whole number or 4, 'height', '8*height'"),

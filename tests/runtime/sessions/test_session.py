@@ -246,6 +246,19 @@ def test_a_linked_input_is_the_other_s_output() -> None:
                 shallow.link(name, deep, output)
 
 
+def test_what_another_made_is_taken() -> None:
+    with opened("unet_deep") as deep, opened("unet_shallow") as shallow:
+        traced = Trace().open("deep", lambda: deep)
+        traced.defer_outputs()
+        predicted(deep)
+        shallow.take("deep_feature", SIZES, traced, "deep_feature", SIZES)
+        feature = deep.buffer("deep_feature", SIZES)
+        np.testing.assert_array_equal(shallow.buffer("deep_feature", SIZES), feature)
+        assert not np.shares_memory(shallow.buffer("deep_feature", SIZES), feature)
+        with pytest.raises(InputError, match="deep_feature takes float32 of the shape"):
+            shallow.take("deep_feature", {**SIZES, "rows": 1}, deep, "deep_feature", SIZES)
+
+
 def test_what_was_written_is_lost_when_large_runs_are_given_back(
     monkeypatch: pytest.MonkeyPatch, unet: OnnxRuntimeCpuSession
 ) -> None:

@@ -38,6 +38,8 @@ from calotype.runtime.text.syntax import prompt_warnings
         ("a (red hat)++, cat", ")++ (write (words:1.1) for more, (words:0.9) for less)"),
         ("a (red hat)-", ")- (write (words:1.1) for more, (words:0.9) for less)"),
         ('("a cat", "a dog").blend(1, 2)', ").blend(1, 2) (prompts are not composed; give one after the other)"),
+        ("a ball++, cat", "ball++ (write (word:1.1) for more, (word:0.9) for less)"),
+        ("a ball-- cat", "ball-- (write (word:1.1) for more, (word:0.9) for less)"),
         ("a embedding:easy, cat", "embedding:easy (give the file with --embedding and write its word alone)"),
     ],
 )
