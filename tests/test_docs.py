@@ -74,8 +74,8 @@ def test_files_and_tests_that_are_named_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_targets_and_modules_that_are_named_exist(page: str) -> None:
-    targets = set(re.findall(r"^([a-z]+):", text("Makefile"), re.MULTILINE))
-    for target in re.findall(r"(?:`|^    )make ([a-z]+)", text(page), re.MULTILINE):
+    targets = set(re.findall(r"^([a-z-]+):", text("Makefile"), re.MULTILINE))
+    for target in re.findall(r"(?:`|^    )make ([a-z-]+)", text(page), re.MULTILINE):
         assert target in targets, f"{page} names make {target}"
     for module in re.findall(r"python -m ((?:benchmarks|training|tests|calotype)[\w.]*)", text(page)):
         path = ROOT / module.replace(".", "/")

@@ -13,7 +13,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name as plain
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = {"cpu": ("cpu",), "training": ("cpu", "training"), "dev": ("cpu", "dev")}
+EXTRAS = {"cpu": ("cpu",), "serve": ("cpu", "serve"), "training": ("cpu", "training"), "dev": ("cpu", "dev")}
+MADE = EXTRAS.keys() - {"serve"}  # that is what the Dockerfile installs
 HASHED = re.compile(r"(\S+)==([^\s;]+)(?: ; .+)?((?: --hash=sha256:[0-9a-f]{64})+)")
 PINNED = {
     plain(name): version
@@ -68,6 +69,6 @@ def test_make_installs_nothing_else_but_pytorch_and_calotype() -> None:
     assert given["TORCH"].endswith("-c constraints.txt torch")
     steps = ("$(HASHED)", "$(ITSELF)", "$(TORCH)", "$(PIP)")
     assert {line.strip() for line in lines if line.lstrip("\t").startswith(steps) and line.startswith("\t")} == {
-        *(f"$(HASHED)/{extra}.txt" for extra in EXTRAS),
+        *(f"$(HASHED)/{extra}.txt" for extra in MADE),
         *("$(ITSELF)", "$(TORCH)", "$(PIP) uv"),
     }
