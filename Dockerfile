@@ -1,4 +1,4 @@
-# Calotype's server on a processor. Never built by Docker so far; docs/edge.md says which of its steps were run, and how.
+# Calotype's server on a processor. docs/edge.md says how it was built and tried; Docker itself has not built it so far.
 #   docker build -t calotype .
 #   docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges -p 127.0.0.1:8000:8000 \
 #     -v ./keys:/run/secrets/keys:ro calotype        # a line NAME:KEY for each client

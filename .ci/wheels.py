@@ -49,7 +49,7 @@ def main() -> None:
     print(f"`make wheels`, {dt.date.today():%d %B %Y}:\n")
     print(f"| extra | {' | '.join(f'aarch64, glibc {name}' for name in PLATFORMS)} |")
     print(f"|---|{'---|' * len(PLATFORMS)}")
-    for extra in EXTRAS:
+    for extra in sys.argv[1:] or EXTRAS:
         cells = []
         for platform in PLATFORMS.values():
             found = {python: missing(extra, platform, python) for python in PYTHONS}

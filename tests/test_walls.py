@@ -38,6 +38,7 @@ WALLS: list[tuple[str, str, str]] = [
     ("runtime/cli/*", "runtime", "click"),
     ("runtime/cli/build.py", "engine runtime", "click"),
     ("runtime/cli/export.py", "export runtime", "click"),
+    ("runtime/cli/info.py", "engine runtime", "click"),
     ("runtime/cli/plans.py", "engine runtime", "click"),
     ("runtime/cli/verify.py", "export runtime", "click"),
     ("runtime/denoising/*", f"runtime.{{bundle,denoising,pictures,schedulers,sessions}} {BASE}", "numpy"),
