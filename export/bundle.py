@@ -69,39 +69,55 @@ def export_checkpoint(
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r} is not known; valid: {', '.join(PRECISIONS)}")
-    if os.path.lexists(bundle) and not (force and (bundle / MANIFEST_NAME).is_file()):
-        why = "holds a bundle; use --force to replace it" if (bundle / MANIFEST_NAME).is_file() else "exists already"
-        raise ExportError(f"{bundle} {why}")
+    _check_place(bundle, force)
     checkpoint = load_checkpoint(
         source, ema=ema, prediction_type=prediction_type, variant=variant, image_encoder=image_encoder
     )
-    defaults = _defaults(checkpoint)
+    _defaults(checkpoint)  # what is wrong with them is said before the work
     try:
         with PartialBundle(bundle, replace=force) as partial:
             networks, parity = _write_components(checkpoint, partial, precision, progress or (lambda *_: None))
-            manifest = Manifest(
-                name=str(checkpoint.card.get("name", checkpoint.source["name"])),
-                family=checkpoint.family,
-                kind=checkpoint.kind,
-                precision=precision,
-                networks=networks,
-                tokenizers=_write_tokenizers(checkpoint, partial),
-                scheduler=checkpoint.scheduler,
-                vae=checkpoint.vae,
-                defaults=defaults,
-                words=_write_words(checkpoint, partial),
-                files=partial.files(),
-                max_clip_skip=checkpoint.max_clip_skip,
-                force_zeros_for_empty_prompt=checkpoint.force_zeros_for_empty_prompt,
-                license=checkpoint.card.get("license"),
-                attribution=tuple(checkpoint.card.get("attribution", ())),
-                source=checkpoint.source,
-                parity=parity,
-            )
+            manifest = _manifest(checkpoint, partial, precision, networks, parity)
             partial.publish(manifest.dumps())
     except OSError as error:
         raise ExportError(f"{bundle} cannot be written: {error.strerror or error}") from error
     return manifest
+
+
+def _check_place(bundle: Path, force: bool) -> None:
+    """Raises ExportError where something, a link to nowhere too, is in the bundle's place and not to be replaced."""
+    if os.path.lexists(bundle) and not (force and (bundle / MANIFEST_NAME).is_file()):
+        why = "holds a bundle; use --force to replace it" if (bundle / MANIFEST_NAME).is_file() else "exists already"
+        raise ExportError(f"{bundle} {why}")
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    partial: PartialBundle,
+    precision: str,
+    networks: Mapping[str, ModelSpec],
+    parity: Mapping[str, Any],
+) -> Manifest:
+    """What the bundle says of itself; its tokenizers and words are written for it."""
+    return Manifest(
+        name=str(checkpoint.card.get("name", checkpoint.source["name"])),
+        family=checkpoint.family,
+        kind=checkpoint.kind,
+        precision=precision,
+        networks=networks,
+        tokenizers=_write_tokenizers(checkpoint, partial),
+        scheduler=checkpoint.scheduler,
+        vae=checkpoint.vae,
+        defaults=_defaults(checkpoint),
+        words=_write_words(checkpoint, partial),
+        files=partial.files(),
+        max_clip_skip=checkpoint.max_clip_skip,
+        force_zeros_for_empty_prompt=checkpoint.force_zeros_for_empty_prompt,
+        license=checkpoint.card.get("license"),
+        attribution=tuple(checkpoint.card.get("attribution", ())),
+        source=checkpoint.source,
+        parity=parity,
+    )
 
 
 def _write_components(
