@@ -11,6 +11,8 @@ import os
 import platform
 from pathlib import Path
 
+# The glibc that wheels for aarch64 need; TensorRT-RTX has some for 2.35 and none for 2.31.
+GLIBC_ON_ARM = {"cuda": (2, 34), "tensorrt-rtx": (2, 35)}
 JETSON = Path("/etc/nv_tegra_release")  # of every JetPack
 
 
@@ -55,7 +57,7 @@ def refusal(backend: str, machine: Platform) -> str | None:
             "make the environment with python3 -m venv --system-site-packages, or carry version-compatible plans to "
             "tensorrt-lean; see docs/edge.md"
         )
-    if backend == "cuda" and machine.glibc < (2, 34):
-        glibc = ".".join(map(str, machine.glibc))
-        return f"not supported here: onnxruntime-gpu for aarch64 needs glibc 2.34, here is {glibc}; use the CPU"
+    if machine.glibc < GLIBC_ON_ARM.get(backend, (0, 0)):
+        needed, found = (".".join(map(str, version)) for version in (GLIBC_ON_ARM[backend], machine.glibc))
+        return f"not supported here: on aarch64 it needs glibc {needed}, here is {found}; use the CPU"
     return None

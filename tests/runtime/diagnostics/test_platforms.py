@@ -18,6 +18,7 @@ ORIN = Platform(machine="aarch64", glibc=(2, 35), jetson=True)
     [
         ("tensorrt", ORIN, "which JetPack brings: make the environment with python3 -m venv --system-site-packages"),
         ("cuda", Platform(machine="aarch64", glibc=(2, 31)), "needs glibc 2.34, here is 2.31; use the CPU"),
+        ("tensorrt-rtx", Platform(machine="aarch64", glibc=(2, 31)), "needs glibc 2.35, here is 2.31"),
         ("cpu", Platform(machine="riscv64", glibc=(2, 39)), "not supported on riscv64"),
         ("cpu", Platform(machine="aarch64", glibc=None), "need glibc"),
     ],
