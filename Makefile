@@ -96,13 +96,16 @@ types: .venv/dev
 	@touch $@
 
 # The hashes of every file of each package, for every Python and system: when a version or a dependency has changed.
+# PyTorch is installed by itself; tokenizers asks for the hub's client, 30 MB with what that needs, and draws without.
 hashes: .venv/bin/python
 	@mkdir -p build
 	$(PIP) uv
-	echo "torch; python_version < '3'" > build/no-torch.txt
+	echo "torch; python_version < '3'" > build/training.txt
+	cp build/training.txt build/dev.txt
+	echo "huggingface-hub; python_version < '3'" | cat build/training.txt - | tee build/cpu.txt > build/serve.txt
 	for extra in cpu serve training dev; do \
 		echo setuptools | .venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
-			--no-header -c constraints.txt --override build/no-torch.txt --extra cpu --extra $$extra \
+			--no-header -c constraints.txt --override build/$$extra.txt --extra cpu --extra $$extra \
 			-o requirements/$$extra.txt pyproject.toml - || exit 1; done
 
 clean:

@@ -20,6 +20,8 @@ PINNED = {
     plain(name): version
     for name, _, version in (line.partition("==") for line in (ROOT / "constraints.txt").read_text().split())
 }
+# The client of the Hugging Face Hub, which tokenizers asks for and never imports by itself.
+UNUSED = {"cpu": {"huggingface-hub"}, "serve": {"huggingface-hub"}}
 BY_PLATFORM = "torch"  # one for processors alone is another file than the index's: it has a version and no hash
 
 
@@ -40,7 +42,7 @@ def needed(extra: str) -> Iterator[str]:
     known = set[str]()
     while waiting:
         requirement = waiting.pop()
-        if str(requirement) in known or plain(requirement.name) == BY_PLATFORM:
+        if str(requirement) in known or plain(requirement.name) in {BY_PLATFORM, *UNUSED.get(extra, ())}:
             continue
         known.add(str(requirement))
         if requirement.name == project["name"]:
