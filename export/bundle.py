@@ -43,6 +43,7 @@ def export_checkpoint(
     prediction_type: str | None = None,
     variant: str | None = None,
     image_encoder: str | Path | None = None,
+    safety_checker: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Turn the checkpoint ``source`` into a bundle at ``bundle``, which appears whole or not at all.
@@ -59,6 +60,7 @@ def export_checkpoint(
         prediction_type: overrides what the checkpoint says that its UNet predicts.
         variant: which of a folder's weights to take where there are several, as ``bf16``.
         image_encoder: the folder of an IP-Adapter's image encoder; None looks beside its file.
+        safety_checker: whether the checkpoint's own safety checker becomes one more network.
         progress: is told what begins.
 
     Raises:
@@ -71,7 +73,12 @@ def export_checkpoint(
         raise InputError(f"precision {precision!r} is not known; valid: {', '.join(PRECISIONS)}")
     _check_place(bundle, force)
     checkpoint = load_checkpoint(
-        source, ema=ema, prediction_type=prediction_type, variant=variant, image_encoder=image_encoder
+        source,
+        ema=ema,
+        prediction_type=prediction_type,
+        variant=variant,
+        image_encoder=image_encoder,
+        safety_checker=safety_checker,
     )
     _defaults(checkpoint)  # what is wrong with them is said before the work
     try:

@@ -170,10 +170,12 @@ class Picture:
     Attributes:
         image: a PIL image; or an array, (H, W, 3) in 0..1 or the latents (C, h, w), where the call asked for those.
         settings: what made it.
+        flagged: whether the model's safety checker takes exception to it, and it is black; None where none looked.
     """
 
     image: Any
     settings: Settings
+    flagged: bool | None = None
 
     @property
     def seed(self) -> int:

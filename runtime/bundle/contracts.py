@@ -55,6 +55,10 @@ CONTRACTS: Mapping[str, tuple[Tensors, Tensors]] = {
     ),
     "unet_shallow": ({**SAMPLED, "deep_feature": SAMPLE}, {"noise_pred": SAMPLE}),
     "vae_decoder": ({"latents": LATENTS}, {"image": IMAGE}),
+    "safety_checker": (
+        {"pixel_values": ("batch", 3, None, None)},
+        {"special_care": ("batch", None), "concepts": ("batch", None)},
+    ),
     "vae_encoder": ({"image": IMAGE}, {"mean": LATENTS, "logvar": LATENTS}),
 }
 

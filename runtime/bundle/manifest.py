@@ -56,8 +56,10 @@ CACHING = ("unet_deep", "unet_shallow")
 CONTROLLED = "unet_control"
 # What takes its place where image prompts are read beside the prompt; ControlNets add to it too.
 PROMPTED = "unet_image_prompt"
+# What says of a picture whether it is fit for everybody; in bundles that were exported with it.
+SAFETY_CHECKER = "safety_checker"
 # What pictures without these can do without: engines of it are built when it is named.
-ASIDE = (*CACHING, CONTROLLED, PROMPTED)
+ASIDE = (*CACHING, CONTROLLED, PROMPTED, SAFETY_CHECKER)
 
 
 def _numbers(figures: Mapping[str, Any]) -> str | None:

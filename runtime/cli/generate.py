@@ -203,6 +203,7 @@ FILE = click.Path(path_type=Path)
     help="An IP-Adapter's bundle and the pictures that it reads beside PROMPT, and how much of it; can be given "
     "several times.",
 )
+@click.option("--safety-checker", is_flag=True, help="Have the model's own look; what it takes exception to is black.")
 @click.option("--vae", help="A bundle whose autoencoder to use instead, such as a tiny one.")
 @click.option("--vae-tiling", is_flag=True, help="Read and draw large pictures in tiles, in less memory.")
 @click.option("--backend", default="auto", show_default=True, help="auto, tensorrt, tensorrt-rtx, cuda or cpu.")
@@ -256,6 +257,7 @@ def command(
         where,
         options["backend"],
         low_memory=options["low_memory"],
+        safety_checker=options["safety_checker"],
         trace=trace,
         threads=options["threads"],
         **additions,
@@ -331,6 +333,10 @@ def _draw(pipeline: Pipeline, requests: list[Request], output: Path, overwrite: 
         for number, picture in call:
             path = picture.save(output, number=number if len(requests) > 1 else None, overwrite=overwrite)
             files[number] = {"path": str(path), "seed": picture.seed}
+            if picture.flagged is not None:
+                files[number]["flagged"] = picture.flagged
+            if picture.flagged:
+                click.echo(f"{path} is black: the safety checker takes exception to the picture", err=True)
     return [files[number] for number in sorted(files)], call
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import math
 
 from PIL import Image
@@ -52,6 +54,22 @@ class Uploads:
         """
         async with self._room:
             return await asyncio.to_thread(_fitted, picture, mask, size)
+
+
+def decoded(text: str, field: str) -> bytes:
+    """The bytes of a picture in base64, with or without ``data:image/…;base64,`` before it.
+
+    Raises:
+        RequestRefusedError: it is something else; an address is never followed.
+    """
+    if text.startswith(("http:", "https:", "file:")):
+        raise RequestRefusedError(f"{field} is an address, and none is followed; send the picture", param=field)
+    head, comma, rest = text.partition(",")
+    body = rest if comma and head.startswith("data:") else text
+    try:
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError):
+        raise RequestRefusedError(f"{field} is no base64; encode the bytes of a picture file", param=field) from None
 
 
 async def encoded(pixels: Pixels, parameters: str, kind: str, quality: int | None = None) -> bytes:

@@ -29,7 +29,9 @@ def router(front: Front) -> APIRouter:
         body.check()
         front.limits.check_images(body.pictures)
         model = front.model(body.model)
-        drawings = _submit(front, request, model, body, body.requests(model))
+        size = body.dimensions or (model.manifest.defaults.width, model.manifest.defaults.height)
+        controls = await body.controls(front, model, size)
+        drawings = _submit(front, request, model, body, body.requests(model, controls=controls))
         return await answered(front, request, body, drawings, "image_generation")
 
     @found.post("/images/edits", responses=PICTURES, openapi_extra=EDIT_BODY)
@@ -46,7 +48,8 @@ def router(front: Front) -> APIRouter:
         for number, picture in enumerate(pictures):
             size = body.dimensions or automatic(picture.size, model.manifest)
             over = await front.uploads.fitted(picture, mask if number == 0 else None, size)
-            requests += body.over(model, over[0], over[1] if len(over) > 1 else None)
+            controls = await body.controls(front, model, size, len(pictures))
+            requests += body.over(model, over[0], over[1] if len(over) > 1 else None, controls)
         drawings = _submit(front, request, model, body, requests)
         return await answered(front, request, body, drawings, "image_edit", sum(tokens(own.size) for own in pictures))
 
@@ -103,4 +106,5 @@ def _model(model: ModelState) -> dict[str, Any]:
         "ready": model.ready,
         "size": f"{defaults.width}x{defaults.height}",
         "loras": list(model.loras),
+        "controls": list(model.controls),
     }

@@ -16,6 +16,7 @@ from calotype.runtime.schedulers import create_solver
 from calotype.serving.errors import RequestRefusedError
 from calotype.serving.http.limits import Limits
 from calotype.serving.service import ModelState
+from calotype.serving.webui.controlnet import controls_of, units_of
 from calotype.serving.webui.fields import Drawing, ImageToImage
 from calotype.serving.webui.pictures import Over, opened, prepared
 from calotype.serving.webui.samplers import NOISY, SAMPLERS, sampling
@@ -93,6 +94,12 @@ def pictures_of(body: Drawing, model: ModelState, limits: Limits) -> Pictures:
         strength = body.denoising_strength
         fields |= {"image": over.image, "mask_image": over.mask, "strength": 0.75 if strength is None else strength}
         fields["feather"] = over.feather if over.mask is not None else 0
+    units = units_of(body.alwayson_scripts)
+    if units and over is not None and over.box is not None:
+        line = "with ControlNet the whole picture is drawn; give inpaint_full_res=false"
+        raise RequestRefusedError(line, param="inpaint_full_res")
+    fields["controls"] = controls_of(units, model, (width, height), limits, pictured=over is not None)
+    asked(lambda: limits.check(Request(**fields), model.manifest))
     first = secrets.randbelow(SEEDS) if body.seed in (None, -1) else body.seed
     assert first is not None
     requests = asked(lambda: [Request(**fields, seed=first + index) for index in range(number)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calotype.runtime.bundle.manifest import Manifest
+from calotype.runtime.bundle.manifest import CONTROLLED, Manifest
 from calotype.runtime.denoising.acceleration import EXACT, Acceleration
 from calotype.runtime.families import family_of
 from calotype.runtime.pictures.canvas import Canvas
@@ -38,6 +38,7 @@ def outline_of(model: str, manifest: Manifest, request: Request, fast: bool | Ac
         area=(canvas.height // manifest.vae.downscale) * (canvas.width // manifest.vae.downscale),
         evaluations=steps * SCHEDULERS[str(resolved.scheduler)].evaluations_per_step,
         rows=2 if guided else 1,
+        network=f"{CONTROLLED}+{len(resolved.controls)}" if resolved.controls else "",
         pictures=0 if canvas.picture is None else 1 + shown,
         weights=resolved.loras or (),
     )
