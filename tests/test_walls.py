@@ -25,6 +25,7 @@ OPENAI, WEBUI = f"{HTTP} serving.openai", f"{HTTP} serving.webui"
 WALLS: list[tuple[str, str, str]] = [
     ("calotype/*", "runtime", ""),
     ("engine/*", f"engine runtime.{{bundle,diagnostics,graphs,sessions}} {BASE}", "numpy onnx"),
+    ("engine/trust.py", f"runtime.bundle {BASE}", "minisign"),
     ("engine/calibration.py", f"engine runtime.{{bundle,pipeline,sessions}} {BASE}", "numpy"),
     ("engine/cpu.py", f"engine runtime.{{bundle,diagnostics,graphs,sessions}} {ORT} {BASE}", "numpy onnx"),
     ("export/*", f"export runtime.bundle {BASE}", "numpy onnx onnx_ir onnxscript safetensors torch"),
@@ -37,6 +38,8 @@ WALLS: list[tuple[str, str, str]] = [
     ("runtime/cli/*", "runtime", "click"),
     ("runtime/cli/build.py", "engine runtime", "click"),
     ("runtime/cli/export.py", "export runtime", "click"),
+    ("runtime/cli/info.py", "engine runtime", "click"),
+    ("runtime/cli/plans.py", "engine runtime", "click"),
     ("runtime/cli/verify.py", "export runtime", "click"),
     ("runtime/denoising/*", f"runtime.{{bundle,denoising,pictures,schedulers,sessions}} {BASE}", "numpy"),
     ("runtime/diagnostics/*", "runtime", "numpy"),
