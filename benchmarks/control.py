@@ -158,7 +158,7 @@ class Calotype:
         used = any(asked[case] for case in cases)
         self.pipeline = Pipeline.load(bundle, "cpu", controls=controls if used else None)
         settings: dict[str, Any] = {
-            "seed": 0, "height": size, "width": size, "num_inference_steps": 1000, "guidance_scale": 7.5,
+            "seed": 0, "height": size, "width": size, "num_inference_steps": 900, "guidance_scale": 7.5,
         }  # fmt: skip
         self._jobs = {
             case: self.pipeline.prepare(Request(prompt=PROMPT, controls=asked[case], **settings)) for case in cases

@@ -181,7 +181,7 @@ class Calotype:
         used = any(cases.values())
         self.pipeline = Pipeline.load(bundle, "cpu", image_prompts=adapters if used else None)
         settings: dict[str, Any] = {
-            "seed": 0, "height": size, "width": size, "num_inference_steps": 1000, "guidance_scale": 7.5,
+            "seed": 0, "height": size, "width": size, "num_inference_steps": 900, "guidance_scale": 7.5,
         }  # fmt: skip
         self._jobs = {}
         for case, kinds in cases.items():

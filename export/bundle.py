@@ -43,6 +43,8 @@ def export_checkpoint(
     prediction_type: str | None = None,
     variant: str | None = None,
     image_encoder: str | Path | None = None,
+    safety_checker: bool = False,
+    transformer: Path | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Turn the checkpoint ``source`` into a bundle at ``bundle``, which appears whole or not at all.
@@ -59,6 +61,8 @@ def export_checkpoint(
         prediction_type: overrides what the checkpoint says that its UNet predicts.
         variant: which of a folder's weights to take where there are several, as ``bf16``.
         image_encoder: the folder of an IP-Adapter's image encoder; None looks beside its file.
+        safety_checker: whether the checkpoint's own safety checker becomes one more network.
+        transformer: see :func:`calotype.export.sources.load_checkpoint`.
         progress: is told what begins.
 
     Raises:
@@ -71,7 +75,13 @@ def export_checkpoint(
         raise InputError(f"precision {precision!r} is not known; valid: {', '.join(PRECISIONS)}")
     _check_place(bundle, force)
     checkpoint = load_checkpoint(
-        source, ema=ema, prediction_type=prediction_type, variant=variant, image_encoder=image_encoder
+        source,
+        ema=ema,
+        prediction_type=prediction_type,
+        variant=variant,
+        image_encoder=image_encoder,
+        safety_checker=safety_checker,
+        transformer=transformer,
     )
     _defaults(checkpoint)  # what is wrong with them is said before the work
     try:
@@ -113,6 +123,7 @@ def _manifest(
         files=partial.files(),
         max_clip_skip=checkpoint.max_clip_skip,
         force_zeros_for_empty_prompt=checkpoint.force_zeros_for_empty_prompt,
+        distilled=checkpoint.distilled,
         license=checkpoint.card.get("license"),
         attribution=tuple(checkpoint.card.get("attribution", ())),
         source=checkpoint.source,
@@ -236,6 +247,7 @@ def _write_words(checkpoint: Checkpoint, partial: PartialBundle) -> str | None:
 def _defaults(checkpoint: Checkpoint) -> Defaults:
     pixels = (checkpoint.sample_size or 64) * checkpoint.vae.downscale
     try:
-        return read_as(Defaults, {"height": pixels, "width": pixels, **checkpoint.card.get("defaults", {})}, "defaults")
+        given = {**checkpoint.defaults, **checkpoint.card.get("defaults", {})}
+        return read_as(Defaults, {"height": pixels, "width": pixels, **given}, "defaults")
     except (SchemaError, TypeError) as error:
         raise CheckpointError(f"the defaults in model_card.json are not valid: {error}") from error

@@ -14,7 +14,9 @@ from calotype.export.models.clip import TextEncoder
 from calotype.export.models.clip_vision import ImageEncoder
 from calotype.export.models.controlnet import ControlNet
 from calotype.export.models.controlnet_union import ControlNetUnionConfig
+from calotype.export.models.flux2 import AXES, Flux2Transformer
 from calotype.export.models.ip_adapter import IPAdapter
+from calotype.export.models.qwen3 import Qwen3
 from calotype.export.models.t2i_adapter import T2IAdapter
 from calotype.export.models.tiny_autoencoder import TinyAutoencoder
 from calotype.export.models.unet import UNet, UNetConfig, cross_attentions, feature_places, skip_connections
@@ -73,6 +75,29 @@ class VaeDecoderGraph(_Prefixed):
 
     def forward(self, latents: Tensor) -> Tensor:
         out: Tensor = self.model.decode(latents)
+        return out
+
+
+class TransformerGraph(_Prefixed):
+    """A transformer over latents and a prompt, with reference pictures' tokens where they are given."""
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        reference_latents: Tensor | None = None,
+        reference_positions: Tensor | None = None,
+    ) -> Tensor:
+        out: Tensor = self.model(sample, timestep, encoder_hidden_states, reference_latents, reference_positions)
+        return out
+
+
+class LanguageModelGraph(_Prefixed):
+    """The hidden states of a language model that a transformer reads."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        out: Tensor = self.model(input_ids, attention_mask)
         return out
 
 
@@ -167,6 +192,8 @@ def tokenizer_spec(name: str, tokenizer: Tokenizer) -> TokenizerSpec:
         bos_token=tokenizer.bos_token,
         eos_token=tokenizer.eos_token,
         pad_token=tokenizer.pad_token,
+        kind=tokenizer.kind,
+        added_tokens=tokenizer.added_tokens,
     )
 
 
@@ -368,11 +395,52 @@ def _conditioned_inputs(config: UNetConfig) -> tuple[TensorSpec, ...]:
     return tuple(inputs)
 
 
+def language_model_plan(name: str, model: Qwen3, tokenizer: Tokenizer) -> GraphPlan:
+    """Of the language model ``name``: a prompt in its frame, padded, and where the padding is."""
+    length = tokenizer.max_length
+    tokens = Tokens.read(tokenizer.vocab, tokenizer_spec(name, tokenizer))
+    return GraphPlan(
+        network=name,
+        component=name,
+        module=LanguageModelGraph(model),
+        inputs=(
+            TensorSpec(name="input_ids", dtype="int64", shape=("batch", length)),
+            TensorSpec(name="attention_mask", dtype="int64", shape=("batch", length)),
+        ),
+        outputs=(float_spec("hidden_states", "batch", length, model.width),),
+        tokens=tokens,
+    )
+
+
+def transformer_plans(transformer: Flux2Transformer) -> list[GraphPlan]:
+    """Of a transformer, without reference pictures and with."""
+    config = transformer.config
+    given = (
+        float_spec("sample", "rows", config.in_channels, "height", "width"),
+        float_spec("timestep", "rows"),
+        float_spec("encoder_hidden_states", "rows", "tokens", config.joint_attention_dim),
+    )
+    references = (
+        float_spec("reference_latents", "rows", "references", config.in_channels),
+        float_spec("reference_positions", "rows", "references", AXES),
+    )
+    return [
+        GraphPlan(
+            network=network,
+            component="transformer",
+            module=TransformerGraph(transformer),
+            inputs=inputs,
+            outputs=(float_spec("noise_pred", "rows", config.in_channels, "height", "width"),),
+        )
+        for network, inputs in (("transformer", given), ("transformer_edit", (*given, *references)))
+    ]
+
+
 def vae_plans(vae: Autoencoder | TinyAutoencoder) -> list[GraphPlan]:
     """Of decoder and encoder."""
     config = vae.config
     image = float_spec("image", "batch", config.out_channels, f"{config.downscale}*height", f"{config.downscale}*width")
-    latents = ("batch", config.latent_channels, "height", "width")
+    latents = ("batch", config.packed_channels, "height", "width")
     return [
         GraphPlan(
             network="vae_decoder",
@@ -397,7 +465,7 @@ def vae_spec(vae: Autoencoder | TinyAutoencoder) -> VaeSpec:
     return VaeSpec(
         scaling_factor=config.scaling_factor,
         shift_factor=config.shift_factor or 0.0,
-        latent_channels=config.latent_channels,
+        latent_channels=config.packed_channels,
         downscale=config.downscale,
     )
 

@@ -35,7 +35,12 @@ FIRST = {
 OTHERS = {
     r"control_model\..*": "a ControlNet without what reads its picture",
     r"(model\.diffusion_model\.)?joint_blocks\..*": "Stable Diffusion 3",
-    r"(model\.diffusion_model\.)?double_blocks\..*": "Flux",
+    r"(model\.diffusion_model\.)?(double_stream_modulation_img|single_stream_modulation)\..*": (
+        "FLUX.2's transformer alone; give klein's folder in diffusers' layout, and this file as its --transformer"
+    ),
+    r"(model\.diffusion_model\.)?double_blocks\..*": "FLUX.1",
+    r"(model\.diffusion_model\.)?(noise_refiner|context_refiner)\..*": "Z-Image",
+    r"(model\.diffusion_model\.)?transformer_blocks\.0\.(img|txt)_mod\..*": "Qwen-Image",
     r"emb_params|string_to_param.*|<.*>": _EMBEDDING,
     r"encoder\.layers\..*": f"a tiny autoencoder in diffusers' layout, {_FROM_FOLDER}",
     r"3\.conv\..*": "half of a tiny autoencoder (TAESD), which is read whole, from a folder in diffusers' layout",

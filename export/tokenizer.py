@@ -27,7 +27,10 @@ _PRINTED = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *r
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """The contents of ``vocab.json`` and ``merges.txt``, the special tokens, and the length of a prompt in tokens."""
+    """The contents of ``vocab.json`` and ``merges.txt``, the special tokens, and the length of a prompt in tokens.
+
+    ``kind`` and ``added_tokens`` are those of :class:`calotype.runtime.bundle.manifest.TokenizerSpec`.
+    """
 
     vocab: bytes
     merges: bytes
@@ -35,6 +38,8 @@ class Tokenizer:
     bos_token: str = "<|startoftext|>"
     eos_token: str = "<|endoftext|>"
     pad_token: str = "<|endoftext|>"
+    kind: str = "clip"
+    added_tokens: tuple[str, ...] = ()
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:

@@ -31,7 +31,9 @@ from calotype.runtime.bundle.spec import TensorSpec
 from calotype.runtime.errors import ExportError
 
 OPSET = 23
-SIZES = {"batch": 2, "rows": 2, "extra": 3, "tokens": 7, "pictures": 2, "height": 8, "width": 16}
+SIZES = {
+    "batch": 2, "rows": 2, "extra": 3, "tokens": 7, "pictures": 2, "references": 5, "height": 8, "width": 16
+}  # fmt: skip
 
 
 def write_graph(plan: GraphPlan, weights: Path, path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from calotype.runtime.errors import CheckpointError, ExportError, UnsupportedArchitectureError
 
 # Tensors that real checkpoints carry and no forward pass reads.
-STRAY_SUFFIXES = ("position_ids",)
+STRAY_SUFFIXES = ("position_ids", "num_batches_tracked")
 # What diffusers called the autoencoder's attention before 0.14.
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 

@@ -133,17 +133,28 @@ class ControlNets:
 
     def _read(self, folder: Path) -> ControlNet | T2IAdapter:
         if folder not in self._by_folder:
-            bundle = Bundle.open(folder, weights=False)
-            check_kind(bundle, "control")
-            network = next((name for name in CHECKS if name in bundle.manifest.networks), None)
-            if network is None:
-                raise BundleError(f"{folder} has no {' or '.join(CHECKS)}; export the bundle again")
+            bundle, network = read_control(folder, self._networks.bundle)
             spec = bundle.manifest.networks[network]
-            CHECKS[network](bundle, spec, self._networks.bundle)
             key = SessionKey(network, default_form(spec, self._networks.backend), bundle.manifest.sha256)
             kind = ControlNet if network in CONTROLNETS else T2IAdapter
             self._by_folder[folder] = self._by_key[key] = kind(bundle=bundle, key=key)
         return self._by_folder[folder]
+
+
+def read_control(folder: Path, model: Bundle) -> tuple[Bundle, str]:
+    """The bundle of a control and the name of its network, checked against the ``model`` that it is for.
+
+    Raises:
+        BundleError: it is missing or corrupt, or holds none, or the model takes none.
+        InputError: it is for another model.
+    """
+    bundle = Bundle.open(folder, weights=False)
+    check_kind(bundle, "control")
+    network = next((name for name in CHECKS if name in bundle.manifest.networks), None)
+    if network is None:
+        raise BundleError(f"{folder} has no {' or '.join(CHECKS)}; export the bundle again")
+    CHECKS[network](bundle, bundle.manifest.networks[network], model)
+    return bundle, network
 
 
 def controlled_network(bundle: Bundle) -> ModelSpec:

@@ -16,7 +16,7 @@ import numpy as np
 from calotype.runtime.arrays import Array, Inputs
 from calotype.runtime.bundle.folder import Bundle, check_kind
 from calotype.runtime.bundle.manifest import PROMPTED
-from calotype.runtime.bundle.spec import ModelSpec
+from calotype.runtime.bundle.spec import ModelSpec, TensorSpec
 from calotype.runtime.errors import BundleError, InputError, quoted
 from calotype.runtime.image_prompt import ImagePrompt
 from calotype.runtime.image_prompt_rows import Read, blocks_of, file_order, layer_scales, rows_of
@@ -195,9 +195,9 @@ def prompted_network(bundle: Bundle) -> ModelSpec:
 
 def _check_whole(adapter: Bundle) -> None:
     """Raises BundleError where a network is missing, or does not take what the one before it gives."""
-    networks, given = adapter.manifest.networks, None
+    given: tuple[TensorSpec, ...] | None = None
     for network, name in NEEDED.items():
-        spec = networks.get(network)
+        spec = adapter.manifest.networks.get(network)
         if spec is None:
             raise BundleError(f"{adapter.path} has no {network}; export the bundle again")
         if [own.name for own in spec.inputs] != [name] or given not in (None, spec.inputs):

@@ -13,7 +13,7 @@ from typing import Any
 
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.form import FLOAT32, INT8, Form
-from calotype.runtime.bundle.manifest import CONTROLLED, PROMPTED
+from calotype.runtime.bundle.manifest import CONTROLLED, EDITING, PROMPTED
 from calotype.runtime.denoising.feature_cache import DEEP, SHALLOW
 from calotype.runtime.denoising.job import SessionKey
 from calotype.runtime.errors import BackendError, BundleError, InputError
@@ -28,6 +28,8 @@ from calotype.runtime.sessions.traced import Trace
 LORA_MEMORY = 2 << 30  # room for one of every linear layer of SD 1.5 on a CPU with engines, beside the one in use
 # The networks of ControlNets' own bundles, the second for several kinds of pictures; and of T2I-Adapters'.
 CONTROLNETS, T2I_ADAPTER = ("controlnet", "controlnet_union"), "t2i_adapter"
+# Networks over the weights of another.
+PARTS = {DEEP: "unet", SHALLOW: "unet", CONTROLLED: "unet", PROMPTED: "unet", EDITING: "transformer"}
 logger = logging.getLogger(__name__)
 
 
@@ -145,8 +147,9 @@ class Networks:
         missing = sorted(set(names) - self.bundle.manifest.networks.keys())
         if missing:
             raise BundleError(
-                f"{self.bundle.path} has no {', '.join(missing)}, which deep-feature caching takes; "
-                "export the bundle again"
+                f"{self.bundle.path} has no {', '.join(missing)}, which "
+                f"{'deep-feature caching' if caching else 'this picture'} takes; export the bundle again, or leave "
+                "that out if its family has none"
             )
         return [self.key(name, form, loras) for name in names]
 
@@ -309,7 +312,7 @@ class Networks:
 
 def weights_of(network: str) -> str:
     """The network whose weights ``network`` reads."""
-    return "unet" if network in (DEEP, SHALLOW, CONTROLLED, PROMPTED) else network
+    return PARTS.get(network, network)
 
 
 def _label(key: SessionKey) -> str:

@@ -28,6 +28,7 @@ from calotype.runtime.text.textual_inversion import Embedding
 logger = logging.getLogger(__name__)
 Kind = Literal["pil", "np", "latent"]
 KINDS = ("pil", "np", "latent")
+NO_FILE, NO_HASH = "*", "0000000000"  # of a reference picture that was no file, or is none any more
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,7 @@ class Settings:
             "VAE tiles": self.model.tiled or None,
             "ControlNets": self._controls() or None,
             "IP-Adapters": self._image_prompts() or None,
+            "References": [_reference(own) for own in self.request.references] or None,
         }
 
     def _controls(self) -> dict[str, Any]:
@@ -170,10 +172,12 @@ class Picture:
     Attributes:
         image: a PIL image; or an array, (H, W, 3) in 0..1 or the latents (C, h, w), where the call asked for those.
         settings: what made it.
+        flagged: whether the model's safety checker takes exception to it, and it is black; None where none looked.
     """
 
     image: Any
     settings: Settings
+    flagged: bool | None = None
 
     @property
     def seed(self) -> int:
@@ -312,6 +316,12 @@ def _conditions(request: Request) -> dict[str, Any]:
         "Mask hash": _digest_if_there(mask),
         "Feather": request.feather or None,
     }
+
+
+def _reference(source: Any) -> str:
+    """Name and hash of a reference picture, as files that are listed are written."""
+    name = source.name if isinstance(source, Path) else NO_FILE
+    return f"{name}:reference {_digest_if_there(source) or NO_HASH}"
 
 
 def _exactly(number: float) -> str:

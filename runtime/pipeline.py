@@ -25,6 +25,7 @@ from calotype.runtime.arguments import (
 )
 from calotype.runtime.arrays import Array
 from calotype.runtime.bundle.folder import Bundle, check_kind
+from calotype.runtime.bundle.manifest import SAFETY_CHECKER
 from calotype.runtime.call import Call, Callback
 from calotype.runtime.closing import Closing
 from calotype.runtime.control import Control
@@ -43,6 +44,7 @@ from calotype.runtime.parallel import run_parallel
 from calotype.runtime.picture import Kind, Model, Output, Picture, Settings
 from calotype.runtime.pictures.autoencoder import Tiles, Vae
 from calotype.runtime.pictures.reading import Source
+from calotype.runtime.pictures.safety import SafetyChecker, check_has_checker
 from calotype.runtime.preparation import Drawing, Encoded, Preparation
 from calotype.runtime.request import Request, expand
 from calotype.runtime.sessions import Session, check_backend
@@ -77,6 +79,7 @@ class Pipeline(Closing):
         vae_tiles: Tiles | None = None,
         controls: Mapping[str, str | Path] | None = None,
         image_prompts: Mapping[str, str | Path] | None = None,
+        safety_checker: bool = False,
         fast: bool | Acceleration = False,
         trace: Trace | None = None,
         threads: int | None = None,
@@ -116,6 +119,10 @@ class Pipeline(Closing):
         self._model = Model.of(bundle.manifest, self._family.denoiser, words, extra, vae_tiles is not None)
         self._controlnets = ControlNets(self.networks, named)
         self._ip_adapters = IpAdapters(self.networks, adapters)
+        self._checker: SafetyChecker | None = None
+        if switch("safety_checker", safety_checker):
+            check_has_checker(bundle)
+            self._checker = SafetyChecker(self.networks.open_session(bundle, SAFETY_CHECKER))
         self._vae = self._opened(bundle if other is None else other, vae_tiles)
         self._denoiser = Denoiser(self._session)
         self._preparation = Preparation(
@@ -145,6 +152,7 @@ class Pipeline(Closing):
         vae_tiles: Tiles | None = None,
         controls: Mapping[str, str | Path] | None = None,
         image_prompts: Mapping[str, str | Path] | None = None,
+        safety_checker: bool = False,
         fast: bool | Acceleration = False,
         trace: Trace | None = None,
         threads: int | None = None,
@@ -169,6 +177,8 @@ class Pipeline(Closing):
             controls: folders of ControlNets' bundles, by the names that requests know them by; those are opened here,
                 and the UNet that they add to in place of the one that requests without them take.
             image_prompts: folders of IP-Adapters' bundles, likewise.
+            safety_checker: whether the model's own looks at every picture; one that it takes exception to is black, and
+                ``flagged``.
             fast: what requests get that say nothing of it, and which of the denoising network's graphs are opened here.
                 Exact, or True for the preset ``FAST``, or settings of one's own; see
                 :class:`calotype.runtime.denoising.acceleration.Acceleration`.
@@ -200,6 +210,7 @@ class Pipeline(Closing):
             vae_tiles=vae_tiles,
             controls=controls,
             image_prompts=image_prompts,
+            safety_checker=safety_checker,
             fast=fast,
             trace=trace,
             threads=threads,
@@ -325,8 +336,9 @@ class Pipeline(Closing):
                         images[number] = jobs[number].canvas.finish(pixels)
         for job, image in zip(jobs, images, strict=True):
             _check_finite(job, image)
+        flagged = [None] * len(jobs) if output_type == "latent" else self._checked(images)
         if output_type == "pil":
-            images = [Image.fromarray((pixels * 255).round().astype(np.uint8)) for pixels in images]
+            images = list(map(_image, images))
         return [
             Picture(
                 image=image,
@@ -337,8 +349,9 @@ class Pipeline(Closing):
                     controlnets=job.controlnets,
                     ip_adapters=job.ip_adapters,
                 ),
+                flagged=own,
             )
-            for job, image in zip(jobs, images, strict=True)
+            for job, image, own in zip(jobs, images, flagged, strict=True)
         ]
 
     def __call__(
@@ -368,6 +381,7 @@ class Pipeline(Closing):
         target_size: tuple[int, int] | None = None,
         controls: Sequence[Control] | None = None,
         image_prompts: Sequence[ImagePrompt] | None = None,
+        references: Sequence[Source] | None = None,
         num_images_per_prompt: int | None = None,
         seed: int | None = None,
         latents: Array | None = None,
@@ -404,6 +418,7 @@ class Pipeline(Closing):
             target_size: see :class:`Request`.
             controls: see :class:`Request`.
             image_prompts: see :class:`Request`.
+            references: see :class:`Request`.
             num_images_per_prompt: 1 or more.
             seed: of the first picture; picture k of the call is the picture of seed + k alone. None picks a random one.
             latents: (N, C, height/f, width/f) of unit variance to start from instead of the seeds' noise.
@@ -441,6 +456,7 @@ class Pipeline(Closing):
             target_size=target_size,
             controls=controls,
             image_prompts=image_prompts,
+            references=references,
         )
         kind: Kind = "pil" if output_type is None else output_type
         with self._calls:
@@ -468,6 +484,8 @@ class Pipeline(Closing):
             self.networks.trim()
             self._controlnets.trim()
             self._ip_adapters.trim()
+            if self._checker is not None:
+                self._checker.trim()
 
     def close(self) -> None:
         """Give all memory back; may be called again, also while a call runs, which then ends with an error."""
@@ -478,6 +496,8 @@ class Pipeline(Closing):
                 self._controlnets.close()
                 self._ip_adapters.close()
                 self._vae.close()
+                if self._checker is not None:
+                    self._checker.close()
 
     def _opened(self, autoencoder: Bundle, tiles: Tiles | None) -> Vae:
         """Open the networks, what conditions them and the autoencoder, all at once; where one fails, all are closed."""
@@ -500,6 +520,8 @@ class Pipeline(Closing):
             self._controlnets.close()
             self._ip_adapters.close()
             self.networks.close()
+            if self._checker is not None:
+                self._checker.close()
             raise
         return vae
 
@@ -511,6 +533,17 @@ class Pipeline(Closing):
         form = networks.form(network, self._fast.precision, whole=not caching, loras=loras)
         denoising = networks.denoising(form, network=network, caching=caching, loras=loras)
         networks.open([*networks.encoding(loras), *denoising])
+
+    def _checked(self, images: Sequence[Array]) -> Sequence[bool | None]:
+        """Whether the safety checker takes exception to each of ``images``, (H, W, 3) in 0..1, which is black then."""
+        if self._checker is None:
+            return [None] * len(images)
+        with self._usable():
+            flagged = self._checker.flagged(list(map(_image, images)))
+        for image, black in zip(images, flagged, strict=True):
+            if black:
+                image[:] = 0
+        return flagged
 
     def _session(self, key: SessionKey) -> Session:
         return (self._controlnets if key.network in CONTROLNETS else self.networks).session(key)
@@ -527,6 +560,11 @@ class Pipeline(Closing):
             if self._closed:
                 raise BackendError("the pipeline is closed; load it again")
             yield
+
+
+def _image(pixels: Array) -> Image.Image:
+    """Of (H, W, 3) in 0..1."""
+    return Image.fromarray((pixels * 255).round().astype(np.uint8))
 
 
 def _check_finite(job: Drawing, image: Array) -> None:

@@ -26,14 +26,14 @@ from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.denoising.job import Job
 from calotype.runtime.denoising.start import Posterior, Start
 from calotype.runtime.errors import InputError
-from calotype.runtime.families import Family
+from calotype.runtime.families import Family, denoiser_of
 from calotype.runtime.families.base import Conditioner
 from calotype.runtime.ip_adapters import IpAdapters
 from calotype.runtime.loras import Loras, merged_into
 from calotype.runtime.merged_weights import Weights
 from calotype.runtime.networks import Networks
 from calotype.runtime.pictures.autoencoder import Vae
-from calotype.runtime.pictures.canvas import Canvas
+from calotype.runtime.pictures.canvas import Canvas, to_pixels
 from calotype.runtime.pictures.masks import latent_mask
 from calotype.runtime.request import Request
 from calotype.runtime.schedulers import Solver, create_solver
@@ -131,7 +131,7 @@ class Preparation:
         request = self._loras.resolved(request.resolved(self._manifest, fast, self._loras.default))
         canvas = Canvas.open(self._manifest, request) if canvas is None else canvas
         request = dataclasses.replace(request, height=canvas.height, width=canvas.width)
-        solver = self._solver(request)
+        solver = self._solver(request, canvas)
         index = self._first_evaluation(canvas, solver)
         assert isinstance(request.fast, Acceleration)
         for name in ("controls", "image_prompts"):
@@ -141,6 +141,8 @@ class Preparation:
         images = self._ip_adapters.rows(request.image_prompts) if request.image_prompts else None
         form = self._form(request)
         rows = _kept(self._rows, _text_of(request), lambda: self._encoded(request, canvas), MOST_ROWS)
+        if canvas.references:
+            rows = self._with_references(rows, canvas)
         self._warn(request)  # of prompts that can be drawn: one that is refused gets one line
         return Encoded(
             request=request,
@@ -206,7 +208,7 @@ class Preparation:
         noise = rng.standard_normal(shape, np.float32) if latents is None else _given(latents, shape)
         own = start.begin(noise, rng)
         conditional, unconditional = encoded.rows
-        network = self._networks.entry(controls=bool(request.controls), image_prompts=bool(request.image_prompts))
+        network = denoiser_of(self._family, self._manifest, request)
         return Drawing(
             request=request,
             canvas=encoded.canvas,
@@ -237,11 +239,20 @@ class Preparation:
     def _encoded(self, request: Request, canvas: Canvas) -> tuple[Inputs, Inputs | None]:
         return self._family.rows(self._manifest, self._conditioned(merged_into(request)), request, canvas)
 
+    def _with_references(self, rows: tuple[Inputs, Inputs | None], canvas: Canvas) -> tuple[Inputs, Inputs | None]:
+        """Rows with and without the prompt, each with the reference pictures."""
+        latents = [self._encode(to_pixels(picture)).mode(self._vae.scale) for picture in canvas.references]
+        own = self._family.reference_rows(latents)
+        conditional, unconditional = rows
+        return {**conditional, **own}, None if unconditional is None else {**unconditional, **own}
+
     def _form(self, request: Request) -> Form:
         """What the denoising network is computed in; its sessions and the text encoders' are opened."""
         fast, loras = request.fast, merged_into(request)
         assert isinstance(fast, Acceleration)
-        network = self._networks.entry(controls=bool(request.controls), image_prompts=bool(request.image_prompts))
+        network = denoiser_of(self._family, self._manifest, request)
+        if request.references and fast.caches:
+            raise InputError("cache_interval and references exclude each other; use one of them")
         form = self._networks.form(network, fast.precision, whole=not fast.caches, loras=loras)
         denoising = self._networks.denoising(form, network=network, caching=fast.caches, loras=loras)
         self._networks.open([*self._networks.encoding(loras), *denoising])
@@ -260,15 +271,18 @@ class Preparation:
 
         return _kept(self._conditioners, tuple(map(id, sessions.values())), make, MOST_CONDITIONERS)[1]
 
-    def _solver(self, request: Request) -> Solver:
+    def _solver(self, request: Request, canvas: Canvas) -> Solver:
         settings = {**self._manifest.scheduler, **request.scheduler_config}
+        _, height, width = self._family.latent_shape(self._manifest, canvas)
+        assert request.num_inference_steps is not None
         create = functools.partial(
             create_solver,
             request.scheduler,
-            self._family.solver_settings(settings),
+            self._family.solver_settings(settings, height * width, request.num_inference_steps),
             request.num_inference_steps,
             timesteps=request.timesteps,
             sigmas=request.sigmas,
+            flow=self._family.flow,
         )
         key = json.dumps([create.args, create.keywords], default=str)
         return _kept(self._solvers, key, create, MOST_SOLVERS)
@@ -334,10 +348,14 @@ def _with_images(
 
 def _same_pictures(request: Request, other: Request) -> bool:
     """Whether two requests have the same canvas."""
-    pictures = ((request.image, other.image), (request.mask_image, other.mask_image))
+    pictures = [(request.image, other.image), (request.mask_image, other.mask_image)]
     names = ("height", "width", "strength", "feather")
-    return all(one is two or (isinstance(one, Path) and one == two) for one, two in pictures) and all(
-        getattr(request, name) == getattr(other, name) for name in names
+    pictures += zip(request.references, other.references, strict=False)
+    alike = len(request.references) == len(other.references)
+    return (
+        alike
+        and all(one is two or (isinstance(one, Path) and one == two) for one, two in pictures)
+        and all(getattr(request, name) == getattr(other, name) for name in names)
     )
 
 

@@ -90,9 +90,12 @@ def recall(
     )
     for given, label in ((image, "Image"), (mask_image, "Mask")):
         _check_source(given, label, further.get(f"{label} hash"), further.get(label))
+    references = tuple(_reference(folders, name, digest) for name, _, digest in _listed(further, "References"))
     vae = further.get("VAE")
     return Recalled(
-        request=_request(found, further, image, mask_image, loras, _conditions(folders, further)),
+        request=_request(
+            found, further, image, mask_image, loras, {**_conditions(folders, further), "references": references}
+        ),
         model=_bundle(folders, found.model, found.model_hash),
         embeddings=words,
         vae=None if vae is None else _bundle(folders, vae, further.get("VAE hash")),
@@ -194,6 +197,15 @@ def _damaged(error: Exception, label: str | None = None) -> InputError:
     return InputError(
         f"the picture's settings are damaged{where}: {reason}; draw it anew, with what calotype info shows of them"
     )
+
+
+def _reference(folders: Sequence[Path], name: str, digest: str) -> Path:
+    """The file of a reference picture, found by its hash."""
+    from calotype.runtime.picture import NO_FILE
+
+    if name == NO_FILE:
+        raise InputError("a reference picture was no file, and cannot be found again; give it in Python")
+    return _file(folders, name, digest)
 
 
 def _numbers(further: Mapping[str, str], label: str, kind: Callable[[str], Any]) -> tuple[Any, ...] | None:

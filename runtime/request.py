@@ -24,7 +24,8 @@ from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.image_prompt import ImagePrompt, checked_image_prompts
 from calotype.runtime.pictures.canvas import MAX_SIZE, default_strength
 from calotype.runtime.pictures.reading import Source, picture_source, read_picture
-from calotype.runtime.schedulers import scheduler_name
+from calotype.runtime.pictures.references import checked_references
+from calotype.runtime.schedulers import model_scheduler, scheduler_name
 
 PIXELS = ("image", "mask_image")
 
@@ -38,7 +39,7 @@ class Request:
         negative_prompt: what to steer away from.
         seed: 0..2⁶⁴-1; the seed alone makes the same picture again. None picks one at random.
         height: pixels, a multiple of the autoencoder's downscale; None is the picture's own size, rounded down, or
-            without a picture the model's.
+            without a picture the first reference's, or the model's.
         width: pixels, likewise.
         num_inference_steps: 1 or more; None is the model's default.
         timesteps: training timesteps to visit, falling, instead of the scheduler's own choice.
@@ -63,6 +64,8 @@ class Request:
             scale in a pair; see :func:`calotype.runtime.adapters.named.asked`.
         controls: ControlNets with their pictures, added up.
         image_prompts: IP-Adapters with the pictures that they read beside the prompt, added up.
+        references: pictures that a model which edits goes by, as FLUX.2 klein; the size is that of the first, where
+            none is given.
 
     Raises:
         InputError: a value is of a wrong type or out of range. What the model decides is checked later.
@@ -93,6 +96,7 @@ class Request:
     loras: tuple[Asked, ...] | None = None
     controls: tuple[Control, ...] = ()
     image_prompts: tuple[ImagePrompt, ...] = ()
+    references: tuple[Source, ...] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -117,7 +121,7 @@ class Request:
             raise InputError("timesteps and sigmas were both given; give one of them")
 
     def resolved(self, manifest: Manifest, fast: bool | Acceleration = EXACT, loras: tuple[Asked, ...] = ()) -> Self:
-        """Fill in every default of the model; only the size of a picture to start from stays None.
+        """Fill in every default of the model; only a size that a picture has stays None.
 
         Args:
             manifest: the model's.
@@ -133,15 +137,15 @@ class Request:
         elif steps is None and listed is not None:
             steps = len(listed) - (self.sigmas is not None)
         interval = acceleration.guidance_interval if self.guidance_interval is None else self.guidance_interval
-        name = defaults.scheduler or str(manifest.scheduler.get("_class_name", "ddim"))
         blank = self.image is None
+        sized = blank and not self.references
         return dataclasses.replace(
             self,
             seed=secrets.randbelow(2**32) if self.seed is None else self.seed,
-            height=defaults.height if self.height is None and blank else self.height,
-            width=defaults.width if self.width is None and blank else self.width,
+            height=defaults.height if self.height is None and sized else self.height,
+            width=defaults.width if self.width is None and sized else self.width,
             num_inference_steps=steps,
-            scheduler=scheduler_name(name) if self.scheduler is None else self.scheduler,
+            scheduler=_own_scheduler(manifest) if self.scheduler is None else self.scheduler,
             guidance_scale=defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale,
             guidance_interval=interval,
             fast=dataclasses.replace(acceleration, steps=1.0, guidance_interval=None),
@@ -184,6 +188,8 @@ class Request:
         for name in PIXELS:
             if fields.get(name) is not None:
                 fields[name] = _picture(name, fields[name], files)
+        if fields.get("references") is not None:
+            fields["references"] = _references(fields["references"], files)
         if fields.get("loras") is not None:
             fields["loras"] = _loras(fields["loras"], files)
         if fields.get("controls") is not None:
@@ -223,6 +229,12 @@ def expand(
     for text, negative, scale, own in zip(texts, negatives, scales, arguments.seeds(seed, len(texts)), strict=True):
         found.append(Request(prompt=text, negative_prompt=negative, guidance_scale=scale, seed=own, **shared))
     return found
+
+
+def _own_scheduler(manifest: Manifest) -> str:
+    """What a model is drawn with where nobody says."""
+    own = manifest.defaults.scheduler
+    return model_scheduler(manifest.scheduler) if own is None else scheduler_name(own)
 
 
 def _plain(value: Any) -> Any:
@@ -266,6 +278,12 @@ def _picture(name: str, value: Any, files: bool) -> Source:
     except (TypeError, ValueError):
         raise InputError(f"{name} is not base64; encode the bytes of a picture file") from None
     return read_picture(data, name)
+
+
+def _references(value: Any, files: bool) -> tuple[Source, ...]:
+    if not isinstance(value, list | tuple):
+        raise InputError('references is no list; give [{"png": "…"}] in base64')
+    return tuple(_picture(f"references[{number}]", item, files) for number, item in enumerate(value))
 
 
 def _loras(value: Any, files: bool) -> tuple[Asked, ...]:
@@ -389,4 +407,5 @@ _CHECKS: Mapping[str, Any] = {
     "loras": asked_all,
     "controls": checked_controls,
     "image_prompts": checked_image_prompts,
+    "references": checked_references,
 }

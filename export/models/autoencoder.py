@@ -46,8 +46,13 @@ class AutoencoderConfig(ModelConfig):
         check_divides("the autoencoder's norm_num_groups", self.norm_num_groups, self.block_out_channels)
 
     @property
+    def packed_channels(self) -> int:
+        """Of the latents that graphs take and give."""
+        return self.latent_channels
+
+    @property
     def downscale(self) -> int:
-        """Pixels a latent spans in each direction."""
+        """Pixels such a latent spans in each direction."""
         return int(2 ** (len(self.block_out_channels) - 1))
 
 

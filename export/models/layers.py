@@ -134,10 +134,10 @@ def sinusoidal_embedding(timesteps: Tensor, dim: int, *, flip_sin_to_cos: bool, 
 class TimestepEmbedding(nn.Module):
     """Two linear layers with SiLU; ``cond_proj`` adds LCM's guidance embedding to the input."""
 
-    def __init__(self, in_dim: int, out_dim: int, *, cond_dim: int | None = None) -> None:
+    def __init__(self, in_dim: int, out_dim: int, *, cond_dim: int | None = None, bias: bool = True) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(in_dim, out_dim)
-        self.linear_2 = nn.Linear(out_dim, out_dim)
+        self.linear_1 = nn.Linear(in_dim, out_dim, bias=bias)
+        self.linear_2 = nn.Linear(out_dim, out_dim, bias=bias)
         self.cond_proj = None if cond_dim is None else nn.Linear(cond_dim, in_dim, bias=False)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:

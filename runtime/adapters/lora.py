@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from calotype.runtime.adapters import keys, steps
 from calotype.runtime.adapters.changes import Change, Module
 from calotype.runtime.adapters.files import AdapterFile, read_adapter
+from calotype.runtime.adapters.flux2_names import unpacked
 from calotype.runtime.adapters.kinds import changes
 from calotype.runtime.adapters.merging import Merged
 from calotype.runtime.adapters.names import Place, Weights, names_of
@@ -128,7 +129,7 @@ class _Reader:
         """What it changes, and in which tensors."""
         for file in read_adapter(self._lora.path):
             steps.announce(file.path, file.tensors.metadata)
-            modules = _modules(file)
+            modules = unpacked(_modules(file))
             if not file.settings and not any("alpha" in parts for parts in modules.values()):
                 logger.info("%s does not state its alpha; its rank is taken for it", file.path)
             taken: set[Place] = set()

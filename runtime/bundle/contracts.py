@@ -15,6 +15,11 @@ TEXT_ENCODER: tuple[Tensors, Tensors] = (
     {"input_ids": ("batch", None), "clip_skip": (1,), "extra_embeddings": ("extra", None)},
     {"hidden_states": ("batch", None, None)},
 )
+# The same of a language model, which is told where a prompt's padding is.
+LANGUAGE_MODEL: tuple[Tensors, Tensors] = (
+    {"input_ids": ("batch", None), "attention_mask": ("batch", None)},
+    {"hidden_states": ("batch", None, None)},
+)
 SAMPLE: Shape = ("rows", None, "height", "width")
 SAMPLED: Tensors = {"sample": SAMPLE, "timestep": ("rows",), "encoder_hidden_states": ("rows", "tokens", None)}
 LATENTS: Shape = ("batch", None, "height", "width")
@@ -39,6 +44,15 @@ CONTRACTS: Mapping[str, tuple[Tensors, Tensors]] = {
         {**SAMPLED, "control_image": ("rows", 3, "f*height", "f*width"), "conditioning_scale": ("rows", None)},
         {},
     ),
+    "transformer": (SAMPLED, {"noise_pred": SAMPLE}),
+    "transformer_edit": (
+        {
+            **SAMPLED,
+            "reference_latents": ("rows", "references", None),
+            "reference_positions": ("rows", "references", None),
+        },
+        {"noise_pred": SAMPLE},
+    ),
     "controlnet_union": (
         {
             **SAMPLED,
@@ -55,6 +69,10 @@ CONTRACTS: Mapping[str, tuple[Tensors, Tensors]] = {
     ),
     "unet_shallow": ({**SAMPLED, "deep_feature": SAMPLE}, {"noise_pred": SAMPLE}),
     "vae_decoder": ({"latents": LATENTS}, {"image": IMAGE}),
+    "safety_checker": (
+        {"pixel_values": ("batch", 3, None, None)},
+        {"special_care": ("batch", None), "concepts": ("batch", None)},
+    ),
     "vae_encoder": ({"image": IMAGE}, {"mean": LATENTS, "logvar": LATENTS}),
 }
 
@@ -65,7 +83,9 @@ def check_contract(network: str, spec: ModelSpec, downscale: int) -> None:
     Raises:
         BundleError: an input or output is missing, or of another shape.
     """
-    for way, wanted in zip(("inputs", "outputs"), CONTRACTS.get(network, ({}, {})), strict=True):
+    reads_padding = network == "text_encoder" and spec.input("attention_mask") is not None
+    contract = LANGUAGE_MODEL if reads_padding else CONTRACTS.get(network, ({}, {}))
+    for way, wanted in zip(("inputs", "outputs"), contract, strict=True):
         found: dict[str, TensorSpec] = {tensor.name: tensor for tensor in getattr(spec, way)}
         for name, shape in wanted.items():
             tensor = found.get(name)

@@ -19,7 +19,7 @@ Outputs = dict[str, Sequence[NDArray[Any]]]  # by the name of a case
 # Other sizes than graphs are traced with, so that nothing of those is frozen in.
 SIZES = {
     "batch": 1, "rows": 3, "extra": 2, "tokens": 11, "pictures": 3, "height": 16, "width": 8, "adapters": 2,
-    "image_tokens": 5,
+    "image_tokens": 5, "references": 6,
 }  # fmt: skip
 MAX_RELATIVE = 1e-4  # largest error over largest magnitude, of a float32 graph
 MIN_COSINE = 0.9995  # of a float16 graph, and of engines in it
@@ -127,13 +127,16 @@ def cases(
         empty = np.full_like(ids, tokens.pad)
         empty[:, :2] = tokens.bos, tokens.eos
         found["empty prompt"] = {**random, "input_ids": empty}
+    if "attention_mask" in random:
+        found["no padding"] = {**random, "attention_mask": np.ones_like(random["attention_mask"])}
+    if "clip_skip" in random and tokens is not None:
         found["clip_skip"] = {**random, "clip_skip": np.array([max_clip_skip])}
         extra = ids.copy()
         extra[:, 1 : 1 + sizes["extra"]] = tokens.count + np.arange(sizes["extra"])
         found["textual inversion"] = {**random, "input_ids": extra}
     if network.startswith("controlnet"):
         found["black"] = {**random, "control_image": np.zeros_like(random["control_image"])}
-    if network.startswith(("unet", "controlnet")):
+    if "timestep" in random:
         found["large"] = {**random, "sample": random["sample"] * 10}
         for timestep in (0, 999):
             found[f"timestep {timestep}"] = {**random, "timestep": np.full_like(random["timestep"], timestep)}
@@ -159,6 +162,10 @@ def random_inputs(
         if spec.name == "input_ids":
             assert tokens is not None
             found[spec.name] = _prompt(rng, shape, tokens)
+        elif spec.name == "attention_mask":
+            found[spec.name] = (np.arange(shape[1]) <= shape[1] * 3 // 4).astype(np.int64) + np.zeros(shape, np.int64)
+        elif spec.name == "reference_positions":
+            found[spec.name] = rng.integers(0, 30, shape).astype(np.float32)
         elif spec.name == "clip_skip":
             found[spec.name] = np.zeros(shape, np.int64)
         elif spec.name == "timestep":

@@ -118,6 +118,13 @@ FILE = click.Path(path_type=Path)
 @click.option("--strength", type=float, help="0 to 1, how much of it is given up.  [default: 0.8, with a mask 1]")
 @click.option("--mask", type=FILE, help="A picture of its size, white where to draw; the rest comes back exactly.")
 @click.option("--feather", type=int, help="Pixels inside the mask over which the two fade.  [default: 0]")
+@click.option(
+    "--reference",
+    "references",
+    type=FILE,
+    multiple=True,
+    help="A picture that a model which edits goes by, as FLUX.2 klein; can be given several times.",
+)
 @click.option("--steps", type=int, help="Denoising steps.  [default: the model's]")
 @click.option(
     "--scheduler", help="ddim, euler, euler-a, dpmpp-2m, unipc, …; an unknown one lists all.  [default: the model's]"
@@ -203,6 +210,7 @@ FILE = click.Path(path_type=Path)
     help="An IP-Adapter's bundle and the pictures that it reads beside PROMPT, and how much of it; can be given "
     "several times.",
 )
+@click.option("--safety-checker", is_flag=True, help="Have the model's own look; what it takes exception to is black.")
 @click.option("--vae", help="A bundle whose autoencoder to use instead, such as a tiny one.")
 @click.option("--vae-tiling", is_flag=True, help="Read and draw large pictures in tiles, in less memory.")
 @click.option("--backend", default="auto", show_default=True, help="auto, tensorrt, tensorrt-rtx, cuda or cpu.")
@@ -256,6 +264,7 @@ def command(
         where,
         options["backend"],
         low_memory=options["low_memory"],
+        safety_checker=options["safety_checker"],
         trace=trace,
         threads=options["threads"],
         **additions,
@@ -319,6 +328,7 @@ def _requests(prompt: str | None, options: dict[str, Any]) -> list[Request]:
         scheduler_config={name: value for name, value in config.items() if value is not None},
         controls=controls,
         image_prompts=[prompt for _, _, prompt in _image_prompts(options)],
+        references=options["references"],
         **{name: options[name] for name in SAME_NAME},
     )
 
@@ -331,6 +341,10 @@ def _draw(pipeline: Pipeline, requests: list[Request], output: Path, overwrite: 
         for number, picture in call:
             path = picture.save(output, number=number if len(requests) > 1 else None, overwrite=overwrite)
             files[number] = {"path": str(path), "seed": picture.seed}
+            if picture.flagged is not None:
+                files[number]["flagged"] = picture.flagged
+            if picture.flagged:
+                click.echo(f"{path} is black: the safety checker takes exception to the picture", err=True)
     return [files[number] for number in sorted(files)], call
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -120,9 +120,16 @@ def _transposed(value: Array, axes: list[int]) -> Array:
 
 def _turned(matrix: Array) -> Array:
     """The transpose, some rows at a time: six times as fast as in one go, which misses the cache."""
-    made = np.empty(matrix.shape[::-1], matrix.dtype)
-    for row in range(0, len(matrix), ROWS):
-        made[:, row : row + ROWS] = matrix[row : row + ROWS].T
+    return turned(matrix.shape, [(slice(None), matrix)])
+
+
+def turned(shape: Sequence[int], pieces: Iterable[tuple[slice, Array]]) -> Array:
+    """The transpose of a float32 matrix of that shape, which comes some rows at a time."""
+    made = np.empty(shape[::-1], np.float32)
+    for rows, piece in pieces:
+        part = made[:, rows]
+        for row in range(0, len(piece), ROWS):
+            part[:, row : row + ROWS] = piece[row : row + ROWS].T
     return made
 
 

@@ -26,14 +26,14 @@ from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.graphs.files import initializer_names
-from calotype.runtime.graphs.layouts import Layout, Layouts
+from calotype.runtime.graphs.layouts import TURNED, Layout, Layouts, turned
 from calotype.runtime.graphs.remarks import PROBE, Inputs, read_inputs, read_remark
 from calotype.runtime.onnx_runtime import import_onnxruntime
 from calotype.runtime.parallel import run_parallel
 from calotype.runtime.sessions.plans import WantedOnCpu, find_plans, list_plans, plan_trouble, read_plan, weights_of
 from calotype.runtime.sessions.processor import instruction_sets, is_whole_machine, usable_threads
 from calotype.runtime.sessions.records import PlanRecord
-from calotype.runtime.sessions.session import Changes, Sizes, read_all, single
+from calotype.runtime.sessions.session import Changes, SingleChanges, Sizes, read_all, single
 from calotype.runtime.sessions.shapes import Shape, ShapedSession, allocate
 
 onnxruntime = import_onnxruntime("onnxruntime", "cpu")
@@ -317,6 +317,10 @@ def _laid_out(
         by_tensor.setdefault(layout.tensor, {})[name] = layout
 
     def laid_out(tensor: str) -> dict[str, NDArray[Any]]:
+        simple = all(layout.steps == TURNED for layout in by_tensor[tensor].values())
+        if simple and isinstance(overrides, SingleChanges) and tensor in overrides:  # most; need not be made whole
+            made = turned(overrides.shape(tensor), overrides.pieces(tensor))
+            return dict.fromkeys(by_tensor[tensor], made)
         value = read(tensor)
         return {name: layout.apply(value, read) for name, layout in by_tensor[tensor].items()}
 

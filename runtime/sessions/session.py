@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
@@ -26,8 +26,14 @@ Changes = Mapping[str, NDArray[Any]]  # weights by name; each may be made when i
 class SingleChanges(Protocol):
     """Changes that are computed in float32, and have them in that too."""
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of ``[name]``."""
+
     def single(self, name: str) -> NDArray[np.float32]:
         """The values of ``[name]`` in float32."""
+
+    def pieces(self, name: str) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """The same of a matrix, some rows at a time; each is void when the next is asked for."""
 
 
 class Session(Protocol):

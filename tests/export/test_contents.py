@@ -209,7 +209,6 @@ def test_other_quantisations_are_named(state: dict[str, Tensor], message: str) -
     [
         (["edm_vpred.sigma_max", "edm_vpred.sigma_min"], r"an EDM model that predicts velocity \(as CosXL\)"),
         (["edm_mean", "edm_std"], r"an EDM model \(as Playground 2\.5\)"),
-        (["task_embedding"], r"a ControlNet of several kinds \(union, ProMax\)"),
         ([f"{UNET}input_blocks.1.2.motion_modules.0.proj_in.weight"], "a motion module"),
     ],
 )

@@ -389,6 +389,7 @@ def test_an_unknown_prediction_type_names_the_valid_ones(single_file: Maker) -> 
         (["lora_controlnet", "input_blocks.0.0.down"], "a Control-LoRA"),
         (["lllite_unet_input_blocks_4_1.depth"], "a ControlNet-LLLite"),
         (["difference", "control_model.input_hint_block.0.weight"], "the difference of a ControlNet to a model"),
+        (["style_embedding", "ln_post.weight"], "a T2I-Adapter of style"),
         (["decoder.conv_in.weight"], "an autoencoder alone"),
         (["model.diffusion_model.out.0.bias"], "a UNet without its text encoders"),
         (["down_blocks.0.resnets.0.norm1.bias"], "one component in diffusers' layout"),
@@ -402,19 +403,6 @@ def test_another_kind_of_file_is_refused_by_name(tmp_path: Path, names: list[str
         UnsupportedArchitectureError,
         match=f"holds {what}.*supported: Stable Diffusion 1.x, Stable Diffusion 2.x, Stable Diffusion XL",
     ):
-        load_checkpoint(tmp_path / "other.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("names", "what"),
-    [
-        (["task_embedding", "controlnet_cond_embedding.conv_in.weight"], "has no attention to a prompt"),
-        (["body.0.block1.weight"], "has no conv_in.weight; it was lost"),
-    ],
-)
-def test_a_file_that_has_little_of_its_kind_says_what_it_lacks(tmp_path: Path, names: list[str], what: str) -> None:
-    save_file({name: torch.ones(1) for name in names}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match=what):
         load_checkpoint(tmp_path / "other.safetensors")
 
 

@@ -62,5 +62,5 @@ def test_a_switch_is_observed_where_it_opens_something_and_what_is_open_is_known
     finally:
         ours.send(Stop())
         thread.join(TIMEOUT)
-        for own in worker._models.values():
+        for own in worker._openings.models.values():
             own.pipeline.close()

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from calotype.runtime.adapters.changes import matrix_product
+from calotype.runtime.adapters.full import Full
 from calotype.runtime.adapters.low_rank import LowRank
 from calotype.runtime.adapters.merging import Merged
 from calotype.runtime.adapters.rounding import PIECE, round_to
 from calotype.runtime.errors import InputError
+from calotype.runtime.graphs.layouts import turned
 
 HALF = np.dtype(np.float16)
 
@@ -77,3 +79,40 @@ def test_a_tensor_is_made_when_it_is_read_and_the_same_in_both_dtypes(dtype: Any
     huge = Merged({"a": [LowRank(down=down, up=up, mid=None, factor=1e38)]}, own, files)
     with pytest.raises(InputError, match=r"with a\.safetensors the weight a is beyond what float(16|32) holds"):
         huge["a"]
+
+
+@pytest.mark.parametrize("shape", [(130, 40), (64, 3), (1, 5), (70, 6, 3, 3)])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_matrix_comes_in_pieces_as_it_comes_whole(shape: tuple[int, ...], count: int) -> None:
+    rng = np.random.default_rng(0)
+    own = {"a": rng.standard_normal(shape).astype(np.float16)}
+    rows, *columns = shape
+    changes = [
+        LowRank(
+            down=rng.standard_normal((2, *columns), np.float32),
+            up=rng.standard_normal((rows, 2, *(1 for _ in columns[1:])), np.float32),
+            mid=None,
+            factor=0.5,
+        )
+        for _ in range(count)
+    ]
+    made = Merged({"a": changes}, own, [])
+    whole = made._whole("a")
+    np.testing.assert_array_equal(made.single("a"), whole)
+    assert (made.shape("a"), made.single("a").shape) == (shape, shape)
+    seen = np.empty((rows, whole.size // rows), np.float32)
+    for part, piece in made.pieces("a"):
+        seen[part] = piece
+    np.testing.assert_array_equal(seen, whole.reshape(rows, -1))
+    if len(shape) == 2:
+        np.testing.assert_array_equal(turned(shape, made.pieces("a")), whole.T)
+    full = Merged({"a": [*changes, Full(value=np.ones(shape, np.float32), factor=1.0)]}, own, [])
+    ((part, piece),) = full.pieces("a")  # not by rows
+    np.testing.assert_allclose(piece.reshape(shape), whole + 1, rtol=2e-3, atol=1e-3)
+    assert part == slice(None)
+    own["a"][-1] = 60000
+    with pytest.raises(InputError, match=r"the weight a is beyond what float16 holds"):
+        list(Merged({"a": [Full(value=np.full(shape, 60000, np.float32), factor=1.0)]}, own, []).pieces("a"))
+    huge = [LowRank(down=change.down, up=1e6 * change.up, mid=None, factor=1.0) for change in changes]
+    with pytest.raises(InputError, match=r"the weight a is beyond what float16 holds"):
+        list(Merged({"a": huge}, own, []).pieces("a"))
