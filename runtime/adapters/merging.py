@@ -79,7 +79,8 @@ class Merged(Mapping[str, Array]):
         """What computes all changes of a tensor by rows; empty where some come at once."""
         if self._own[name].ndim < 2:
             return []
-        found = [change.by_rows() if isinstance(change, Difference) else None for change in self._changes[name]]
+        with np.errstate(all="ignore"):  # what overflows is found in the sum
+            found = [change.by_rows() if isinstance(change, Difference) else None for change in self._changes[name]]
         return [one for one in found if one is not None] if None not in found else []
 
     def _computed(

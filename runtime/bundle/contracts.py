@@ -44,7 +44,8 @@ CONTRACTS: Mapping[str, tuple[Tensors, Tensors]] = {
         {**SAMPLED, "control_image": ("rows", 3, "f*height", "f*width"), "conditioning_scale": ("rows", None)},
         {},
     ),
-    "transformer": (SAMPLED, {"noise_pred": SAMPLE}),
+    # What it reads of a prompt is its family's.
+    "transformer": ({"sample": SAMPLE, "timestep": ("rows",)}, {"noise_pred": SAMPLE}),
     "transformer_edit": (
         {
             **SAMPLED,

@@ -20,5 +20,5 @@ def test_the_report_has_a_line_for_each_case(tmp_path: Path) -> None:
     }
     about = {"command": "x", "commit": "y", "date": "z", "machine": {"processor": "p", "load": 1}, "model": "sd1"}
     page = report.control("control-x", {**about, "size": 256, "rounds": 2, "stages": stages}, tmp_path)
-    for what in report.CONTROLLED.values():
-        assert f"| {what} | 2 s | 2 s |" in page
+    for case in (case for cases in control.STAGES.values() for case in cases):
+        assert f"| {report.CONDITIONED[case]} | 2 s | 2 s |" in page

@@ -227,7 +227,7 @@ def test_a_model_that_needs_more_than_its_unet(single_file: Maker, tmp_path: Pat
         ("lora_te1_text_model_encoder_layers_0_mlp_fc1.hada_w1_a", "a LoRA"),
         ("down_blocks.0.attentions.0.to_q_lora.up.weight", "a LoRA"),
         ("emb_params", "a textual inversion embedding"),
-        ("image_proj.proj.weight", "an IP-Adapter"),
+        ("image_proj.perceiver_resampler.proj_in.weight", "an IP-Adapter FaceID"),
         ("text_model.final_layer_norm.bias", "a text encoder alone"),
         ("input_blocks.0.0.weight", "a UNet without its text encoders"),
     ],

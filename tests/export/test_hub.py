@@ -100,7 +100,7 @@ def test_a_checkpoint_of_a_repository_names_it_and_its_commit(
     folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(folder("sd1"), tmp_path / COMMIT)
-    monkeypatch.setattr("calotype.export.sources.download", lambda *_: tmp_path / COMMIT)
+    monkeypatch.setattr("calotype.export.sources.download", lambda *_, **__: tmp_path / COMMIT)
     checkpoint = load_checkpoint("owner/small@main")
     assert checkpoint.source == {"layout": "diffusers", "name": "owner/small@main", "revision": COMMIT}
 

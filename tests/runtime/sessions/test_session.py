@@ -209,9 +209,9 @@ def test_weights_change_in_place_and_come_back(unet: OnnxRuntimeCpuSession) -> N
     assert unet.buffer("noise_pred", SIZES) is view
 
 
-def test_int8_keeps_its_weights_and_one_picture_a_run(unet: OnnxRuntimeCpuSession) -> None:
+def test_int8_without_an_engine_takes_no_weights_and_one_picture_a_run(unet: OnnxRuntimeCpuSession) -> None:
     unet._form = Form.parse("int8")
-    with pytest.raises(BackendError, match="in int8 keeps the weights that it was built with; use float32"):
+    with pytest.raises(BackendError, match="no engine in int8 for this machine whose weights can be changed"):
         unet.set_weights(changes())
     with pytest.raises(
         BackendError, match=r"the CPU computes in float32, or in int8 with an engine; float16 was asked"
