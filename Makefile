@@ -9,7 +9,11 @@ ITSELF = $(PIP) --no-deps --no-build-isolation -e .
 # A PyTorch for processors alone is another file than the index's, so its version is pinned and its hash is not.
 TORCH = $(PIP) -c constraints.txt torch
 
-.PHONY: demo bench docs test lint types audit hashes clean
+PYTEST = .venv/bin/python -m pytest
+# The parts of CI: each may be run alone.
+USUAL = not slow and not gpu and not browser and not ray and not packaging
+
+.PHONY: demo bench docs test test-browser test-ray test-packaging test-pythons dist wheels lint types audit hashes clean
 
 demo: .venv/demo
 	@.venv/bin/calotype generate "$(PROMPT)" --output "$(OUTPUT)" --seed 0 --overwrite > /dev/null
@@ -29,7 +33,32 @@ bench: .venv/bench
 	@echo "More, with a first look at each: benchmarks/README.md"
 
 test: lint types
-	.venv/bin/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+	$(PYTEST) -m "$(USUAL)" -n 2 --dist loadfile
+
+# The server's page in Chromium; skipped, with the reason, where there is none.
+test-browser: .venv/dev
+	$(PYTEST) -m "browser and not slow" tests/serving
+
+# What needs Ray. pytest answers 5 where it finds no such test.
+test-ray: .venv/dev
+	@$(PYTEST) -m "ray and not slow"; code=$$?; if [ $$code = 5 ]; then echo "There is no test with Ray."; else exit $$code; fi
+
+# The wheel and the source distribution: made twice, installed into a bare environment, and used.
+test-packaging: .venv/dev
+	$(PYTEST) -m packaging tests/test_distributions.py
+
+# The wheel under every Python that is here, 3.11 to 3.14: installed with its extra for the CPU, imported, one picture.
+test-pythons: dist
+	@.ci/pythons
+
+# For which machines with ARM processors the package index has all that an extra needs; nothing is installed.
+wheels: .venv/bin/python
+	@$(PIP) uv
+	@.venv/bin/python .ci/wheels.py
+
+# The wheel and the source distribution, the same bytes each time.
+dist: .venv/dev
+	.venv/bin/python .ci/dist.py
 
 # Known vulnerabilities of the packages in constraints.txt.
 audit:
@@ -67,14 +96,17 @@ types: .venv/dev
 	@touch $@
 
 # The hashes of every file of each package, for every Python and system: when a version or a dependency has changed.
+# PyTorch is installed by itself; tokenizers asks for the hub's client, 30 MB with what that needs, and draws without.
 hashes: .venv/bin/python
 	@mkdir -p build
 	$(PIP) uv
-	echo "torch; python_version < '3'" > build/no-torch.txt
-	for extra in cpu training dev; do \
+	echo "torch; python_version < '3'" > build/training.txt
+	cp build/training.txt build/dev.txt
+	echo "huggingface-hub; python_version < '3'" | cat build/training.txt - | tee build/cpu.txt > build/serve.txt
+	for extra in cpu serve training dev; do \
 		echo setuptools | .venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
-			--no-header -c constraints.txt --override build/no-torch.txt --extra cpu --extra $$extra \
+			--no-header -c constraints.txt --override build/$$extra.txt --extra cpu --extra $$extra \
 			-o requirements/$$extra.txt pyproject.toml - || exit 1; done
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist *.egg-info

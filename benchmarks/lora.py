@@ -4,11 +4,13 @@ Both hold the same model in float32, Calotype with its engines, diffusers with `
 ``set_adapters``, which leave the LoRA beside the weights. LoRAs of random numbers change every linear layer of the text
 encoder and of the UNet's transformers, as most trainers do. They take turns in one process:
 
-- *first*: a file that was never used, until the next step could be taken, without encoding the prompt;
+- *first*: a file that was never used, until the next step could be taken, without encoding the prompt; in seconds, and
+  in those of a processor, which say more where the machine has other work;
 - *again*: back to one that was used before;
 - *step*: the UNet at one guided step, without a LoRA and with one.
 
-Writes ``results/lora-…``.
+Each of these is kept when it is measured, so that the same command goes on where it was ended. Writes
+``results/lora-…``.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import itertools
 import json
 import re
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,7 +54,7 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="sd1")
     parser.add_argument("--size", type=int, default=256, help="pixels of a side")
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     chosen = model(arguments.model, WORK / "benchmarks")
     bundle = Bundle.open(chosen.bundle)
@@ -64,14 +67,14 @@ def main() -> None:
             "calotype": Calotype(chosen.bundle, arguments.size),
             "diffusers": Diffusers(chosen.checkpoint, arguments.size),
         }
+        settings = vars(arguments)
         report = {
             **origin(f"python -m benchmarks.lora --model {arguments.model} --rank {arguments.rank}"),
             "machine": machine(),
-            "model": arguments.model,
-            "size": arguments.size,
-            "rank": arguments.rank,
-            "rounds": arguments.rounds,
-            **measured(sides, files, arguments.rounds, arguments.size),
+            **settings,
+            **Measures(
+                sides, files, arguments.rounds, Checkpoint(WORK / "benchmarks" / "lora.json", settings)
+            ).report(),
         }
     write(results(f"lora-{arguments.model}"), report)
     print(json.dumps(report, indent=2))
@@ -100,41 +103,86 @@ def lora_files(bundle: Path, folder: Path, rank: int) -> Iterator[Path]:
         yield path
 
 
-def measured(sides: dict[str, Any], files: Iterator[Path], rounds: int, size: int) -> dict[str, Any]:
-    """The figures of both, by what was measured."""
-    plain = in_turns({name: side.step for name, side in sides.items()}, rounds)[0]
-    before = own_memory()
-    kept = next(files)
-    for side in sides.values():
-        side.use(kept)
-    new: list[Path] = []
+class Checkpoint:
+    """What was measured so far with the same settings, in a file."""
 
-    def first(name: str) -> Callable[[], None]:
-        return lambda: sides[name].use(new[-1])
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self._path, self._settings = path, settings
+        kept = json.loads(path.read_text()) if path.is_file() else {}
+        self._found: dict[str, Any] = kept.get("found", {}) if kept.get("settings") == settings else {}
 
-    def another() -> None:
-        new.append(next(files))
+    def of(self, name: str, measure: Callable[[], Any]) -> Any:
+        """A measure by its name, made where it is not there yet."""
+        if name not in self._found:
+            self._found[name] = measure()
+            partial = self._path.with_suffix(".partial")
+            partial.write_text(json.dumps({"settings": self._settings, "found": self._found}))
+            partial.replace(self._path)
+            print(f"measured: {name}", flush=True)
+        return self._found[name]
 
-    order = {name: another if name == "calotype" else (lambda: None) for name in sides}
-    loaded = in_turns({name: first(name) for name in sides}, rounds, before=order)[0]
-    back = {name: (lambda side=side: side.use(kept)) for name, side in sides.items()}
-    away = {name: (lambda side=side: side.use(new[-1])) for name, side in sides.items()}
-    again = in_turns(back, rounds, before=away)[0]
-    merged = in_turns({name: side.step for name, side in sides.items()}, rounds)[0]
-    return {
-        "pixels": size,
-        **{
-            name: {
-                "first_s": figures(loaded[name]),
-                "again_s": figures(again[name]),
-                "step_s": {"without": figures(plain[name]), "with": figures(merged[name])},
-                "step_ratio": spread(ratios(merged[name], plain[name]), 3),
-            }
-            for name in sides
-        },
-        "kept_mb": round(sides["calotype"].pipeline.networks.kept_bytes / 1e6),
-        "grown_mb": round((own_memory() - before) / 1e6),
-    }
+
+class Measures:
+    """All that is measured of ``sides``, in turns."""
+
+    def __init__(self, sides: dict[str, Any], files: Iterator[Path], rounds: int, kept: Checkpoint) -> None:
+        self._sides, self._files, self._rounds, self._kept = sides, files, rounds, kept
+        self._used = next(files)
+        self._new: list[Path] = []
+
+    def report(self) -> dict[str, Any]:
+        """The figures of each side, and of Calotype's over diffusers' in the same rounds."""
+        without = self._kept.of("without", self._steps)
+        for side in self._sides.values():
+            side.use(self._used)
+        first, again = self._kept.of("first", self._first), self._kept.of("again", self._again)
+        with_one = self._kept.of("with", self._steps)
+        first_s, processor = first["seconds"], first["processor"]
+        each = {"first_s": first_s, "first_processor_s": processor, "again_s": again, "step_with_s": with_one}
+        return {
+            **{
+                name: {
+                    **{what: figures(seconds[name]) for what, seconds in {"step_without_s": without, **each}.items()},
+                    "step_ratio": spread(ratios(with_one[name], without[name]), 3),
+                }
+                for name in self._sides
+            },
+            "over_diffusers": {
+                what: spread(ratios(seconds["calotype"], seconds["diffusers"]), 4) for what, seconds in each.items()
+            },
+            "kept_mb": first["kept_mb"],
+            "grown_mb": first["grown_mb"],
+        }
+
+    def _steps(self) -> dict[str, list[float]]:
+        return in_turns({name: side.step for name, side in self._sides.items()}, self._rounds)[0]
+
+    def _first(self) -> dict[str, Any]:
+        before, processor = own_memory(), {name: list[float]() for name in self._sides}
+
+        def first(name: str) -> None:
+            begin = time.process_time()
+            self._sides[name].use(self._new[-1])
+            processor[name].append(time.process_time() - begin)
+
+        calls = {name: (lambda name=name: first(name)) for name in self._sides}
+        another = {name: (lambda: self._new.append(next(self._files))) for name in list(self._sides)[:1]}
+        order = {name: another.get(name, lambda: None) for name in self._sides}
+        seconds = in_turns(calls, self._rounds, before=order)[0]
+        kept: dict[str, list[float]] = {name: own[1:] for name, own in processor.items()}  # without the warm-up
+        networks = self._sides["calotype"].pipeline.networks
+        return {
+            "seconds": seconds,
+            "processor": kept,
+            "kept_mb": round(networks.kept_bytes / 1e6),
+            "grown_mb": round((own_memory() - before) / 1e6),
+        }
+
+    def _again(self) -> dict[str, list[float]]:
+        other = self._new[-1] if self._new else next(self._files)
+        back = {name: (lambda side=side: side.use(self._used)) for name, side in self._sides.items()}
+        away = {name: (lambda side=side: side.use(other)) for name, side in self._sides.items()}
+        return in_turns(back, self._rounds, before=away)[0]
 
 
 def own_memory() -> int:

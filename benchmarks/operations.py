@@ -9,6 +9,8 @@ from calotype.export.graphs import GraphPlan, unet_plans, vae_plans
 from calotype.export.models.autoencoder import Autoencoder, AutoencoderConfig
 from calotype.export.models.unet import UNet, UNetConfig
 
+BESIDE = {"adapters": 1, "image_tokens": 1}  # of image prompts, where nothing is said of them
+
 
 def plans(unet: UNetConfig, vae: AutoencoderConfig | None = None) -> list[GraphPlan]:
     """The graphs of a UNet, and of an autoencoder, whose modules have no memory (device "meta")."""
@@ -24,7 +26,8 @@ def operations(plan: GraphPlan, sizes: dict[str, int]) -> float:
 
 def counted(plan: GraphPlan, sizes: dict[str, int]) -> FlopCounterMode:
     """The operations of one run at ``sizes``, module by module; the plan's module is on the device "meta"."""
-    inputs = {spec.name: torch.zeros(spec.resolve(sizes), device="meta") for spec in plan.inputs}
+    known = {**BESIDE, **sizes}
+    inputs = {spec.name: torch.zeros(spec.resolve(known), device="meta") for spec in plan.inputs}
     with FlopCounterMode(display=False, depth=12) as counter, torch.no_grad():
         plan.module(**inputs)
     return counter
@@ -32,7 +35,5 @@ def counted(plan: GraphPlan, sizes: dict[str, int]) -> FlopCounterMode:
 
 def unet_operations(config: UNetConfig, side: int, tokens: int) -> dict[str, float]:
     """The operations of one row, by network; latents are ``side`` wide and high."""
-    return {
-        plan.network: operations(plan, {"rows": 1, "tokens": tokens, "height": side, "width": side})
-        for plan in plans(config)
-    }
+    sizes = {"rows": 1, "tokens": tokens, "height": side, "width": side}
+    return {plan.network: operations(plan, sizes) for plan in plans(config)}

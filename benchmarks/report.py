@@ -60,6 +60,8 @@ COMMANDS = (
         "--peers calotype-unbuilt --rounds 1",
     ),
     ("benchmarks.cold", "cold starts beside peers", "--peers calotype-unbuilt --rounds 1"),
+    ("benchmarks.control", "steps with ControlNets and a T2I-Adapter, beside diffusers", "--rounds 1"),
+    ("benchmarks.ip_adapter", "steps with image prompts, beside diffusers", "--rounds 1"),
     ("benchmarks.lora", "LoRAs switched per call, beside diffusers", "--model talbot --size 128 --rounds 1"),
     (
         "benchmarks.gpu",
@@ -148,7 +150,7 @@ def speed(name: str, report: Mapping[str, Any], folder: Path) -> str:
 
 
 OPENING = ("imports", "load")
-SWITCHES = ("first_s", "again_s")
+SWITCHES = ("first_s", "first_processor_s", "again_s")
 
 
 def cold(_name: str, report: Mapping[str, Any], _folder: Path) -> str:
@@ -185,28 +187,67 @@ def cold(_name: str, report: Mapping[str, Any], _folder: Path) -> str:
 
 def lora(name: str, report: Mapping[str, Any], _folder: Path) -> str:
     """Switching LoRAs, beside diffusers."""
-    rows = []
-    for side in ("calotype", "diffusers"):
-        item = report[side]
-        steps = item["step_s"]
-        rows.append(
-            [
-                side,
-                *(
-                    f"{item[key]['median']:.3g} s ({item[key]['min']:.3g} to {item[key]['max']:.3g})"
-                    for key in SWITCHES
-                ),
-                f"{steps['without']['median']:.3g} s",
-                f"{steps['with']['median']:.3g} s, {spread_text(item['step_ratio'])} times",
-            ]
-        )
+    rows = [
+        [
+            side,
+            *(f"{item[key]['median']:.3g} s ({item[key]['min']:.3g} to {item[key]['max']:.3g})" for key in SWITCHES),
+            f"{item['step_without_s']['median']:.3g} s",
+            f"{item['step_with_s']['median']:.3g} s, {spread_text(item['step_ratio'])} times",
+        ]
+        for side, item in ((side, report[side]) for side in ("calotype", "diffusers"))
+    ]
+    over = report["over_diffusers"]
+    rows.append(
+        ["times diffusers'", *(spread_text(over[key]) for key in SWITCHES), "", spread_text(over["step_with_s"])]
+    )
     about = (
         f"{origin(name, report)} Rank {report['rank']}, {report['size']}x{report['size']} pixels, {report['rounds']} "
         f"rounds in turns, load {report['machine']['load']} at their end. Calotype's kept sets held "
         f"{report['kept_mb']} MB then; both together had grown by {report['grown_mb']} MB of their own."
     )
-    heads = ["", "a file that is new", "back to one that was used", "a guided step without", "with one"]
+    heads = ["", "a new file", "of a processor", "back to one that was used", "a guided step without", "with one"]
     return f"## {report['model']}, LoRAs switched\n\n{about}\n\n{table(heads, rows)}\n"
+
+
+# By case of the benchmarks of control and of image prompts, what it is.
+CONDITIONED = {
+    "without": "without",
+    "over": "with inputs for control, all of them zeros",
+    "one": "a ControlNet",
+    "two": "two ControlNets",
+    "adapter": "a T2I-Adapter",
+    "plain": "an IP-Adapter, 4 tokens",
+    "plus": "an IP-Adapter Plus, 16 tokens",
+    "both": "both",
+}
+
+
+def control(name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """Steps with control, beside diffusers."""
+    return _conditioned("control", name, report)
+
+
+def image_prompts(name: str, report: Mapping[str, Any], _folder: Path) -> str:
+    """Steps with image prompts, beside diffusers."""
+    return _conditioned("image prompts", name, report)
+
+
+def _conditioned(what: str, name: str, report: Mapping[str, Any]) -> str:
+    rows = []
+    for stage in report["stages"].values():
+        for case, item in stage["cases"].items():
+            times = (f"{item[side]['step_s']['median']:.3g} s" for side in ("calotype", "diffusers"))
+            rows.append([CONDITIONED[case], *times, f"{spread_text(item['times'])} times"])
+    memory = "; ".join(
+        f"{stage}: {', '.join(f'{side} {own} MB' for side, own in item['own_mb'].items())}"
+        for stage, item in report["stages"].items()
+    )
+    about = (
+        f"{origin(name, report)} {report['size']}x{report['size']} pixels, a guided step, {report['rounds']} rounds in "
+        f"turns, load {report['machine']['load']} at their end. Memory of their own, without pages of files, {memory}."
+    )
+    heads = ["", "Calotype", "diffusers", "Calotype is faster"]
+    return f"## {report['model']}, {what}\n\n{about}\n\n{table(heads, rows)}\n"
 
 
 def _found(item: Mapping[str, Any], split: str) -> str:
@@ -319,6 +360,8 @@ SECTIONS = {
     "speed-": speed,
     "cold-": cold,
     "lora-": lora,
+    "control-": control,
+    "ip_adapter-": image_prompts,
     "micro-": micro,
     "modes-": modes,
     "host-": host,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from calotype.runtime.denoising.job import Key, SessionKey
@@ -223,6 +223,9 @@ class SimulatedEngine:
     def padded(self, _model: str, _key: Key, rows: int) -> int:
         """See :class:`calotype.serving.workers.batcher.Engine`."""
         return padded(rows)
+
+    def kept(self, _model: str, weights: Hashable) -> bool:
+        return False
 
 
 def steps(arrivals: Sequence[Arrival], world: World) -> Ends:

@@ -19,6 +19,7 @@ from calotype.runtime.version import __version__
 
 if TYPE_CHECKING:
     from calotype.runtime import Control as Control
+    from calotype.runtime import ImagePrompt as ImagePrompt
     from calotype.runtime import Lora as Lora
     from calotype.runtime import Output as Output
     from calotype.runtime import Picture as Picture
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from calotype.runtime import Request as Request
     from calotype.runtime import errors as errors
 
-__all__ = ["Control", "Lora", "Output", "Picture", "Pipeline", "Request", "__version__", "errors"]
+__all__ = ["Control", "ImagePrompt", "Lora", "Output", "Picture", "Pipeline", "Request", "__version__", "errors"]
 
 
 def __getattr__(name: str) -> Any:

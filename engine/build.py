@@ -15,6 +15,7 @@ from typing import Any
 from calotype.engine.cache import Built, Say, is_kept, kept_file, obtain
 from calotype.engine.memory import estimate_activations
 from calotype.engine.profiles import Profile, Shapes, check_profiles, default_profile, network_shapes
+from calotype.engine.targets import aim, check_targets
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import ASIDE, FileRecord
 from calotype.runtime.errors import BackendError, BuildError, InputError, MissingPackageError
@@ -35,6 +36,8 @@ class Options:
         precision: which variant of the graphs; None is float16 where there is one, else float32.
         version_compatible: later versions of the library, and its lean runtime, run the plan too; TensorRT alone.
         hardware_compatible: other GPUs of the same compute capability run it too. TensorRT-RTX's plans always do more.
+        targets: the compute capabilities that one plan is for, as ``("sm86", "sm89")``; empty is TensorRT-RTX's own
+            choice, and with TensorRT the GPU that it is built on.
         strip_weights: leave the weights out; the runtime puts a bundle's own in when it opens the plan, so that all
             models of one architecture share it. Needs a GPU.
         force: build also what the cache has.
@@ -43,6 +46,7 @@ class Options:
     precision: str | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
+    targets: tuple[str, ...] = ()
     strip_weights: bool = False
     force: bool = False
 
@@ -96,6 +100,8 @@ def build_bundle(
     if not library.builds:
         raise MissingPackageError("tensorrt", "tensorrt")  # its lean runtime alone is there
     gpu = _gpu(backend, options)
+    if options.targets:
+        check_targets(library, options.targets, gpu)
     keys = {job.network: _key(bundle, library, job, profiles, options, gpu) for job in jobs}
     missing = [name for name, key in keys.items() if options.force or not is_kept(key)]
     state_needs(bundle, backend, jobs, missing, gpu, say)
@@ -138,10 +144,6 @@ def _key(
     bundle: Bundle, library: Library, job: _Job, profiles: Sequence[Profile], options: Options, gpu: Gpu | None
 ) -> dict[str, Any]:
     files = bundle.manifest.files
-    if gpu is None or library.name == "tensorrt-rtx":
-        machine = PORTABLE
-    else:
-        machine = {"gpu": gpu.capability if options.hardware_compatible else gpu.identity, "driver": gpu.driver}
     return {
         "bundle": "shared" if options.strip_weights else bundle.manifest.name,
         "network": job.network,
@@ -155,8 +157,18 @@ def _key(
         "version_compatible": options.version_compatible,
         "hardware_compatible": options.hardware_compatible,
         "stripped": options.strip_weights,
-        **machine,
+        **_machine(library, options, gpu),
     }
+
+
+def _machine(library: Library, options: Options, gpu: Gpu | None) -> dict[str, Any]:
+    """The part of a key that says where the plan runs."""
+    named: dict[str, Any] = {"targets": list(options.targets)} if options.targets else {}
+    if gpu is None or library.name == "tensorrt-rtx":
+        return {**PORTABLE, **named}
+    if options.targets:
+        return {"gpu": PORTABLE["gpu"], "driver": gpu.driver, **named}
+    return {"gpu": gpu.capability if options.hardware_compatible else gpu.identity, "driver": gpu.driver}
 
 
 def state_needs(
@@ -273,7 +285,9 @@ def _config(library: Library, builder: Any, profiles: Sequence[Shapes], options:
     api, config = library.api, builder.create_builder_config()
     if options.version_compatible:
         config.set_flag(api.BuilderFlag.VERSION_COMPATIBLE)
-    if options.hardware_compatible and library.name == "tensorrt":
+    if options.targets:
+        aim(library, config, options.targets)
+    elif options.hardware_compatible and library.name == "tensorrt":
         config.hardware_compatibility_level = api.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
     if hasattr(api.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         # The runtime gives it all its memory: what it took for itself while running no CUDA graph could hold.

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Built:
-    """A fresh plan, an object with the buffer protocol, and what its record says of it.
+    """A fresh plan, an object with the buffer protocol or a file in the cache, and what its record says of it.
 
     ``weights``: a file in the cache, to be moved beside the plan; None where there is none.
     """
@@ -38,8 +39,13 @@ class Built:
 
 def plan_path(key: Mapping[str, Any]) -> Path:
     """Where the plan of ``key`` lies, built or not."""
+    return cache_folder() / plan_name(key)
+
+
+def plan_name(key: Mapping[str, Any]) -> str:
+    """The name of its file there."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return cache_folder() / f"{_stem(key)}.{digest[:32]}.plan"
+    return f"{_stem(key)}.{digest[:32]}.plan"
 
 
 def is_kept(key: Mapping[str, Any]) -> bool:
@@ -79,6 +85,22 @@ def kept_file(path: Path) -> Iterator[tuple[bytes, Callable[[Any], None]]]:
         yield data, lambda data: write_private(path, data)
 
 
+@contextlib.contextmanager
+def scratch() -> Iterator[Callable[[str], Path]]:
+    """Names in the cache, by their endings, for files that are gone after the block.
+
+    What a killed process leaves of them, :func:`clean_plans` removes; not before.
+    """
+    place = cache_folder() / f"scratch-{secrets.token_hex(8)}.plan"
+    with _lock(place, lambda _: None):
+        try:
+            yield lambda ending: place.with_name(f"{place.name}.{ending}")
+        finally:
+            for path in place.parent.glob(f"{place.name}.*"):
+                if path.suffix != ".lock":
+                    path.unlink(missing_ok=True)
+
+
 def clean_plans() -> int:
     """Remove all plans that nobody is building now, and what belongs to them; returns the bytes freed."""
     freed = 0
@@ -99,7 +121,10 @@ def _keep(path: Path, key: Mapping[str, Any], built: Built) -> None:
         weights = None
         if built.weights is not None:
             weights = WeightsRecord.of(built.weights.replace(weights_of(path)))
-        write_private(path, built.plan)
+        if isinstance(built.plan, Path):
+            built.plan.replace(path)
+        else:
+            write_private(path, built.plan)
         record = PlanRecord(
             key=key,
             tensors=built.tensors,

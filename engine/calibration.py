@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -11,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.runtime.bundle.folder import Bundle
+from calotype.runtime.bundle.manifest import MOST_VOCABULARY
 from calotype.runtime.bundle.parity import Inputs
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.sessions import Session, Sizes
 from calotype.runtime.sessions.traced import Trace
+from calotype.runtime.untrusted import parse_json
 
 WORDS, STEPS = 4, 5
 
@@ -40,7 +41,7 @@ def evaluations(bundle: Bundle, prompts: int) -> list[list[Evaluation]]:
 
 def _prompts(bundle: Bundle, count: int) -> list[str]:
     """Whole words of the tokenizer, a few at a time."""
-    vocabulary = json.loads((bundle.path / bundle.manifest.tokenizers["tokenizer"].vocab).read_text(encoding="utf-8"))
+    vocabulary = parse_json(bundle.read(bundle.manifest.tokenizers["tokenizer"].vocab, MOST_VOCABULARY))
     words = sorted(word.removesuffix("</w>") for word in vocabulary if word.endswith("</w>"))
     words = [word for word in words if word.isalpha() and len(word) > 2]
     rng = np.random.default_rng(0)

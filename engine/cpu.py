@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from calotype.engine import bands, calibration, cpu_operators, graph, int8, layouts, winograd
@@ -32,7 +31,10 @@ from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.diagnostics.verification import read_tokens
 from calotype.runtime.errors import BackendError, BuildError, InputError
 from calotype.runtime.graphs import layouts as runtime_layouts
+from calotype.runtime.graphs import quantization
 from calotype.runtime.graphs import winograd as runtime_winograd
+from calotype.runtime.graphs.quantization import MAX_ROOT_MEAN_SQUARE, relative_error
+from calotype.runtime.graphs.remarks import PROBE, write_inputs
 from calotype.runtime.onnx_runtime import import_onnxruntime
 from calotype.runtime.sessions.plans import cache_folder, weights_of
 from calotype.runtime.sessions.processor import instruction_sets, multiplies_bytes, usable_threads
@@ -43,14 +45,14 @@ onnxruntime = import_onnxruntime("onnxruntime", "cpu")
 # Largest difference from the bundle's graph, over the largest magnitude; on inputs made to be extreme, where rounding
 # grows in any order of operations, what an export is allowed.
 MAX_RELATIVE = 1e-5
-MAX_ROOT_MEAN_SQUARE = 0.1  # in int8: that of the difference over that of the float32 graph's prediction
+PROBE_SIDE = 32  # latents of a side of the inputs that are kept
 PROMPTS = 4  # drawn to see what values an int8 engine meets; the last is kept for the comparison
 PRECISIONS = ("float32", "int8")
 INT8_NETWORK = "unet"  # where nearly all the time goes
 OPERATORS = tuple(
     str(own.__file__) for own in (graph, cpu_operators, winograd, bands, layouts, runtime_layouts, runtime_winograd)
 )
-ROUNDING = (int8.__file__, calibration.__file__)
+ROUNDING = (int8.__file__, calibration.__file__, quantization.__file__)
 WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -184,7 +186,7 @@ def _optimize(model: onnx.ModelProto, stored: Arrays, weights: Path) -> tuple[on
         _session(model, stored, options)
         found = onnx.load(optimized, load_external_data=False)
     except BuildError:
-        _check_room(weights, sum(array.nbytes for array in stored.values()))
+        _check_room(weights, sum(4 * array.size for array in stored.values()))  # halves are written as floats
         raise
     finally:
         optimized.unlink(missing_ok=True)
@@ -245,13 +247,18 @@ def _int8(bundle: Bundle, spec: ModelSpec, weights: Path, say: Say) -> tuple[onn
     for operators in dict.fromkeys((int8.OPERATORS, ("MatMul",))):
         weights.unlink(missing_ok=True)
         model, stored = _prepare(bundle.path, spec)
-        stored = {**stored, **int8.quantize(model, stored, ranges, operators)}
-        stored |= winograd.rewrite(model, stored)
-        found, engine = _optimize(model, stored, weights)
-        error = max(_root_mean_square(engine, own) for own in unseen)
+        uses = layouts.Uses(model.graph, stored)
+        added, rounded = int8.quantize(model, stored, ranges, operators)
+        every = {**stored, **added}
+        every |= winograd.rewrite(model, every)
+        found, engine = _optimize(model, every, weights)
+        errors = [_root_mean_square(engine, own) for own in unseen]
+        error = max(errors)
         how = f"{100 * error:.2f}% off its float32 graph at worst, with {' and '.join(operators)} in int8"
         if error <= MAX_ROOT_MEAN_SQUARE:
             say(how)
+            layouts.annotate(found, weights, uses, stored, rounded)
+            found.metadata_props.add(key=PROBE, value=write_inputs(_probe(spec, unseen[errors.index(error)])))
             return found, {"root_mean_square": error, "convolutions": float("Conv" in operators)}
         say(f"{how}: {MAX_ROOT_MEAN_SQUARE:.0%} are allowed")
     raise BuildError(f"{spec.graphs['float32']} loses too much in int8: {how}; build with --precision float32")
@@ -269,7 +276,16 @@ def _ranges(folder: Path, spec: ModelSpec, met: Sequence[Evaluation]) -> int8.Ra
 def _root_mean_square(engine: Any, own: Evaluation) -> float:
     """Of the difference in noise_pred, over that of the exact one."""
     (got,) = engine.run(["noise_pred"], own.inputs)
-    return float(np.sqrt(np.square(got - own.noise_pred).mean() / np.square(own.noise_pred).mean()))
+    return relative_error(got, own.noise_pred)
+
+
+def _probe(spec: ModelSpec, own: Evaluation) -> Inputs:
+    """The inputs of an evaluation at a small size: a part of a picture on its way is one, too."""
+    most = {"height": PROBE_SIDE, "width": PROBE_SIDE}
+    return {
+        item.name: own.inputs[item.name][tuple(slice(most.get(str(length))) for length in item.shape)]
+        for item in spec.inputs
+    }
 
 
 def _open(model: onnx.ModelProto, folder: Path) -> Any:

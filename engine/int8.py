@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from calotype.engine.graph import CONTRIB, Arrays, Graph, import_contrib
+from calotype.runtime.graphs.layouts import TURNED, Layout, Step
+from calotype.runtime.graphs.quantization import per_channel, summed_bias
 
 Ranges = Mapping[str, tuple[float, float]]
 OPERATORS = ("Conv", "MatMul")
@@ -69,8 +71,10 @@ def observed(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
 
 def quantize(
     model: onnx.ModelProto, stored: Arrays, ranges: Ranges, operators: Sequence[str] = OPERATORS
-) -> dict[str, NDArray[Any]]:
-    """Rewrite ``model`` in place; returns the large tensors that it reads besides ``stored``, by name.
+) -> tuple[dict[str, NDArray[Any]], dict[str, Layout]]:
+    """Rewrite ``model`` in place.
+
+    Returns the large tensors that it reads besides ``stored``, by name; and what the rounded ones are made from.
 
     Args:
         model: with weights in ``stored`` where they are external data.
@@ -83,13 +87,14 @@ def quantize(
         (quantizer.convolution if layer.node.op_type == "Conv" else quantizer.product)(layer)
     quantizer.graph.finish()
     import_contrib(model)
-    return quantizer.added
+    return quantizer.added, quantizer.layouts
 
 
 class _Quantizer:
     def __init__(self, graph: onnx.GraphProto, stored: Arrays, ranges: Ranges) -> None:
         self.graph, self.added = Graph(graph), dict[str, NDArray[Any]]()
-        self._proto, self._stored, self._ranges = graph, stored, ranges
+        self.layouts: dict[str, Layout] = {}
+        self._stored, self._ranges = stored, ranges
         self._rounded: set[str] = set()
 
     def convolution(self, layer: Layer) -> None:
@@ -97,13 +102,15 @@ class _Quantizer:
         node, out = layer.node, layer.node.output[0]
         made, (x, x_scale, x_zero) = self._rounded_by_range(node.input[0])
         weights, scales = per_channel(self._float(layer.weight), axis=0)
-        output = self._range(out)
-        inputs = [x, x_scale, x_zero, self._constant(f"{out}.int8", weights), self._constant(f"{out}.scales", scales)]
-        inputs += [self._constant(f"{out}.zeros", np.zeros(len(scales), np.int8)), *output]
+        names, output = self._kept(layer, out, weights, scales, 0), self._range(out)
+        zeros = self._constant(f"{out}.zeros", np.zeros(len(scales), np.int8))
+        inputs = [x, x_scale, x_zero, *names, zeros, *output]
         if len(node.input) > 2:
-            unit = scales * self._scale(node.input[0])
-            bias = np.rint(self._float(node.input[2]) / unit).astype(np.int32)
-            inputs.append(self._constant(f"{out}.int32", bias))
+            unit = self._scale(node.input[0])
+            bias = self._constant(f"{out}.int32", summed_bias(self._float(node.input[2]), scales, unit))
+            steps: tuple[Step, ...] = (("sum", [self.graph.origin(node.input[2]), float(unit)]),)
+            self.layouts[bias] = Layout(tensor=layer.weight, steps=steps)
+            inputs.append(bias)
         made.append(helper.make_node("QLinearConv", inputs, [f"{out}.uint8"]))
         made[-1].attribute.extend(node.attribute)
         made.append(helper.make_node("DequantizeLinear", [f"{out}.uint8", *output], [out]))
@@ -117,16 +124,27 @@ class _Quantizer:
             other = self.graph.origin(next(name for name in sum_.input if name != node.output[0]))
             if other in self.graph.initializers and len(self.graph.initializers[other].dims) == 1:
                 last, bias = sum_, self._constant(f"{sum_.output[0]}.bias", self._float(other))
+                self.layouts[bias] = Layout(tensor=other)
         out, x = last.output[0], node.input[0]
         rounded = [f"{x}.uint8", f"{x}.scale", f"{x}.zero"]
         made = [] if rounded[0] in self._rounded else [helper.make_node("DynamicQuantizeLinear", [x], rounded)]
         self._rounded.add(rounded[0])
         matrix = self._float(layer.weight)
         weights, scales = per_channel(np.ascontiguousarray(matrix.T) if layer.turned else matrix, axis=1)
-        inputs = [rounded[0], self._constant(f"{out}.int8", weights), rounded[1]]
-        inputs += [self._constant(f"{out}.scales", scales), rounded[2], "", bias]
+        whole, worth = self._kept(layer, out, weights, scales, 1)
+        inputs = [rounded[0], whole, rounded[1], worth, rounded[2], "", bias]
         made.append(helper.make_node("MatMulIntegerToFloat", inputs, [out], domain=CONTRIB))
         self.graph.replace(last, made)
+
+    def _kept(
+        self, layer: Layer, out: str, weights: NDArray[np.int8], scales: NDArray[np.float32], axis: int
+    ) -> tuple[str, str]:
+        """The names of a layer's weights and scales, of which it is noted what they are made from."""
+        turned = TURNED if layer.turned else ()
+        names = self._constant(f"{out}.int8", weights), self._constant(f"{out}.scales", scales)
+        for name, step in zip(names, ("int8", "scales"), strict=True):
+            self.layouts[name] = Layout(tensor=layer.weight, steps=(*turned, (step, axis)))
+        return names
 
     def _rounded_by_range(self, name: str) -> tuple[list[onnx.NodeProto], tuple[str, str, str]]:
         scale, zero = self._range(name)
@@ -158,14 +176,6 @@ class _Quantizer:
             return self.graph.constant(name, array)
         self.added[name] = array
         return self.graph.external(name, array)
-
-
-def per_channel(weights: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Weights as int8, and what one is worth in each channel of ``axis``; symmetric, within -127..127."""
-    others = tuple(other for other in range(weights.ndim) if other != axis)
-    scales = np.abs(weights).max(others, keepdims=True) / np.float32(127)
-    scales[scales == 0] = 1
-    return np.rint(weights / scales).astype(np.int8), scales.reshape(-1).astype(np.float32)
 
 
 def widest(seen: Iterable[Sequence[NDArray[Any]]], names: Sequence[str]) -> Ranges:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 
 from calotype.engine.graph import Arrays, attributes
-from calotype.runtime.graphs.layouts import REMARK, Layout, Layouts
+from calotype.runtime.graphs.layouts import Layout, Layouts
+from calotype.runtime.graphs.remarks import LAYOUTS
 
 NCHWC, NAMED = "com.microsoft.nchwc", "_nchwc"
 BLOCKS = (16, 8, 4)
@@ -79,7 +82,9 @@ class Uses:
         return True
 
 
-def annotate(model: onnx.ModelProto, weights: Path, uses: Uses, stored: Arrays) -> Layouts:
+def annotate(
+    model: onnx.ModelProto, weights: Path, uses: Uses, stored: Arrays, rounded: Mapping[str, Layout] | None = None
+) -> Layouts:
     """Find the layouts of an engine, and write them into its graph.
 
     Args:
@@ -87,12 +92,18 @@ def annotate(model: onnx.ModelProto, weights: Path, uses: Uses, stored: Arrays) 
         weights: the file of its weights.
         uses: of the graph that it was made from.
         stored: the bundle's tensors.
+        rounded: those of its weights that are in integers, or belong to such.
     """
     engine = _Engine(model.graph, weights)
     found: dict[str, Layout] = {}
     fixed = set(uses.fixed)
     for tensor, places in uses.used.items():
-        own: dict[str, Layout] = {}
+        own = {name: item for name, item in (rounded or {}).items() if tensor in item.tensors}
+        if own:
+            if len(places) > 1 or not all(engine.equals(*item, stored) for item in own.items()):
+                fixed.add(tensor)
+            found |= own
+            continue
         for value, convolution in places:
             named = engine.candidates(uses, value, convolution)
             match = next((item for item in named if engine.equals(*item, stored)), None)
@@ -104,7 +115,7 @@ def annotate(model: onnx.ModelProto, weights: Path, uses: Uses, stored: Arrays) 
             found |= own
     layouts = Layouts(of=found, fixed=frozenset(fixed))
     del model.metadata_props[:]
-    model.metadata_props.add(key=REMARK, value=layouts.to_text())
+    model.metadata_props.add(key=LAYOUTS, value=layouts.to_text())
     return layouts
 
 
@@ -141,20 +152,23 @@ class _Engine:
     def equals(self, name: str, layout: Layout, stored: Arrays) -> bool:
         """Whether the engine's weight ``name`` is what the bundle's tensor gives."""
         tensor = self._tensors.get(name)
-        if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT:
+        if tensor is None:
             return False
         try:
-            made = layout.apply(stored[layout.tensor])
+            made = layout.apply(stored[layout.tensor], lambda other: stored[other].astype(np.float32))
         except ValueError:
             return False
-        return tuple(tensor.dims) == made.shape and np.array_equal(self._values(tensor), made.reshape(-1))
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        return (tuple(tensor.dims), dtype) == (made.shape, made.dtype) and np.array_equal(
+            self._values(tensor, dtype), made.reshape(-1)
+        )
 
-    def _values(self, tensor: onnx.TensorProto) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    def _values(self, tensor: onnx.TensorProto, dtype: np.dtype[Any]) -> np.ndarray[tuple[int], Any]:
         where = {entry.key: entry.value for entry in tensor.external_data}
         if not where:
             return onnx.numpy_helper.to_array(tensor).reshape(-1)
         place = self._folder / where["location"]
-        return np.memmap(place, np.float32, "r", int(where.get("offset", 0)), (math.prod(tensor.dims),))
+        return np.memmap(place, dtype, "r", int(where.get("offset", 0)), (math.prod(tensor.dims),))
 
 
 def _then(layout: Layout, step: str, argument: object) -> Layout:

@@ -13,8 +13,11 @@ from calotype.runtime.errors import InputError
 MOST_CHUNKS = 4  # of a long prompt
 CLIP_TOKENS = 77  # of a chunk, in bundles without a tokenizer of their own
 MOST_EXTRA = 64  # rows that textual inversion adds to the token table
+MOST_CONTROLS = 8  # pictures of a ControlNet for several kinds
 MOST_VECTORS = 64  # of textual inversion
 SYMBOLS = ("batch", "height", "width")
+MOST_ADAPTERS = 4  # of one picture
+MOST_IMAGE_TOKENS = 64  # of one adapter: sixteen pictures of a plain one, four of Plus
 Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 
@@ -145,10 +148,13 @@ def network_shapes(profile: Profile, spec: ModelSpec, manifest: Manifest) -> Sha
         # A prompt is encoded alone and a picture decoded alone, so that neither depends on what is beside it; and
         # an autoencoder's activations, the largest of all, are kept for one picture only.
         "batch": ONE,
+        "pictures": Range(min=1, opt=1, max=1 if one_shape else MOST_CONTROLS),
         "extra": Range(min=1, opt=1, max=1 if one_shape else MOST_EXTRA),
         "height": profile.height.divided(manifest.vae.downscale, "height"),
         "width": profile.width.divided(manifest.vae.downscale, "width"),
         "tokens": Range(min=length, opt=length, max=length if one_shape else length * MOST_CHUNKS),
+        "adapters": Range(min=1, opt=1, max=MOST_ADAPTERS),
+        "image_tokens": Range(min=1, opt=16, max=MOST_IMAGE_TOKENS),
     }
     shapes: Shapes = {}
     for tensor in spec.inputs:

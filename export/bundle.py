@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ def export_checkpoint(
     ema: bool = False,
     prediction_type: str | None = None,
     variant: str | None = None,
+    image_encoder: str | Path | None = None,
+    safety_checker: bool = False,
+    transformer: Path | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Turn the checkpoint ``source`` into a bundle at ``bundle``, which appears whole or not at all.
@@ -56,6 +60,9 @@ def export_checkpoint(
         ema: take the averaged weights of a single file that carries both.
         prediction_type: overrides what the checkpoint says that its UNet predicts.
         variant: which of a folder's weights to take where there are several, as ``bf16``.
+        image_encoder: the folder of an IP-Adapter's image encoder; None looks beside its file.
+        safety_checker: whether the checkpoint's own safety checker becomes one more network.
+        transformer: see :func:`calotype.export.sources.load_checkpoint`.
         progress: is told what begins.
 
     Raises:
@@ -66,37 +73,62 @@ def export_checkpoint(
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r} is not known; valid: {', '.join(PRECISIONS)}")
-    if bundle.exists() and not (force and (bundle / MANIFEST_NAME).is_file()):
-        why = "holds a bundle; use --force to replace it" if (bundle / MANIFEST_NAME).is_file() else "exists already"
-        raise ExportError(f"{bundle} {why}")
-    checkpoint = load_checkpoint(source, ema=ema, prediction_type=prediction_type, variant=variant)
-    defaults = _defaults(checkpoint)
+    _check_place(bundle, force)
+    checkpoint = load_checkpoint(
+        source,
+        ema=ema,
+        prediction_type=prediction_type,
+        variant=variant,
+        image_encoder=image_encoder,
+        safety_checker=safety_checker,
+        transformer=transformer,
+    )
+    _defaults(checkpoint)  # what is wrong with them is said before the work
     try:
         with PartialBundle(bundle, replace=force) as partial:
             networks, parity = _write_components(checkpoint, partial, precision, progress or (lambda *_: None))
-            manifest = Manifest(
-                name=str(checkpoint.card.get("name", checkpoint.source["name"])),
-                family=checkpoint.family,
-                kind=checkpoint.kind,
-                precision=precision,
-                networks=networks,
-                tokenizers=_write_tokenizers(checkpoint, partial),
-                scheduler=checkpoint.scheduler,
-                vae=checkpoint.vae,
-                defaults=defaults,
-                words=_write_words(checkpoint, partial),
-                files=partial.files(),
-                max_clip_skip=checkpoint.max_clip_skip,
-                force_zeros_for_empty_prompt=checkpoint.force_zeros_for_empty_prompt,
-                license=checkpoint.card.get("license"),
-                attribution=tuple(checkpoint.card.get("attribution", ())),
-                source=checkpoint.source,
-                parity=parity,
-            )
+            manifest = _manifest(checkpoint, partial, precision, networks, parity)
             partial.publish(manifest.dumps())
     except OSError as error:
         raise ExportError(f"{bundle} cannot be written: {error.strerror or error}") from error
     return manifest
+
+
+def _check_place(bundle: Path, force: bool) -> None:
+    """Raises ExportError where something, a link to nowhere too, is in the bundle's place and not to be replaced."""
+    if os.path.lexists(bundle) and not (force and (bundle / MANIFEST_NAME).is_file()):
+        why = "holds a bundle; use --force to replace it" if (bundle / MANIFEST_NAME).is_file() else "exists already"
+        raise ExportError(f"{bundle} {why}")
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    partial: PartialBundle,
+    precision: str,
+    networks: Mapping[str, ModelSpec],
+    parity: Mapping[str, Any],
+) -> Manifest:
+    """What the bundle says of itself; its tokenizers and words are written for it."""
+    return Manifest(
+        name=str(checkpoint.card.get("name", checkpoint.source["name"])),
+        family=checkpoint.family,
+        kind=checkpoint.kind,
+        precision=precision,
+        networks=networks,
+        tokenizers=_write_tokenizers(checkpoint, partial),
+        scheduler=checkpoint.scheduler,
+        vae=checkpoint.vae,
+        defaults=_defaults(checkpoint),
+        words=_write_words(checkpoint, partial),
+        files=partial.files(),
+        max_clip_skip=checkpoint.max_clip_skip,
+        force_zeros_for_empty_prompt=checkpoint.force_zeros_for_empty_prompt,
+        distilled=checkpoint.distilled,
+        license=checkpoint.card.get("license"),
+        attribution=tuple(checkpoint.card.get("attribution", ())),
+        source=checkpoint.source,
+        parity=parity,
+    )
 
 
 def _write_components(
@@ -163,7 +195,7 @@ def _write_component(
         if half:
             begin(f"measuring {plan.network}")
             path = folder / specs[plan.network].graphs["float16"]
-            if plan.whole is None or plan.residuals:
+            if plan.whole is None or plan.additions or plan.image_prompts:
                 measured[plan.network] = measure(graph, plan.cases())
             gauges = part_of(measured.get(plan.network) or measured[plan.whole or ""], graph)
             islands = find_islands(graph, gauges)
@@ -215,6 +247,7 @@ def _write_words(checkpoint: Checkpoint, partial: PartialBundle) -> str | None:
 def _defaults(checkpoint: Checkpoint) -> Defaults:
     pixels = (checkpoint.sample_size or 64) * checkpoint.vae.downscale
     try:
-        return read_as(Defaults, {"height": pixels, "width": pixels, **checkpoint.card.get("defaults", {})}, "defaults")
+        given = {**checkpoint.defaults, **checkpoint.card.get("defaults", {})}
+        return read_as(Defaults, {"height": pixels, "width": pixels, **given}, "defaults")
     except (SchemaError, TypeError) as error:
         raise CheckpointError(f"the defaults in model_card.json are not valid: {error}") from error

@@ -28,6 +28,8 @@ class Checkpoint:
         sample_size: the latents' height and width that the model was trained with; None where nothing tells.
         max_clip_skip: how many of their last layers the text encoders can leave out.
         force_zeros_for_empty_prompt: whether an empty negative prompt stands for zeros.
+        distilled: whether it was taught to draw in few steps, and without guidance.
+        defaults: what a call uses where it says nothing, and the card neither.
         card: what ``model_card.json`` says: name, license, attribution, defaults.
         source: where the checkpoint came from: ``layout`` is diffusers or single-file.
     """
@@ -42,5 +44,7 @@ class Checkpoint:
     sample_size: int | None = None
     max_clip_skip: int = 0
     force_zeros_for_empty_prompt: bool = False
+    distilled: bool = False
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     source: Mapping[str, Any]

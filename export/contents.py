@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from calotype.export.pickles import read_pickle
 from calotype.export.quantised import plain
 from calotype.runtime.errors import CheckpointError, UnsupportedArchitectureError
-from calotype.runtime.untrusted import zip_trouble
+from calotype.runtime.untrusted import open_regular, why, zip_trouble
 
 # What the files are called whose tensors are read.
 SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
@@ -37,6 +38,7 @@ _OTHERS = (
     (b"\x28\xb5\x2f\xfd", "is an archive; unpack it, and give what is in it"),
     (b"\x89HDF", "holds weights of Keras, which are not read; fetch this model as .safetensors"),
 )
+DTYPE_UNKNOWN = re.compile("Dtype not understood|unknown variant")  # as the library says it
 _LARGEST_HEADER = 100_000_000  # of safetensors, by its own library
 
 
@@ -47,12 +49,13 @@ def read_tensors(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
         CheckpointError: it is broken, something else, or a pickle that asks for more than tensors.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(64)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; download it") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; check its permissions") from error
+        message = f"{path} cannot be read: {why(error)}; see that it is a file that you may read"
+        raise CheckpointError(message) from error
     if _is_safetensors(head):
         state, metadata = _read_safetensors(path)
     elif head.startswith((b"PK\x03\x04", b"\x80")):
@@ -92,4 +95,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; check its permissions") from error
     except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; download it again") from error
+        if DTYPE_UNKNOWN.search(str(error)):
+            message = f"{path} holds tensors of a dtype that is not read ({why(error)}); fetch this model in 16 bits"
+            raise UnsupportedArchitectureError(message) from error
+        raise CheckpointError(f"{path} cannot be read: {why(error)}; download it again") from error

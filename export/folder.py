@@ -26,15 +26,17 @@ class Folder:
         index: its ``model_index.json``, or the ``config.json`` of a component alone.
         alone: whether it is a component alone.
         variant: which variant of the weights is taken where a component has it.
+        transformer: a file whose tensors take the place of those of the transformer; None is the folder's own.
     """
 
     path: Path
     index: Mapping[str, Any]
     alone: bool
     variant: str | None = None
+    transformer: Path | None = None
 
     @classmethod
-    def open(cls, path: Path, variant: str | None = None) -> Self:
+    def open(cls, path: Path, variant: str | None = None, transformer: Path | None = None) -> Self:
         """Read what the folder says that it is.
 
         Raises:
@@ -48,7 +50,9 @@ class Folder:
         )
         if variant is not None and variant not in there:
             raise InputError(f"{path} has no weights of the variant {variant!r}; it has {', '.join(there) or 'none'}")
-        return cls(path=path, index=index, alone=alone, variant=variant)
+        if transformer is not None and "transformer" not in index:
+            raise InputError(f"{path} has no transformer that another could take the place of; leave it out")
+        return cls(path=path, index=index, alone=alone, variant=variant, transformer=transformer)
 
     @property
     def kind(self) -> str | None:
@@ -65,6 +69,7 @@ class Folder:
     def source(self) -> Mapping[str, Any]:
         """Where the checkpoint comes from, for the manifest."""
         chosen = {} if self.variant is None else {"variant": self.variant}
+        chosen |= {} if self.transformer is None else {"transformer": self.transformer.name}
         return {"layout": "diffusers", "name": self.path.resolve().name, **chosen}
 
     def scheduler(self) -> dict[str, Any]:

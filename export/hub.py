@@ -11,7 +11,8 @@ from pathlib import Path
 from calotype.export.components import MODEL_WEIGHTS
 from calotype.export.families import families
 from calotype.export.json_files import read_json
-from calotype.export.weight_files import shards, weight_names
+from calotype.export.weight_files import pickle_names, shards, weight_names
+from calotype.runtime.bundle.manifest import SAFETY_CHECKER
 from calotype.runtime.errors import CheckpointError, MissingPackageError
 
 REPOSITORY = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@]+))?")
@@ -23,12 +24,15 @@ def is_repository(source: str) -> bool:
     return REPOSITORY.fullmatch(source) is not None
 
 
-def download(source: str, variant: str | None = None) -> Path:
-    """Fetch what an export reads of ``owner/name[@revision]``, one variant of the weights, and no pickle.
+def download(source: str, variant: str | None = None, *, safety_checker: bool = False) -> Path:
+    """Fetch what an export reads of ``owner/name[@revision]``, one variant of the weights.
+
+    Pickled ones are fetched where there are no others; no code of theirs is ever run.
 
     Args:
         source: the repository.
         variant: of the weights, where a component has it; the plain ones, or else float16's, where it has not.
+        safety_checker: whether to fetch the safety checker, too.
 
     Returns:
         The folder in the cache, named after the commit.
@@ -45,7 +49,7 @@ def download(source: str, variant: str | None = None) -> Path:
     assert match is not None
     name = match["name"]
     try:
-        return _Repository(name, match["revision"], variant).fetch_all()
+        return _Repository(name, match["revision"], variant).fetch_all(safety_checker=safety_checker)
     except errors.GatedRepoError as error:
         raise CheckpointError(
             f"{name} is gated; accept its terms at https://huggingface.co/{name} and log in with: hf auth login"
@@ -69,7 +73,7 @@ class _Repository:
         self.name, self.revision, self.variant = name, revision, variant
         self.folder: Path | None = None
 
-    def fetch_all(self) -> Path:
+    def fetch_all(self, *, safety_checker: bool) -> Path:
         if not self._fetch("model_index.json") and self._fetch("config.json"):
             self._fetch_weights("", MODEL_WEIGHTS)
         if self.folder is None:
@@ -83,6 +87,9 @@ class _Repository:
             else:
                 self._fetch(f"{component}/config.json")
                 self._fetch_weights(f"{component}/", "model" if library == "transformers" else MODEL_WEIGHTS)
+        if safety_checker and self._fetch(f"{SAFETY_CHECKER}/config.json"):
+            self._fetch_weights(f"{SAFETY_CHECKER}/", "model")
+            self._fetch("feature_extractor/preprocessor_config.json")
         return self.folder
 
     def _components(self, folder: Path) -> list[tuple[str, str, str]]:
@@ -95,7 +102,11 @@ class _Repository:
         return [(name, str(library), str(kind)) for name, library, kind in entries if library is not None]
 
     def _fetch_weights(self, prefix: str, stem: str) -> None:
-        names = (*(weight_names(stem, self.variant) if self.variant is not None else ()), *weight_names(stem))
+        chosen = [] if self.variant is None else [self.variant]
+        names = [name for own in chosen for names in (weight_names, pickle_names) for name in names(stem, own)] + [
+            *weight_names(stem),
+            *pickle_names(stem),
+        ]
         found = next((name for name in names if self._fetch(prefix + name)), None)
         if found is None or self.folder is None:
             raise self._missing(f"{prefix}{stem}.safetensors")
@@ -134,6 +145,7 @@ class _Repository:
                 "unset it once, or give a folder or a file"
             )
         return CheckpointError(
-            f"{self.name} has no {file}; repositories in diffusers' layout with safetensors weights are read, their "
-            "variants with --variant, and single files once you have fetched them"
+            f"{self.name} has no {file}; repositories in diffusers' layout are read, other variants of their weights "
+            "with --variant; a single file (.safetensors, .ckpt) is, once you have fetched it: hf download "
+            f"{self.name} FILE"
         )

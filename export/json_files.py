@@ -1,4 +1,4 @@
-"""The JSON files of a checkpoint."""
+"""The small files of a checkpoint: JSON, and texts."""
 
 from __future__ import annotations
 
@@ -13,18 +13,28 @@ from calotype.runtime.untrusted import read_bytes, why
 MOST_BYTES = 64 << 20
 
 
+def read_small(path: Path) -> bytes:
+    """The contents of ``path``, at most ``MOST_BYTES``.
+
+    Raises:
+        CheckpointError: when there is no such file, or it cannot be read, is larger, or is no file.
+    """
+    try:
+        return read_bytes(path, MOST_BYTES)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; a checkpoint folder in diffusers' layout has it") from None
+    except OSError as error:
+        message = f"{path} cannot be read: {why(error)}; see that it is a file that you may read"
+        raise CheckpointError(message) from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in ``path``.
 
     Raises:
         CheckpointError: when there is no such file, or it holds something else.
     """
-    try:
-        data = read_bytes(path, MOST_BYTES)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; a checkpoint folder in diffusers' layout has it") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {why(error)}; check its permissions") from error
+    data = read_small(path)
     try:
         value = json.loads(data)
     except RecursionError:

@@ -12,7 +12,9 @@ from calotype.export.graphs import GraphPlan
 from calotype.runtime.bundle.parity import Figures, Inputs, Outputs, judge
 from calotype.runtime.errors import ExportError
 from calotype.runtime.onnx_runtime import import_onnxruntime
+from calotype.runtime.untrusted import why
 
+REPORT = "please report it, and which checkpoint it is"
 Cases = Mapping[str, Inputs]
 
 
@@ -38,7 +40,7 @@ def run_graph(graph: Path, cases: Cases) -> Outputs:
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         return {case: session.run(None, inputs) for case, inputs in cases.items()}
     except Exception as error:  # the library's own exceptions have no common class but this
-        raise ExportError(f"ONNX Runtime cannot run {graph.name}: {error}") from error
+        raise ExportError(f"ONNX Runtime cannot run {graph.name}: {why(error)}; {REPORT}") from error
 
 
 def check(plan: GraphPlan, precision: str, graph: Path, outputs: Outputs, references: Outputs) -> Figures:
@@ -49,5 +51,6 @@ def check(plan: GraphPlan, precision: str, graph: Path, outputs: Outputs, refere
     """
     figures, trouble = judge(precision, plan.outputs, outputs, references)
     if trouble is not None:
-        raise ExportError(f"{graph.name} {trouble}")
+        advice = "export with --precision fp32" if precision == "float16" else REPORT
+        raise ExportError(f"{graph.name} does not compute what the checkpoint does: it {trouble}; {advice}")
     return figures

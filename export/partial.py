@@ -19,9 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from calotype.runtime.bundle.manifest import MANIFEST_NAME, FileRecord
+from calotype.runtime.bundle.manifest import MANIFEST_NAME, MOST_BYTES, FileRecord
 from calotype.runtime.errors import ExportError
 from calotype.runtime.locks import lock
+from calotype.runtime.untrusted import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -233,9 +234,8 @@ class PartialBundle:
 
     def _read(self) -> dict[str, Any]:
         try:
-            file = os.open(FINISHED, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._handle)
-            with open(file, encoding="utf-8") as stream:  # noqa: PTH123
-                found = json.load(stream)
+            with open_regular(Path(FINISHED), os.O_NOFOLLOW, self._handle) as file:
+                found = json.loads(file.read(MOST_BYTES))
         except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}

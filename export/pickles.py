@@ -23,6 +23,8 @@ PASSENGERS = (
 )
 # What trainers call the weights among all that they save.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "params_ema", "params")
+# What holds the tensors of an IP-Adapter, whose .safetensors have these before their names.
+PARTS = ("image_proj", "ip_adapter")
 
 
 class Passenger:
@@ -77,4 +79,7 @@ def _unwrapped(saved: object) -> dict[str, Tensor]:
         return {}
     state = {name: value for name, value in saved.items() if isinstance(name, str) and isinstance(value, Tensor)}
     inner = next((saved[name] for name in WRAPPERS if isinstance(saved.get(name), dict)), None)
-    return _unwrapped(inner) if inner is not None else state
+    if inner is not None:
+        return _unwrapped(inner)
+    parts = {name: _unwrapped(saved[name]) for name in PARTS if isinstance(saved.get(name), dict)}
+    return state | {f"{part}.{name}": tensor for part, own in parts.items() for name, tensor in own.items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from calotype.export.models.unet import UNet
 from calotype.export.single_file import SingleFile
-from calotype.runtime.errors import CheckpointError
+from calotype.runtime.errors import CheckpointError, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ def _known(where: str, said: str, file: SingleFile) -> str:
     meaning = _SPELT.get(said.strip().lower().replace("-", "_"))
     if meaning is None:
         raise CheckpointError(
-            f"{file.path}: {where} says that it predicts {said!r}, which is not known; valid: {', '.join(SPELT)}; "
-            "--prediction-type sets it"
+            f"{file.path}: {where} says that it predicts {quoted(said)}, which is not known; say what it does with "
+            f"--prediction-type {' or '.join(dict.fromkeys(SPELT.values()))}"
         )
     return meaning
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from calotype.export.contents import read_tensors
+from calotype.export.json_files import read_small
 from calotype.export.models.autoencoder import Autoencoder
 from calotype.export.single_file_configs import Part, UNetMarks, unet_marks, vae_config
 from calotype.export.single_file_keys import vae_table
@@ -46,6 +47,7 @@ class SingleFile:
         metadata: its header's.
         ema: whether the averaged UNet is to be taken, which some files carry beside the last one.
         prediction_type: what its UNet predicts; None leaves it to the file.
+        image_encoder: the folder of the image encoder that an IP-Adapter reads; None looks beside the file.
     """
 
     path: Path
@@ -53,16 +55,26 @@ class SingleFile:
     metadata: Mapping[str, str]
     ema: bool = False
     prediction_type: str | None = None
+    image_encoder: Path | None = None
 
     @classmethod
-    def open(cls, path: Path, *, ema: bool = False, prediction_type: str | None = None) -> Self:
+    def open(
+        cls, path: Path, *, ema: bool = False, prediction_type: str | None = None, image_encoder: Path | None = None
+    ) -> Self:
         """Read the file.
 
         Raises:
             CheckpointError: it cannot be read, or holds more than tensors.
         """
         state, metadata = read_tensors(path)
-        return cls(path=path, state=state, metadata=metadata, ema=ema, prediction_type=prediction_type)
+        return cls(
+            path=path,
+            state=state,
+            metadata=metadata,
+            ema=ema,
+            prediction_type=prediction_type,
+            image_encoder=image_encoder,
+        )
 
     @property
     def card(self) -> Mapping[str, Any]:
@@ -78,8 +90,8 @@ class SingleFile:
     def settings_beside(self) -> str:
         """The text of a ``.yaml`` of the same name beside the file, as the originals' code reads; empty without one."""
         beside = [self.path.with_suffix(suffix) for suffix in (".yaml", ".yml")]
-        found = next((path for path in beside if path.is_file()), None)
-        return "" if found is None else found.read_text(encoding="utf-8", errors="replace")
+        found = next((path for path in beside if path.exists()), None)
+        return "" if found is None else read_small(found).decode("utf-8", errors="replace")
 
     @cached_property
     def unet(self) -> Part:

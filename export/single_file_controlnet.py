@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from calotype.export.models.controlnet import ControlNetConfig
+from calotype.export.models.controlnet_union import ControlNetUnionConfig
 from calotype.export.single_file import SingleFile
 from calotype.export.single_file_configs import HEAD_CHANNELS, Part, unet_levels
 from calotype.export.single_file_keys import unet_table
@@ -12,6 +13,7 @@ from calotype.runtime.errors import CheckpointError
 
 # The first tensor of what reads the control picture, in the original layout and in diffusers'.
 ORIGINAL, DIFFUSERS = "input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight"
+KINDS = "task_embedding"  # of one for several kinds of pictures
 SIZE_EMBEDDING = 256  # SDXL's width of each of six numbers, beside the pooled prompt
 SD1_CONTEXT, SD2_CONTEXT = 768, 1024
 SD1_HEADS = 8
@@ -64,7 +66,7 @@ def controlnet_config(part: Part, *, original: bool, pooled: bool) -> ControlNet
     family = controlnet_family(context=context, linear=linear, sizes=sizes is not None)
     blocks = [level[0] or 1 for level in depths]
     blocks[-1] = part.count(layout.middle) or blocks[-1]
-    return ControlNetConfig(
+    common = ControlNetConfig(
         in_channels=part.size("input_blocks.0.0.weight" if original else "conv_in.weight", 1),
         block_out_channels=tuple(channels),
         down_block_types=tuple("CrossAttnDownBlock2D" if any(level) else "DownBlock2D" for level in depths),
@@ -80,6 +82,15 @@ def controlnet_config(part: Part, *, original: bool, pooled: bool) -> ControlNet
         addition_time_embed_dim=None if sizes is None else SIZE_EMBEDDING,
         conditioning_embedding_out_channels=_picture_channels(part, original=original),
         global_pool_conditions=pooled,
+    )
+    if KINDS not in part:
+        return common
+    return ControlNetUnionConfig(
+        **{field.name: getattr(common, field.name) for field in dataclasses.fields(common)},
+        num_control_type=part.size(KINDS, 0),
+        num_trans_channel=part.size(KINDS, 1),
+        num_proj_channel=part.size("spatial_ch_projs.weight", 0),
+        num_trans_layer=part.count("transformer_layes."),
     )
 
 

@@ -24,18 +24,23 @@ FIRST = {
     r".*motion_modules\..*": "a motion module (AnimateDiff)",
     r"lora_controlnet": "a Control-LoRA, which changes a UNet into a ControlNet",
     r"lllite_unet_.*": "a ControlNet-LLLite",
-    r"task_embedding|control_add_embedding\..*": "a ControlNet of several kinds (union, ProMax)",
+    r"ip_adapter\.\d+\.to_\w+_lora\..*|image_proj\.perceiver_resampler\..*": "an IP-Adapter FaceID, which reads the "
+    "embedding of another library's face recognition; take an IP-Adapter, Plus, Plus-face or Full-face",
     r"difference": "the difference of a ControlNet to a model; take the whole ControlNet",
     r"(base_model\.model\.)?.*([._]lora(_linear_layer)?\.(up|down)|[._]lora_([AB]|up|down|mid)(\.\w+)?)\.weight": _LORA,
     r"lora_(unet|te\d?)_.*": _LORA,
     r".*\.(hada_w\d_[ab]|lokr_w\d(_[ab])?|oft_blocks|oft_diag|ia3_l|dora_scale)": _LORA,
-    r"ip_adapter\..*|image_proj\..*": "an IP-Adapter",
 }
 # Anything else; the first that fits counts.
 OTHERS = {
     r"control_model\..*": "a ControlNet without what reads its picture",
     r"(model\.diffusion_model\.)?joint_blocks\..*": "Stable Diffusion 3",
-    r"(model\.diffusion_model\.)?double_blocks\..*": "Flux",
+    r"(model\.diffusion_model\.)?(double_stream_modulation_img|single_stream_modulation)\..*": (
+        "FLUX.2's transformer alone; give klein's folder in diffusers' layout, and this file as its --transformer"
+    ),
+    r"(model\.diffusion_model\.)?double_blocks\..*": "FLUX.1",
+    r"(model\.diffusion_model\.)?(noise_refiner|context_refiner)\..*": "Z-Image",
+    r"(model\.diffusion_model\.)?transformer_blocks\.0\.(img|txt)_mod\..*": "Qwen-Image",
     r"emb_params|string_to_param.*|<.*>": _EMBEDDING,
     r"encoder\.layers\..*": f"a tiny autoencoder in diffusers' layout, {_FROM_FOLDER}",
     r"3\.conv\..*": "half of a tiny autoencoder (TAESD), which is read whole, from a folder in diffusers' layout",
@@ -43,7 +48,7 @@ OTHERS = {
     r"down_blocks\..*": "one component in diffusers' layout, which is read from the folder with the model_index.json",
     r"(text_model|transformer\.resblocks)\..*": "a text encoder alone",
     r"conv_first\.weight|model\.0\.weight|body\.0\.weight": "an upscaler of pictures (as ESRGAN)",
-    r"(adapter\.)?body\.0\.(resnets\.0\.)?block1\.weight": "a T2I-Adapter",
+    r"style_embedding": "a T2I-Adapter of style, which reads what CLIP makes of a picture",
     r"(model\.diffusion_model\.|input_blocks\.).*": "a UNet without its text encoders",
 }
 # Files that tell what a folder is which is no checkpoint.

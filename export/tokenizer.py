@@ -6,13 +6,14 @@ import dataclasses
 import gzip
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from calotype.export.json_files import read_json
+from calotype.export.json_files import read_json, read_small
 from calotype.export.models.clip import TextEncoder
-from calotype.runtime.errors import CheckpointError
+from calotype.runtime.errors import CheckpointError, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,10 @@ _PRINTED = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *r
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """The contents of ``vocab.json`` and ``merges.txt``, the special tokens, and the length of a prompt in tokens."""
+    """The contents of ``vocab.json`` and ``merges.txt``, the special tokens, and the length of a prompt in tokens.
+
+    ``kind`` and ``added_tokens`` are those of :class:`calotype.runtime.bundle.manifest.TokenizerSpec`.
+    """
 
     vocab: bytes
     merges: bytes
@@ -34,6 +38,8 @@ class Tokenizer:
     bos_token: str = "<|startoftext|>"
     eos_token: str = "<|endoftext|>"
     pad_token: str = "<|endoftext|>"
+    kind: str = "clip"
+    added_tokens: tuple[str, ...] = ()
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
@@ -47,13 +53,13 @@ class Tokenizer:
         # transformers lets the second file win, and Stable Diffusion 2.x names its padding only there.
         config |= read_json(special) if special.exists() else {}
         vocab, merges = _files(folder)
-        end = _token(config, "eos_token", cls.eos_token)
+        end = _token(config, "eos_token", cls.eos_token, folder)
         return cls(
             vocab=vocab,
             merges=merges,
-            bos_token=_token(config, "bos_token", cls.bos_token),
+            bos_token=_token(config, "bos_token", cls.bos_token, folder),
             eos_token=end,
-            pad_token=_token(config, "pad_token", end),
+            pad_token=_token(config, "pad_token", end, folder),
             max_length=_max_length(config, folder),
         )
 
@@ -63,7 +69,8 @@ class Tokenizer:
         length = min(self.max_length, longest)
         if self.max_length not in (longest, UNSAID):
             logger.warning(
-                "the tokenizer's model_max_length is %d, the text encoder reads up to %d tokens; prompts are of %d",
+                "the tokenizer's model_max_length is %d and the text encoder reads up to %d tokens; prompts are cut "
+                "into pieces of %d, the smaller",
                 self.max_length,
                 longest,
                 length,
@@ -83,7 +90,7 @@ class Tokenizer:
 
 def _files(folder: Path) -> tuple[bytes, bytes]:
     whole = folder / "tokenizer.json"
-    if not (folder / "vocab.json").is_file() and whole.is_file():
+    if not (folder / "vocab.json").exists() and whole.exists():
         model = read_json(whole).get("model", {})
         try:
             pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
@@ -93,22 +100,25 @@ def _files(folder: Path) -> tuple[bytes, bytes]:
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{whole} is not a byte-pair tokenizer; CLIP's is one") from error
     for name in ("vocab.json", "merges.txt"):
-        if not (folder / name).is_file():
+        if not (folder / name).exists():
             raise CheckpointError(f"{folder} has no {name}; a CLIP tokenizer is vocab.json and merges.txt")
-    return (folder / "vocab.json").read_bytes(), (folder / "merges.txt").read_bytes()
+    return read_small(folder / "vocab.json"), read_small(folder / "merges.txt")
 
 
 def _max_length(config: Mapping[str, Any], folder: Path) -> int:
     value = config.get("model_max_length") or UNSAID
-    if not isinstance(value, int | float) or value < SHORTEST:
+    if not isinstance(value, int | float) or not SHORTEST <= value < math.inf:
         raise CheckpointError(
             f"{folder} says model_max_length={value!r}; valid: {SHORTEST} or more, for a start, an end and a word"
         )
     return int(value)
 
 
-def _token(config: Mapping[str, Any], name: str, default: str) -> str:
+def _token(config: Mapping[str, Any], name: str, default: str, folder: Path) -> str:
     value = config.get(name)
     if value is None:
         return default
-    return str(value["content"] if isinstance(value, dict) else value)
+    text = value.get("content") if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        raise CheckpointError(f"{folder} says {name}={quoted(value)}, which is no token; take the publisher's own")
+    return text

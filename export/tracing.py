@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,17 @@ from onnx_ir.passes.common import (
 )
 from safetensors import safe_open
 
-from calotype.export.graphs import PREFIX, GraphPlan
-from calotype.export.weights import locate
+from calotype.export.graphs import PREFIX, Addition, GraphPlan
+from calotype.export.image_prompts import add_image_prompts
+from calotype.export.weights import Location, locate
 from calotype.runtime.bundle.parity import random_inputs
 from calotype.runtime.bundle.spec import TensorSpec
 from calotype.runtime.errors import ExportError
 
 OPSET = 23
-SIZES = {"batch": 2, "rows": 2, "extra": 3, "tokens": 7, "height": 8, "width": 16}
+SIZES = {
+    "batch": 2, "rows": 2, "extra": 3, "tokens": 7, "pictures": 2, "references": 5, "height": 8, "width": 16
+}  # fmt: skip
 
 
 def write_graph(plan: GraphPlan, weights: Path, path: Path) -> None:
@@ -53,12 +56,13 @@ def write_graph(plan: GraphPlan, weights: Path, path: Path) -> None:
     assert program is not None
     model = program.model
     model.graph.name = plan.network
-    weight_names = {name for name in model.graph.initializers if name.startswith(PREFIX)}
+    locations = locate(weights)
+    weight_names = {name for name in model.graph.initializers if name.removeprefix(PREFIX) in locations}
     onnxscript.optimizer.fold_constants(model, should_fold=lambda node: _may_fold(node, weight_names))
     RemoveUnusedNodesPass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     ClearMetadataAndDocStringPass()(model)  # stack traces, with the paths of the machine that exported
-    _point_into(model, weights)
+    _point_into(model, weights, locations)
     _complete_types(model.graph)
     specs = {spec.name: spec for spec in (*plan.inputs, *plan.outputs)}
     for value in (*model.graph.inputs, *model.graph.outputs):
@@ -73,7 +77,7 @@ def write_part(whole: Path, plan: GraphPlan, path: Path) -> None:
     """Write the part of the graph ``whole`` that makes the plan's outputs of its inputs; outputs may become inputs.
 
     Raises:
-        ExportError: there are residuals to add, and it is not seen where.
+        ExportError: there is something to add, and it is not seen where.
     """
     model = ir.load(whole)
     graph = model.graph
@@ -87,35 +91,43 @@ def write_part(whole: Path, plan: GraphPlan, path: Path) -> None:
             value.replace_all_uses_with(given)
             value.name, given.name = f"{spec.name}.unused", spec.name
             graph.inputs.append(given)
-    _add_residuals(graph, plan.residuals)
+    _add(graph, plan.additions)
+    add_image_prompts(graph, plan.image_prompts)
     RemoveUnusedNodesPass()(model)
     ir.save(model, path)
 
 
-def _add_residuals(graph: ir.Graph, residuals: Sequence[TensorSpec]) -> None:
-    """Make inputs of ``residuals``, which are added to a UNet's skip connections and, the last, behind its middle.
+def _add(graph: ir.Graph, additions: Sequence[Addition]) -> None:
+    """Make inputs of ``additions``, which are added to a UNet's skip connections and behind its middle.
 
     Where the way up joins a skip connection is a concatenation of feature maps: the deepest comes first, and what it
     is joined to there is what comes out of the middle.
     """
-    if not residuals:
+    if not additions:
         return
     joins = [node for node in graph if _joins_feature_maps(node)]
-    if len(joins) != len(residuals) - 1:
+    places = [(join, 1) for join in reversed(joins)] + [(join, 0) for join in joins[:1]]
+    needed = 1 + max(addition.place for addition in additions)
+    if len(places) != needed:
         raise ExportError(
-            f"the UNet's graph joins {len(joins)} skip connections, and it has {len(residuals) - 1}; "
+            f"the UNet's graph joins {len(joins)} skip connections, and it has {needed - 1}; "
             "report this with the versions of torch and onnxscript"
         )
-    places = [(join, 1) for join in reversed(joins)] + [(joins[0], 0)]
-    for spec, (join, index) in zip(residuals, places, strict=True):
+    for addition in additions:
+        spec, (join, index) = addition.spec, places[addition.place]
         given = ir.Value(name=spec.name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(list(spec.shape)))
         graph.inputs.append(given)
         value = join.inputs[index]
+        assert value is not None
+        uses = list(value.uses()) if addition.onward else [(join, index)]
         total = ir.node("Add", [value, given], name=f"add.{spec.name}")
         total.outputs[0].name = f"{spec.name}.added"
-        total.outputs[0].type, total.outputs[0].shape = given.type, None if value is None else value.shape
-        graph.insert_before(join, total)
-        join.replace_input_with(index, total.outputs[0])
+        total.outputs[0].type, total.outputs[0].shape = given.type, value.shape
+        maker = value.producer()
+        assert maker is not None
+        graph.insert_after(maker, total)
+        for user, at in uses:
+            user.replace_input_with(at, total.outputs[0])
 
 
 def _joins_feature_maps(node: ir.Node) -> bool:
@@ -133,16 +145,15 @@ def _may_fold(node: ir.Node, weights: set[str]) -> bool | None:
     return False if any(value is not None and value.name in weights for value in node.inputs) else None
 
 
-def _point_into(model: ir.Model, weights: Path) -> None:
+def _point_into(model: ir.Model, weights: Path, locations: Mapping[str, Location]) -> None:
     """Make each weight an external tensor in ``weights``, cast to float32 where it is stored in less."""
-    locations = locate(weights)
     stored = ir.DataType.FLOAT16 if _is_half(weights) else ir.DataType.FLOAT
     graph = model.graph
     casts = []
     for name, value in list(graph.initializers.items()):
-        if not name.startswith(PREFIX):
-            continue
         key = name.removeprefix(PREFIX)
+        if key not in locations:
+            continue
         del graph.initializers[name]
         uses = list(value.uses())
         if not uses:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from calotype.export.contents import read_tensors
+from calotype.export.json_files import read_json
 from calotype.export.weights import listed
 from calotype.runtime.errors import CheckpointError
 
@@ -80,9 +80,7 @@ def shards(index: Path) -> list[Path]:
         CheckpointError: when it is no such index, or names files elsewhere.
     """
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{index} is not an index of weights: {error}; download it again") from error
+        names = set(read_json(index)["weight_map"].values())
     except (KeyError, TypeError, AttributeError):
         message = f"{index} is not an index of weights: it has no table weight_map; download it again"
         raise CheckpointError(message) from None

@@ -14,12 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from calotype.runtime.errors import CheckpointError, ExportError
+from calotype.runtime.errors import CheckpointError, ExportError, UnsupportedArchitectureError
 
 # Tensors that real checkpoints carry and no forward pass reads.
-STRAY_SUFFIXES = ("position_ids",)
+STRAY_SUFFIXES = ("position_ids", "num_batches_tracked")
 # What diffusers called the autoencoder's attention before 0.14.
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+
+# The dtypes that say what a weight is; of others, a scale or a table is missing.
+NUMBERS = {"float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"}
 
 Config = TypeVar("Config")
 Module = TypeVar("Module", bound=nn.Module)
@@ -47,6 +50,7 @@ def load_module(
 
     Raises:
         CheckpointError: listing what is missing, unexpected or mis-shaped, under the names of ``state``.
+        UnsupportedArchitectureError: weights are integers, or floats of four bits.
     """
     with torch.device("meta"):
         module = build(config).requires_grad_(False)
@@ -58,6 +62,12 @@ def load_module(
         raise CheckpointError(
             f"the {what}'s weights do not match its configuration: {differences}; it is of another kind, or lost "
             "tensors when it was converted: take the publisher's own"
+        )
+    odd = sorted({str(given[key].dtype).removeprefix("torch.") for key in keys.values()} - NUMBERS)
+    if odd:
+        raise UnsupportedArchitectureError(
+            f"the {what} has weights of the dtype {', '.join(odd)}, which are no numbers by themselves; "
+            "fetch this model in 16 bits"
         )
     module.load_state_dict({name: given[key] for name, key in keys.items()}, assign=True)
     return module.eval()

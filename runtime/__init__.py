@@ -13,6 +13,7 @@ from calotype.runtime.version import __version__
 if TYPE_CHECKING:
     from calotype.runtime.adapters.lora import Lora as Lora
     from calotype.runtime.control import Control as Control
+    from calotype.runtime.image_prompt import ImagePrompt as ImagePrompt
     from calotype.runtime.picture import Output as Output
     from calotype.runtime.picture import Picture as Picture
     from calotype.runtime.pipeline import Pipeline as Pipeline
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
 
 HOMES = {
     "Control": "calotype.runtime.control",
+    "ImagePrompt": "calotype.runtime.image_prompt",
     "Lora": "calotype.runtime.adapters.lora",
     "Output": "calotype.runtime.picture",
     "Picture": "calotype.runtime.picture",
     "Pipeline": "calotype.runtime.pipeline",
     "Request": "calotype.runtime.request",
 }
-__all__ = ["Control", "Lora", "Output", "Picture", "Pipeline", "Request", "__version__"]
+__all__ = ["Control", "ImagePrompt", "Lora", "Output", "Picture", "Pipeline", "Request", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ T = TypeVar("T")
 SEEDS = 2**64
 MOST_PICTURES = 10_000  # of one call
 MOST_NUMBERS = 10_000  # of one list
+MOST_CHARACTERS = 20_000  # of one prompt; what encoders take of English is 6,000
 MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # with thousands, each waiting in a loop, a run never ends
 
 
@@ -82,8 +83,16 @@ def text(name: str, value: Any) -> str:
     """A text."""
     if not isinstance(value, str):
         kind = type(value).__name__
-        raise InputError(f"{name}={quoted(value)} is of type {kind}, not a text; an empty string is one")
+        raise InputError(f"{name}={quoted(value)} is of type {kind}; give a text, which may be empty")
     return str(value)
+
+
+def prompt(name: str, value: Any) -> str:
+    """A prompt: a text of up to ``MOST_CHARACTERS``, so that nothing reads a longer one."""
+    found = text(name, value)
+    if len(found) > MOST_CHARACTERS:
+        raise InputError(f"{name} has {len(found)} characters; valid: up to {MOST_CHARACTERS}; shorten it")
+    return found
 
 
 def switch(name: str, value: Any) -> bool:
@@ -163,10 +172,10 @@ def prompts(prompt: Any, negative: Any, images: int | None) -> tuple[list[Any], 
     """Prompt and negative prompt of each picture of a call."""
     images = 1 if images is None else at_least("num_images_per_prompt", images, 1)
     if prompt is None:
-        raise InputError("prompt is None; give a text, an empty string is one")
+        raise InputError("prompt is None; give a text, which may be empty")
     given = prompt if listed(prompt) else [prompt]
     if not len(given):
-        raise InputError("there is no prompt; an empty string is one")
+        raise InputError("the list of prompts is empty; give one or more texts, which may be empty")
     if len(given) * images > MOST_PICTURES:
         raise InputError(
             f"{quoted(len(given) * images)} pictures in one call are more than {MOST_PICTURES}; make several calls"

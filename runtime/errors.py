@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import reprlib
 import shlex
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 LONGEST_MESSAGE = 2000
 LONGEST_VALUE = 200
+# Control characters, line separators, marks that turn the direction of writing, and halves of characters.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 TORCH_FOR_CPU = "torch --index-url https://download.pytorch.org/whl/cpu"
 
 
@@ -19,6 +22,16 @@ def shortened(text: str, limit: int = LONGEST_MESSAGE) -> str:
         return text
     half = limit // 2
     return f"{text[:half]} … ({len(text) - 2 * half} characters left out) … {text[-half:]}"
+
+
+def printable(text: str) -> str:
+    """``text`` with its control characters but tabulators and line feeds escaped, as JSON escapes them."""
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def one_line(text: str) -> str:
+    """``text`` in one printable line of bounded length: what libraries say, and it quotes, can be several."""
+    return printable(" ".join(shortened(text).split()))
 
 
 def quoted(value: object) -> str:
@@ -55,11 +68,11 @@ def install_line(extra: str) -> str:
 class CalotypeError(Exception):
     """The root of the tree: catching it catches whatever the user can do something about.
 
-    No message is long, whatever it quotes.
+    A message is one line that steers no terminal, and not a long one, whatever it quotes.
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(shortened(str(message)))
+        super().__init__(printable(shortened(str(message)).replace("\n", " ")))
 
 
 class BundleError(CalotypeError):

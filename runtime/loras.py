@@ -8,7 +8,7 @@ from pathlib import Path
 
 from calotype.runtime.adapters.files import read_adapter
 from calotype.runtime.adapters.lora import Lora
-from calotype.runtime.adapters.named import Asked, NamedLora, chosen, registered
+from calotype.runtime.adapters.named import Asked, NamedLora, asked_all, chosen, registered
 from calotype.runtime.errors import InputError
 from calotype.runtime.merged_weights import Weights
 from calotype.runtime.picture import digest_of
@@ -54,7 +54,7 @@ class Loras:
         """
         prompt, named = take_loras(request.prompt) if self._in_prompts else (request.prompt, [])
         loras = (*(request.loras or ()), *(NamedLora(name=name, scale=scale) for name, scale in named))
-        return dataclasses.replace(request, prompt=prompt, loras=self.files(loras))
+        return dataclasses.replace(request, prompt=prompt, loras=self.files(asked_all("loras", loras)))
 
 
 def merged_into(request: Request) -> Weights:

@@ -6,9 +6,8 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from numpy.typing import NDArray
-
 from calotype.runtime.adapters.lora import Lora, merged, read_changes
+from calotype.runtime.adapters.merging import Merged
 from calotype.runtime.adapters.names import Place, names_of
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.safetensors import SafetensorsFile
@@ -47,22 +46,17 @@ class MergedWeights:
         self._changed.move_to_end(loras)
         return self._changed[loras]
 
-    def merged(self, loras: Any, networks: set[str]) -> dict[str, dict[str, NDArray[Any]]]:
-        """The tensors of ``networks`` that ``loras`` change, by network and name, in the bundle's dtypes.
+    def merged(self, loras: Any) -> Mapping[str, Merged]:
+        """The tensors that ``loras`` change, by network and name, in the bundle's dtypes; each is made when it is read.
 
         Raises:
             InputError: as in :meth:`changed`, or a file has changed since it was looked at.
         """
-        results: dict[str, dict[str, NDArray[Any]]] = {}
         if not loras:
-            return results
+            return {}
         _check_same(loras)
         own = self._own()
-        found = read_changes(loras, own, self._named(own))
-        wanted = {target: changes for target, changes in found.items() if target[0] in networks}
-        for (network, name), array in merged(loras, wanted, own):
-            results.setdefault(network, {})[name] = array
-        return results
+        return merged(loras, read_changes(loras, own, self._named(own)), own)
 
     def _named(self, own: Mapping[str, SafetensorsFile]) -> Mapping[str, Sequence[Place]]:
         if self._names is None:

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Container, Hashable, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
+from typing import Any
 
 from calotype.runtime.bundle.folder import Bundle
-from calotype.runtime.bundle.form import INT8, Form
-from calotype.runtime.bundle.manifest import CONTROLLED
+from calotype.runtime.bundle.form import FLOAT32, INT8, Form
+from calotype.runtime.bundle.manifest import CONTROLLED, EDITING, PROMPTED
 from calotype.runtime.denoising.feature_cache import DEEP, SHALLOW
 from calotype.runtime.denoising.job import SessionKey
-from calotype.runtime.errors import BundleError, InputError
-from calotype.runtime.merged_weights import MergedWeights, Weights
+from calotype.runtime.errors import BackendError, BundleError, InputError
+from calotype.runtime.graphs.quantization import MAX_ROOT_MEAN_SQUARE, relative_error
+from calotype.runtime.merged_weights import MOST_SETS, MergedWeights, Weights
 from calotype.runtime.parallel import run_parallel
-from calotype.runtime.sessions import Session, choose_backend, default_form, has_int8, open_session
+from calotype.runtime.sessions import Session, choose_backend, default_form, has_int8, int8_probe, open_session
 from calotype.runtime.sessions.low_memory import Turn, TurnTakingSession
-from calotype.runtime.sessions.session import Changes
+from calotype.runtime.sessions.session import Changes, run_once
 from calotype.runtime.sessions.traced import Trace
 
-LORA_MEMORY = 2 << 30  # room for two of rank 32 at SD 1.5's size on a CPU with engines, beside the one in use
-CONTROLNET = "controlnet"  # of a ControlNet's own bundle
+LORA_MEMORY = 2 << 30  # room for one of every linear layer of SD 1.5 on a CPU with engines, beside the one in use
+# The networks of ControlNets' own bundles, the second for several kinds of pictures; and of T2I-Adapters'.
+CONTROLNETS, T2I_ADAPTER = ("controlnet", "controlnet_union"), "t2i_adapter"
+# Networks over the weights of another.
+PARTS = {DEEP: "unet", SHALLOW: "unet", CONTROLLED: "unet", PROMPTED: "unet", EDITING: "transformer"}
 logger = logging.getLogger(__name__)
 
 
@@ -69,6 +75,8 @@ class Networks:
         self._weights = MergedWeights(bundle, (*self.encoders, denoiser))
         self._most = 0 if low_memory else lora_memory
         self.sessions: OrderedDict[SessionKey, Session] = OrderedDict()
+        self._lock = threading.Lock()
+        self._errors: OrderedDict[SessionKey, float] = OrderedDict()  # of int8, with sets that were tried in it
         self._waiting: dict[SessionKey, int] = {}  # bytes of the changes of a network that takes turns
 
     @property
@@ -117,36 +125,31 @@ class Networks:
             whole: whether it is evaluated whole; deep-feature caching takes networks that have no engines in int8.
             loras: what is merged into its weights.
 
-        Raises:
-            InputError: LoRAs change its weights, and an engine in int8 was asked for.
+        With LoRAs that change its weights, ``"auto"`` is never int8: what they lose in it is known when it is opened.
         """
-        changed = self._changes(network, loras)
-        if precision == "int8" and changed:
-            files = ", ".join(lora.path.name for lora in loras)
-            raise InputError(
-                f"an engine in int8 takes no LoRA that changes its weights, which were rounded when it was built, as "
-                f"{files} does; use float32"
-            )
-        spec = self.bundle.manifest.networks[network]
+        changed, spec = self._changes(network, loras), self.bundle.manifest.networks[network]
         if precision == "auto":
             built = whole and not changed and has_int8(self.bundle.path, spec, self.backend)
             precision = "int8" if built else None
         return default_form(spec, self.backend) if precision is None else Form.parse(precision)
 
-    def denoising(
-        self, form: Form, *, caching: bool, controlled: bool = False, loras: Weights = ()
-    ) -> list[SessionKey]:
-        """The sessions that jobs of a form take, with deep-feature caching, with ControlNets, or with neither.
+    def entry(self, *, controls: bool, image_prompts: bool) -> str:
+        """The denoising network of jobs with ControlNets, with image prompts and perhaps those, or with neither."""
+        return PROMPTED if image_prompts else CONTROLLED if controls else self.denoiser
+
+    def denoising(self, form: Form, *, network: str, caching: bool, loras: Weights = ()) -> list[SessionKey]:
+        """The sessions that jobs of a form take: ``network`` alone, or with deep-feature caching two in its place.
 
         Raises:
             BundleError: the bundle has not got them.
         """
-        names = (DEEP, SHALLOW) if caching else (CONTROLLED if controlled else self.denoiser,)
+        names = (DEEP, SHALLOW) if caching else (network,)
         missing = sorted(set(names) - self.bundle.manifest.networks.keys())
         if missing:
             raise BundleError(
-                f"{self.bundle.path} has no {', '.join(missing)}, which deep-feature caching takes; "
-                "export the bundle again"
+                f"{self.bundle.path} has no {', '.join(missing)}, which "
+                f"{'deep-feature caching' if caching else 'this picture'} takes; export the bundle again, or leave "
+                "that out if its family has none"
             )
         return [self.key(name, form, loras) for name in names]
 
@@ -204,11 +207,15 @@ class Networks:
     def _opened(self, keys: Sequence[SessionKey]) -> dict[SessionKey, Session]:
         opened: dict[SessionKey, Session] = {}
         sets = {key.weights for key in keys}
-        merged = {weights: self._weights.merged(weights, _read(keys, weights)) for weights in sets}
+        merged = {weights: self._weights.merged(weights) for weights in sets}
 
         def add(key: SessionKey) -> None:
-            overrides = merged[key.weights].get(weights_of(key.network))
-            opened[key] = self._open(self.bundle, key, overrides)
+            overrides: Changes | None = merged[key.weights].get(weights_of(key.network))
+            if self._turn is not None and overrides is not None:  # it is opened often
+                overrides = dict(overrides)
+            opened[key] = self._refitted(key, keys, overrides) or self._open(self.bundle, key, overrides)
+            if key.form == INT8 and overrides is not None:
+                self._check_int8(key, opened[key], overrides)
             if self._turn is not None and overrides is not None:
                 self._waiting[key] = sum(own.nbytes for own in overrides.values())
 
@@ -220,6 +227,56 @@ class Networks:
                 session.close()
             raise
         return opened
+
+    def _refitted(self, key: SessionKey, used: Container[SessionKey], changes: Changes | None) -> Session | None:
+        """A session that is due to be closed, with these weights put in place of its own; None where there is none.
+
+        Of the denoising network alone: what encoders have encoded is remembered by their sessions.
+        """
+        if key.network not in (self.denoiser, CONTROLLED):
+            return None
+        with self._lock:
+            alike = [
+                other
+                for other, session in self.sessions.items()
+                if other[:2] == key[:2] and other not in used and session.refits
+            ]
+            if not alike or sum(map(self._held, alike)) <= self._most:
+                return None
+            session = self.sessions.pop(alike[0])
+        try:
+            session.set_weights(changes)
+        except BackendError as error:
+            logger.warning("%s is opened anew for other weights: %s", _label(key), str(error))
+            session.close()
+            return None
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _check_int8(self, key: SessionKey, session: Session, changes: Changes) -> None:
+        """Refuse LoRAs with which an engine in int8 is further off than it may be without; one run is compared."""
+        if key not in self._errors:
+            probe = int8_probe(self.bundle.path, self.bundle.manifest.networks[key.network])
+            if probe is None:
+                raise InputError(
+                    f"the engine in int8 of {key.network} is of a version that takes no LoRA; use float32, or build it "
+                    f"again with: calotype build {self.bundle.path} --backend cpu --precision int8 --force"
+                )
+            got = run_once(session, probe)
+            with self._open(self.bundle, key._replace(form=FLOAT32), changes) as exact:
+                self._errors[key] = relative_error(got["noise_pred"], run_once(exact, probe)["noise_pred"])
+            if len(self._errors) > MOST_SETS:
+                self._errors.popitem(last=False)
+        weights: Any = key.weights
+        error, files = self._errors[key], ", ".join(lora.path.name for lora in weights)
+        if not error <= MAX_ROOT_MEAN_SQUARE:
+            raise InputError(
+                f"with {files} the {key.network} in int8 is {error:.1%} off, {MAX_ROOT_MEAN_SQUARE:.1%} are allowed; "
+                "use float32, or less of it"
+            )
+        logger.info("%s in int8 with %s is %.1f%% off float32", key.network, files, 100 * error)
 
     def _open(self, bundle: Bundle, key: SessionKey, overrides: Changes | None) -> Session:
         trace, spec = self._trace, bundle.manifest.networks[key.network]
@@ -248,19 +305,14 @@ class Networks:
 
         watched: Callable[[], Session] = opener if trace is None else lambda: trace.open(label, opener)
         # The shallow network is small, and every second evaluation would send the rest away; so would a ControlNet.
-        if self._turn is None or key.network in (SHALLOW, CONTROLNET):
+        if self._turn is None or key.network in (SHALLOW, *CONTROLNETS):
             return watched()
         return TurnTakingSession(spec, watched, self._turn)
 
 
 def weights_of(network: str) -> str:
     """The network whose weights ``network`` reads."""
-    return "unet" if network in (DEEP, SHALLOW, CONTROLLED) else network
-
-
-def _read(keys: Iterable[SessionKey], weights: Hashable) -> set[str]:
-    """The networks whose weights those of ``keys`` read that have ``weights``."""
-    return {weights_of(key.network) for key in keys if key.weights == weights}
+    return PARTS.get(network, network)
 
 
 def _label(key: SessionKey) -> str:

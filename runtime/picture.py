@@ -28,6 +28,7 @@ from calotype.runtime.text.textual_inversion import Embedding
 logger = logging.getLogger(__name__)
 Kind = Literal["pil", "np", "latent"]
 KINDS = ("pil", "np", "latent")
+NO_FILE, NO_HASH = "*", "0000000000"  # of a reference picture that was no file, or is none any more
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,13 +79,15 @@ class Settings:
         request: what was asked for, every default filled in.
         model: what it was drawn with.
         form: what the denoising network was computed in.
-        controlnets: name and hash of the ControlNet of each of the request's controls.
+        controlnets: name and hash of what each of the request's controls is of.
+        ip_adapters: name and hash of the IP-Adapter of each of its image prompts.
     """
 
     request: Request
     model: Model
     form: Form
     controlnets: tuple[tuple[str, str], ...] = ()
+    ip_adapters: tuple[tuple[str, str], ...] = ()
 
     def parameters(self) -> Parameters:
         """The same as the text that a picture's file carries; the files that the request names are hashed for it."""
@@ -123,6 +126,8 @@ class Settings:
             "VAE hash": self.model.vae_digest,
             "VAE tiles": self.model.tiled or None,
             "ControlNets": self._controls() or None,
+            "IP-Adapters": self._image_prompts() or None,
+            "References": [_reference(own) for own in self.request.references] or None,
         }
 
     def _controls(self) -> dict[str, Any]:
@@ -144,6 +149,21 @@ class Settings:
             found[str(number)] = {name: value for name, value in fields.items() if value is not None}
         return found
 
+    def _image_prompts(self) -> dict[str, Any]:
+        """By number: each image prompt's IP-Adapter and pictures, with their hashes, and its scale."""
+        return {
+            str(number): {
+                "model": name,
+                "model_hash": digest,
+                "images": [image.name if isinstance(image, Path) else None for image in prompt.images],
+                "image_hashes": [_digest_if_there(image) for image in prompt.images],
+                "scale": prompt.scale,
+            }
+            for number, (prompt, (name, digest)) in enumerate(
+                zip(self.request.image_prompts, self.ip_adapters, strict=True)
+            )
+        }
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Picture:
@@ -152,10 +172,12 @@ class Picture:
     Attributes:
         image: a PIL image; or an array, (H, W, 3) in 0..1 or the latents (C, h, w), where the call asked for those.
         settings: what made it.
+        flagged: whether the model's safety checker takes exception to it, and it is black; None where none looked.
     """
 
     image: Any
     settings: Settings
+    flagged: bool | None = None
 
     @property
     def seed(self) -> int:
@@ -294,6 +316,12 @@ def _conditions(request: Request) -> dict[str, Any]:
         "Mask hash": _digest_if_there(mask),
         "Feather": request.feather or None,
     }
+
+
+def _reference(source: Any) -> str:
+    """Name and hash of a reference picture, as files that are listed are written."""
+    name = source.name if isinstance(source, Path) else NO_FILE
+    return f"{name}:reference {_digest_if_there(source) or NO_HASH}"
 
 
 def _exactly(number: float) -> str:

@@ -25,7 +25,7 @@ from calotype.runtime.arguments import (
 )
 from calotype.runtime.arrays import Array
 from calotype.runtime.bundle.folder import Bundle, check_kind
-from calotype.runtime.bundle.manifest import CONTROLLED
+from calotype.runtime.bundle.manifest import SAFETY_CHECKER
 from calotype.runtime.call import Call, Callback
 from calotype.runtime.closing import Closing
 from calotype.runtime.control import Control
@@ -35,13 +35,16 @@ from calotype.runtime.denoising.denoiser import Denoiser
 from calotype.runtime.denoising.job import Job, Key, SessionKey
 from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.families import family_of
+from calotype.runtime.image_prompt import ImagePrompt
+from calotype.runtime.ip_adapters import IpAdapters
 from calotype.runtime.loras import Loras
 from calotype.runtime.merged_weights import Weights
-from calotype.runtime.networks import CONTROLNET, LORA_MEMORY, Networks
+from calotype.runtime.networks import CONTROLNETS, LORA_MEMORY, Networks
 from calotype.runtime.parallel import run_parallel
 from calotype.runtime.picture import Kind, Model, Output, Picture, Settings
 from calotype.runtime.pictures.autoencoder import Tiles, Vae
 from calotype.runtime.pictures.reading import Source
+from calotype.runtime.pictures.safety import SafetyChecker, check_has_checker
 from calotype.runtime.preparation import Drawing, Encoded, Preparation
 from calotype.runtime.request import Request, expand
 from calotype.runtime.sessions import Session, check_backend
@@ -75,13 +78,15 @@ class Pipeline(Closing):
         vae: str | Path | None = None,
         vae_tiles: Tiles | None = None,
         controls: Mapping[str, str | Path] | None = None,
+        image_prompts: Mapping[str, str | Path] | None = None,
+        safety_checker: bool = False,
         fast: bool | Acceleration = False,
         trace: Trace | None = None,
         threads: int | None = None,
         device: int | None = None,
     ) -> None:
         given, words = asked_all("loras", loras), instances("embeddings", embeddings, Embedding, WORDS)
-        named = as_paths("controls", controls)
+        named, adapters = as_paths("controls", controls), as_paths("image_prompts", image_prompts)
         if vae_tiles is not None:
             instance("vae_tiles", vae_tiles, Tiles, "Tiles(size=64, overlap=16)")
         if trace is not None:
@@ -113,10 +118,22 @@ class Pipeline(Closing):
         extra = None if other is None else other.manifest
         self._model = Model.of(bundle.manifest, self._family.denoiser, words, extra, vae_tiles is not None)
         self._controlnets = ControlNets(self.networks, named)
+        self._ip_adapters = IpAdapters(self.networks, adapters)
+        self._checker: SafetyChecker | None = None
+        if switch("safety_checker", safety_checker):
+            check_has_checker(bundle)
+            self._checker = SafetyChecker(self.networks.open_session(bundle, SAFETY_CHECKER))
         self._vae = self._opened(bundle if other is None else other, vae_tiles)
         self._denoiser = Denoiser(self._session)
         self._preparation = Preparation(
-            self.manifest, self._family, self.networks, self._vae, self._loras, self._controlnets, words
+            self.manifest,
+            self._family,
+            self.networks,
+            self._vae,
+            self._loras,
+            self._controlnets,
+            self._ip_adapters,
+            words,
         )
 
     @classmethod
@@ -134,10 +151,13 @@ class Pipeline(Closing):
         vae: str | Path | None = None,
         vae_tiles: Tiles | None = None,
         controls: Mapping[str, str | Path] | None = None,
+        image_prompts: Mapping[str, str | Path] | None = None,
+        safety_checker: bool = False,
         fast: bool | Acceleration = False,
         trace: Trace | None = None,
         threads: int | None = None,
         device: int | None = None,
+        sha256: str | None = None,
     ) -> Self:
         """Open a bundled model by name, or a bundle by folder.
 
@@ -148,13 +168,17 @@ class Pipeline(Closing):
             loras: see :meth:`set_loras`.
             lora_folder: whose LoRAs requests may name, files without their ``.safetensors`` and adapters' folders.
             prompt_loras: have ``<lora:NAME:SCALE>`` in a prompt name one of those; else it is read as words.
-            lora_memory: bytes of merged weights that are kept for their LoRAs to come again, those that were used last.
-                Those in use come on top.
+            lora_memory: bytes of merged weights that are kept for their LoRAs to come again, those that were used last;
+                2 GiB where none is said. Those in use come on top. With an engine of the CPU a set takes its changed
+                tensors in float32, 1.4 GB for every linear layer of SD 1.5; else all weights of what it changes.
             embeddings: words of textual inversion that prompts may use.
             vae: a bundle whose autoencoder takes the place of the model's own, such as a tiny one.
             vae_tiles: work on large pictures in tiles; None is whole.
             controls: folders of ControlNets' bundles, by the names that requests know them by; those are opened here,
                 and the UNet that they add to in place of the one that requests without them take.
+            image_prompts: folders of IP-Adapters' bundles, likewise.
+            safety_checker: whether the model's own looks at every picture; one that it takes exception to is black, and
+                ``flagged``.
             fast: what requests get that say nothing of it, and which of the denoising network's graphs are opened here.
                 Exact, or True for the preset ``FAST``, or settings of one's own; see
                 :class:`calotype.runtime.denoising.acceleration.Acceleration`.
@@ -163,15 +187,18 @@ class Pipeline(Closing):
                 processors as this process may use.
             device: the number of the GPU, among those that ``CUDA_VISIBLE_DEVICES`` leaves; None is the first that the
                 backend finds, or none.
+            sha256: a pin: what the hash of the bundle's manifest has to be, and through it every file.
 
         Raises:
-            BundleError: it is missing, corrupt, or of a format or family this version does not run.
+            BundleError: it is missing, corrupt, not the one that is pinned, or of a format or family this version does
+                not run.
             BackendError: the backend is unknown or cannot run here.
-            InputError: a LoRA, an embedding, a ControlNet or the other autoencoder does not fit the model.
+            InputError: a LoRA, an embedding, a ControlNet, an IP-Adapter or the other autoencoder does not fit the
+                model.
         """
         check_backend(backend)
         return cls(
-            Bundle.open(name_or_folder, weights=False),
+            Bundle.open(name_or_folder, weights=False, sha256=sha256),
             backend,
             low_memory=low_memory,
             loras=loras,
@@ -182,6 +209,8 @@ class Pipeline(Closing):
             vae=vae,
             vae_tiles=vae_tiles,
             controls=controls,
+            image_prompts=image_prompts,
+            safety_checker=safety_checker,
             fast=fast,
             trace=trace,
             threads=threads,
@@ -307,16 +336,22 @@ class Pipeline(Closing):
                         images[number] = jobs[number].canvas.finish(pixels)
         for job, image in zip(jobs, images, strict=True):
             _check_finite(job, image)
+        flagged = [None] * len(jobs) if output_type == "latent" else self._checked(images)
         if output_type == "pil":
-            images = [Image.fromarray((pixels * 255).round().astype(np.uint8)) for pixels in images]
+            images = list(map(_image, images))
         return [
             Picture(
                 image=image,
                 settings=Settings(
-                    request=job.request, model=self._model, form=job.drawn_in, controlnets=job.controlnets
+                    request=job.request,
+                    model=self._model,
+                    form=job.drawn_in,
+                    controlnets=job.controlnets,
+                    ip_adapters=job.ip_adapters,
                 ),
+                flagged=own,
             )
-            for job, image in zip(jobs, images, strict=True)
+            for job, image, own in zip(jobs, images, flagged, strict=True)
         ]
 
     def __call__(
@@ -345,6 +380,8 @@ class Pipeline(Closing):
         crops_coords_top_left: tuple[int, int] | None = None,
         target_size: tuple[int, int] | None = None,
         controls: Sequence[Control] | None = None,
+        image_prompts: Sequence[ImagePrompt] | None = None,
+        references: Sequence[Source] | None = None,
         num_images_per_prompt: int | None = None,
         seed: int | None = None,
         latents: Array | None = None,
@@ -380,6 +417,8 @@ class Pipeline(Closing):
             crops_coords_top_left: see :class:`Request`.
             target_size: see :class:`Request`.
             controls: see :class:`Request`.
+            image_prompts: see :class:`Request`.
+            references: see :class:`Request`.
             num_images_per_prompt: 1 or more.
             seed: of the first picture; picture k of the call is the picture of seed + k alone. None picks a random one.
             latents: (N, C, height/f, width/f) of unit variance to start from instead of the seeds' noise.
@@ -416,6 +455,8 @@ class Pipeline(Closing):
             crops_coords_top_left=crops_coords_top_left,
             target_size=target_size,
             controls=controls,
+            image_prompts=image_prompts,
+            references=references,
         )
         kind: Kind = "pil" if output_type is None else output_type
         with self._calls:
@@ -442,6 +483,9 @@ class Pipeline(Closing):
         with self._usable():
             self.networks.trim()
             self._controlnets.trim()
+            self._ip_adapters.trim()
+            if self._checker is not None:
+                self._checker.trim()
 
     def close(self) -> None:
         """Give all memory back; may be called again, also while a call runs, which then ends with an error."""
@@ -450,10 +494,13 @@ class Pipeline(Closing):
             if self._process == os.getpid():  # the sessions of a parent are not this process's to close
                 self.networks.close()
                 self._controlnets.close()
+                self._ip_adapters.close()
                 self._vae.close()
+                if self._checker is not None:
+                    self._checker.close()
 
     def _opened(self, autoencoder: Bundle, tiles: Tiles | None) -> Vae:
-        """Open the networks, the ControlNets and the autoencoder, all at once; where one fails, all are closed."""
+        """Open the networks, what conditions them and the autoencoder, all at once; where one fails, all are closed."""
         opened: list[Vae] = []
 
         def open_vae() -> None:
@@ -464,28 +511,42 @@ class Pipeline(Closing):
             self._open(self._loras.default)
 
         try:
-            run_parallel(lambda work: work(), [open_vae, open_networks, self._controlnets.open])
+            run_parallel(lambda work: work(), [open_vae, open_networks, self._controlnets.open, self._ip_adapters.open])
             (vae,) = opened
             vae.check_fits(self.manifest.vae)
         except BaseException:
             for own in opened:
                 own.close()
             self._controlnets.close()
+            self._ip_adapters.close()
             self.networks.close()
+            if self._checker is not None:
+                self._checker.close()
             raise
         return vae
 
     def _open(self, loras: Weights) -> None:
         """Open what requests need that have ``loras`` and say nothing of precision and caching."""
         networks, caching = self.networks, self._fast.caches
-        controlled = bool(self._controlnets.named) and not caching
-        network = CONTROLLED if controlled else self._family.denoiser
+        controls, prompts = bool(self._controlnets.named), bool(self._ip_adapters.named)
+        network = self._family.denoiser if caching else networks.entry(controls=controls, image_prompts=prompts)
         form = networks.form(network, self._fast.precision, whole=not caching, loras=loras)
-        denoising = networks.denoising(form, caching=caching, controlled=controlled, loras=loras)
+        denoising = networks.denoising(form, network=network, caching=caching, loras=loras)
         networks.open([*networks.encoding(loras), *denoising])
 
+    def _checked(self, images: Sequence[Array]) -> Sequence[bool | None]:
+        """Whether the safety checker takes exception to each of ``images``, (H, W, 3) in 0..1, which is black then."""
+        if self._checker is None:
+            return [None] * len(images)
+        with self._usable():
+            flagged = self._checker.flagged(list(map(_image, images)))
+        for image, black in zip(images, flagged, strict=True):
+            if black:
+                image[:] = 0
+        return flagged
+
     def _session(self, key: SessionKey) -> Session:
-        return (self._controlnets if key.network == CONTROLNET else self.networks).session(key)
+        return (self._controlnets if key.network in CONTROLNETS else self.networks).session(key)
 
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:
@@ -499,6 +560,11 @@ class Pipeline(Closing):
             if self._closed:
                 raise BackendError("the pipeline is closed; load it again")
             yield
+
+
+def _image(pixels: Array) -> Image.Image:
+    """Of (H, W, 3) in 0..1."""
+    return Image.fromarray((pixels * 255).round().astype(np.uint8))
 
 
 def _check_finite(job: Drawing, image: Array) -> None:

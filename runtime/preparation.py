@@ -17,23 +17,23 @@ import numpy as np
 
 from calotype.runtime.arrays import Array, Inputs
 from calotype.runtime.bundle.form import Form
-from calotype.runtime.bundle.manifest import CONTROLLED, Manifest
+from calotype.runtime.bundle.manifest import Manifest
+from calotype.runtime.conditions import Conditioning, Conditions
 from calotype.runtime.controlnets import ControlNets
 from calotype.runtime.denoising.acceleration import Acceleration
-from calotype.runtime.denoising.controls import guess_scales
 from calotype.runtime.denoising.feature_cache import SHALLOW, FeatureCache
 from calotype.runtime.denoising.guidance import Guidance
-from calotype.runtime.denoising.job import Job, JobControl
+from calotype.runtime.denoising.job import Job
 from calotype.runtime.denoising.start import Posterior, Start
 from calotype.runtime.errors import InputError
-from calotype.runtime.families import Family
+from calotype.runtime.families import Family, denoiser_of
 from calotype.runtime.families.base import Conditioner
+from calotype.runtime.ip_adapters import IpAdapters
 from calotype.runtime.loras import Loras, merged_into
 from calotype.runtime.merged_weights import Weights
 from calotype.runtime.networks import Networks
 from calotype.runtime.pictures.autoencoder import Vae
-from calotype.runtime.pictures.canvas import Canvas
-from calotype.runtime.pictures.control_pictures import control_pixels
+from calotype.runtime.pictures.canvas import Canvas, to_pixels
 from calotype.runtime.pictures.masks import latent_mask
 from calotype.runtime.request import Request
 from calotype.runtime.schedulers import Solver, create_solver
@@ -62,7 +62,8 @@ class Drawing(Job):
         canvas: its size, and the picture and the mask that it started from.
         drawn_in: what the denoising network is computed in.
         picture_seconds: how long the picture that it starts from took to encode.
-        controlnets: name and hash of the ControlNet of each of the request's controls.
+        controlnets: name and hash of what each of the request's controls is of.
+        ip_adapters: name and hash of the IP-Adapter of each of its image prompts.
     """
 
     request: Request
@@ -70,13 +71,14 @@ class Drawing(Job):
     drawn_in: Form
     picture_seconds: float = 0.0
     controlnets: tuple[tuple[str, str], ...] = ()
+    ip_adapters: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Encoded:
     """A request whose prompts are encoded; ``rows`` are the denoising network's with and without the prompt.
 
-    ``controlnets`` are the names and hashes of those that ``controls`` are of.
+    ``ip_adapters`` are name and hash of the IP-Adapter of each of its image prompts, which are in the rows.
     """
 
     request: Request
@@ -85,8 +87,8 @@ class Encoded:
     index: int
     form: Form
     rows: tuple[Inputs, Inputs | None]
-    controls: tuple[JobControl, ...]
-    controlnets: tuple[tuple[str, str], ...]
+    conditions: Conditions
+    ip_adapters: tuple[tuple[str, str], ...]
 
 
 class Preparation:
@@ -100,10 +102,12 @@ class Preparation:
         vae: Vae,
         loras: Loras,
         controlnets: ControlNets,
+        ip_adapters: IpAdapters,
         embeddings: Sequence[Embedding] = (),
     ) -> None:
         self._manifest, self._family, self._networks, self._vae = manifest, family, networks, vae
-        self._loras, self._controlnets, self._embeddings = loras, controlnets, embeddings
+        self._loras, self._conditioning, self._embeddings = loras, Conditioning(controlnets), embeddings
+        self._ip_adapters = ip_adapters
         self._conditioners: OrderedDict[tuple[int, ...], tuple[list[Session], Conditioner]] = OrderedDict()
         self._posteriors: OrderedDict[bytes, Posterior] = OrderedDict()
         self._solvers: OrderedDict[str, Solver] = OrderedDict()
@@ -127,21 +131,28 @@ class Preparation:
         request = self._loras.resolved(request.resolved(self._manifest, fast, self._loras.default))
         canvas = Canvas.open(self._manifest, request) if canvas is None else canvas
         request = dataclasses.replace(request, height=canvas.height, width=canvas.width)
-        solver = self._solver(request)
+        solver = self._solver(request, canvas)
         index = self._first_evaluation(canvas, solver)
-        controls = self._controls(request, canvas, range(index, len(solver)))
+        assert isinstance(request.fast, Acceleration)
+        for name in ("controls", "image_prompts"):
+            if getattr(request, name) and request.fast.caches:
+                raise InputError(f"cache_interval and {name} exclude each other; use one of them")
+        conditions = self._conditioning.conditions(request.controls, canvas, range(index, len(solver)))
+        images = self._ip_adapters.rows(request.image_prompts) if request.image_prompts else None
         form = self._form(request)
-        self._warn(request)
         rows = _kept(self._rows, _text_of(request), lambda: self._encoded(request, canvas), MOST_ROWS)
+        if canvas.references:
+            rows = self._with_references(rows, canvas)
+        self._warn(request)  # of prompts that can be drawn: one that is refused gets one line
         return Encoded(
             request=request,
             canvas=canvas,
             solver=solver,
             index=index,
             form=form,
-            rows=rows,
-            controls=controls,
-            controlnets=tuple(self._controlnets.of(control.model).identity for control in request.controls),
+            rows=_with_images(rows, images),
+            conditions=conditions,
+            ip_adapters=tuple(self._ip_adapters.of(prompt.model).identity for prompt in request.image_prompts),
         )
 
     def _warn(self, request: Request) -> None:
@@ -197,7 +208,7 @@ class Preparation:
         noise = rng.standard_normal(shape, np.float32) if latents is None else _given(latents, shape)
         own = start.begin(noise, rng)
         conditional, unconditional = encoded.rows
-        network = CONTROLLED if encoded.controls else self._family.denoiser
+        network = denoiser_of(self._family, self._manifest, request)
         return Drawing(
             request=request,
             canvas=encoded.canvas,
@@ -213,49 +224,39 @@ class Preparation:
             state=solver.new_state(shape),
             rng=rng,
             cache=self._cache(request.fast.cache_interval, shape, rows=1 if unconditional is None else 2),
-            controls=encoded.controls,
+            controls=encoded.conditions.controls,
+            features=encoded.conditions.features,
             network=network,
             form=encoded.form,
             weights=self._networks.key(network, encoded.form, merged_into(request)).weights,
             index=encoded.index,
             drawn_in=encoded.form,
             picture_seconds=picture_seconds,
-            controlnets=encoded.controlnets,
+            controlnets=encoded.conditions.models,
+            ip_adapters=encoded.ip_adapters,
         )
 
     def _encoded(self, request: Request, canvas: Canvas) -> tuple[Inputs, Inputs | None]:
         return self._family.rows(self._manifest, self._conditioned(merged_into(request)), request, canvas)
 
+    def _with_references(self, rows: tuple[Inputs, Inputs | None], canvas: Canvas) -> tuple[Inputs, Inputs | None]:
+        """Rows with and without the prompt, each with the reference pictures."""
+        latents = [self._encode(to_pixels(picture)).mode(self._vae.scale) for picture in canvas.references]
+        own = self._family.reference_rows(latents)
+        conditional, unconditional = rows
+        return {**conditional, **own}, None if unconditional is None else {**unconditional, **own}
+
     def _form(self, request: Request) -> Form:
         """What the denoising network is computed in; its sessions and the text encoders' are opened."""
-        fast, loras, controlled = request.fast, merged_into(request), bool(request.controls)
+        fast, loras = request.fast, merged_into(request)
         assert isinstance(fast, Acceleration)
-        network = CONTROLLED if controlled else self._family.denoiser
+        network = denoiser_of(self._family, self._manifest, request)
+        if request.references and fast.caches:
+            raise InputError("cache_interval and references exclude each other; use one of them")
         form = self._networks.form(network, fast.precision, whole=not fast.caches, loras=loras)
-        denoising = self._networks.denoising(form, caching=fast.caches, controlled=controlled, loras=loras)
+        denoising = self._networks.denoising(form, network=network, caching=fast.caches, loras=loras)
         self._networks.open([*self._networks.encoding(loras), *denoising])
         return form
-
-    def _controls(self, request: Request, canvas: Canvas, evaluations: range) -> tuple[JobControl, ...]:
-        """What the request's ControlNets add in a job's ``evaluations``; each is opened."""
-        assert isinstance(request.fast, Acceleration)
-        if request.controls and request.fast.caches:
-            raise InputError("cache_interval and controls exclude each other; use one of them")
-        found = []
-        for control in request.controls:
-            controlnet = self._controlnets.of(control.model)
-            guess, count = control.guess or controlnet.pooled, controlnet.count
-            falling = guess and not controlnet.pooled
-            found.append(
-                JobControl(
-                    session=controlnet.key,
-                    image=control_pixels(control.image, canvas, preprocess=control.preprocess, resize=control.resize),
-                    scales=guess_scales(control.scale, count) if falling else np.full(count, control.scale, np.float32),
-                    evaluations=control.evaluations(evaluations.start, evaluations.stop),
-                    guess=guess,
-                )
-            )
-        return tuple(found)
 
     def _conditioned(self, loras: Weights) -> Conditioner:
         """The text encoders with these LoRAs, and what they have encoded, as long as their sessions are open."""
@@ -270,15 +271,18 @@ class Preparation:
 
         return _kept(self._conditioners, tuple(map(id, sessions.values())), make, MOST_CONDITIONERS)[1]
 
-    def _solver(self, request: Request) -> Solver:
+    def _solver(self, request: Request, canvas: Canvas) -> Solver:
         settings = {**self._manifest.scheduler, **request.scheduler_config}
+        _, height, width = self._family.latent_shape(self._manifest, canvas)
+        assert request.num_inference_steps is not None
         create = functools.partial(
             create_solver,
             request.scheduler,
-            self._family.solver_settings(settings),
+            self._family.solver_settings(settings, height * width, request.num_inference_steps),
             request.num_inference_steps,
             timesteps=request.timesteps,
             sigmas=request.sigmas,
+            flow=self._family.flow,
         )
         key = json.dumps([create.args, create.keywords], default=str)
         return _kept(self._solvers, key, create, MOST_SOLVERS)
@@ -332,12 +336,26 @@ def _text_of(request: Request) -> tuple[Any, ...]:
     return tuple(getattr(request, name) for name in (*names, *sizes))
 
 
+def _with_images(
+    rows: tuple[Inputs, Inputs | None], images: tuple[Inputs, Inputs] | None
+) -> tuple[Inputs, Inputs | None]:
+    """Rows with and without the prompt, those of image prompts and of none added."""
+    if images is None:
+        return rows
+    (conditional, unconditional), (shown, hidden) = rows, images
+    return {**conditional, **shown}, None if unconditional is None else {**unconditional, **hidden}
+
+
 def _same_pictures(request: Request, other: Request) -> bool:
     """Whether two requests have the same canvas."""
-    pictures = ((request.image, other.image), (request.mask_image, other.mask_image))
+    pictures = [(request.image, other.image), (request.mask_image, other.mask_image)]
     names = ("height", "width", "strength", "feather")
-    return all(one is two or (isinstance(one, Path) and one == two) for one, two in pictures) and all(
-        getattr(request, name) == getattr(other, name) for name in names
+    pictures += zip(request.references, other.references, strict=False)
+    alike = len(request.references) == len(other.references)
+    return (
+        alike
+        and all(one is two or (isinstance(one, Path) and one == two) for one, two in pictures)
+        and all(getattr(request, name) == getattr(other, name) for name in names)
     )
 
 

@@ -7,11 +7,10 @@ what has such a hash is looked for in folders that the user names.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.bundle.folder import BUNDLED
@@ -20,15 +19,22 @@ from calotype.runtime.control import Control
 from calotype.runtime.denoising.acceleration import Acceleration
 from calotype.runtime.errors import BundleError, InputError, quoted
 from calotype.runtime.families import FAMILIES, family_of
-from calotype.runtime.networks import CONTROLNET
+from calotype.runtime.image_prompt import ImagePrompt
+from calotype.runtime.ip_adapters import KEYS_VALUES
+from calotype.runtime.networks import CONTROLNETS, T2I_ADAPTER
+from calotype.runtime.pictures.opening import opened
 from calotype.runtime.pictures.parameters import Parameters, parse_parameters
-from calotype.runtime.pictures.reading import Source
+from calotype.runtime.pictures.reading import Source, to_rgb
 from calotype.runtime.request import Request
 from calotype.runtime.text.textual_inversion import Embedding
+from calotype.runtime.untrusted import parse_json, why
 
 # "NAME:SCALE HASH" or "NAME:WORD HASH", and a space before the next.
 FILE = re.compile(r"(.+?):([^\s:]+) ([0-9a-f]{10})(?: |$)")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 MOST_FILES = 10_000  # looked at in the folders that a user names
+MOST_NAMED = 64  # of one kind, by one picture; as many LoRAs as it takes
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,9 +90,12 @@ def recall(
     )
     for given, label in ((image, "Image"), (mask_image, "Mask")):
         _check_source(given, label, further.get(f"{label} hash"), further.get(label))
+    references = tuple(_reference(folders, name, digest) for name, _, digest in _listed(further, "References"))
     vae = further.get("VAE")
     return Recalled(
-        request=_request(found, further, image, mask_image, loras, _controls(folders, further)),
+        request=_request(
+            found, further, image, mask_image, loras, {**_conditions(folders, further), "references": references}
+        ),
         model=_bundle(folders, found.model, found.model_hash),
         embeddings=words,
         vae=None if vae is None else _bundle(folders, vae, further.get("VAE hash")),
@@ -100,11 +109,11 @@ def _request(
     image: Source | None,
     mask: Source | None,
     loras: tuple[Lora, ...],
-    controls: tuple[Control, ...],
+    conditions: Mapping[str, tuple[Any, ...]],
 ) -> Request:
     try:
         interval = int(further.get("Cache interval", 1))
-        config = {**json.loads(further.get("Scheduler settings", "{}"))}
+        config = {**parse_json(further.get("Scheduler settings", "{}").encode())}
         if "Schedule type" in further:
             config["sigma_spacing"] = further["Schedule type"]
         if "Eta" in further:
@@ -133,30 +142,70 @@ def _request(
             crops_coords_top_left=_numbers(further, "Crop", int),
             target_size=_numbers(further, "Target size", int),
             loras=loras,
-            controls=controls,
+            **conditions,
         )
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"the picture's settings are damaged: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(error) from None
 
 
-def _controls(folders: Sequence[Path], further: Mapping[str, str]) -> tuple[Control, ...]:
-    """The ControlNets that the picture names, and their pictures, found by their hashes."""
+def _conditions(folders: Sequence[Path], further: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
+    """The ControlNets and IP-Adapters that the picture names, and their pictures, found by their hashes."""
+    return {
+        field: _listed_by_number(folders, further, label, read)
+        for field, label, read in (("controls", "ControlNets", _control), ("image_prompts", "IP-Adapters", _prompt))
+    }
+
+
+def _listed_by_number(
+    folders: Sequence[Path],
+    further: Mapping[str, str],
+    label: str,
+    read: Callable[[Sequence[Path], int, dict[str, Any]], T],
+) -> tuple[T, ...]:
     try:
-        listed = json.loads(further.get("ControlNets", "{}"))
-        found = []
-        for fields in listed.values():
-            rest = dict(fields)
-            name, digest = str(rest.pop("model")), str(rest.pop("model_hash"))
-            picture, picture_hash = rest.pop("image", None), rest.pop("image_hash", None)
-            if picture is None and picture_hash is not None:
-                raise InputError("a control's picture was no file, and cannot be found again; give it in Python")
-            image = None if picture is None else _file(folders, str(picture), str(picture_hash))
-            found.append(Control(model=_bundle(folders, name, digest), image=image, **rest))
-        return tuple(found)
+        listed = parse_json(further.get(label, "{}").encode())
+        _check_number(label, len(listed))
+        return tuple(read(folders, number, dict(fields)) for number, fields in enumerate(listed.values()))
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"the picture's settings are damaged at ControlNets: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(error, label) from None
+
+
+def _control(folders: Sequence[Path], number: int, fields: dict[str, Any]) -> Control:
+    name, digest = str(fields.pop("model")), str(fields.pop("model_hash"))
+    picture, picture_hash = fields.pop("image", None), fields.pop("image_hash", None)
+    image = None
+    if picture is not None or picture_hash is not None:
+        image = _picture(folders, f"control {number}", picture, str(picture_hash))
+    return Control(model=_bundle(folders, name, digest), image=image, **fields)
+
+
+def _prompt(folders: Sequence[Path], number: int, fields: dict[str, Any]) -> ImagePrompt:
+    name, digest = str(fields.pop("model")), str(fields.pop("model_hash"))
+    pictures = fields.pop("images")
+    _check_number("IP-Adapters", len(pictures))
+    pairs = zip(pictures, fields.pop("image_hashes"), strict=True)
+    images = tuple(_picture(folders, f"image prompt {number}", picture, str(own)) for picture, own in pairs)
+    return ImagePrompt(model=_bundle(folders, name, digest), images=images, **fields)
+
+
+def _damaged(error: Exception, label: str | None = None) -> InputError:
+    """What is wrong with the settings; a KeyError is a setting that is not there."""
+    reason = f"{quoted(error.args[0])} is missing" if isinstance(error, KeyError) and error.args else why(error)
+    where = "" if label is None else f" at {label}"
+    return InputError(
+        f"the picture's settings are damaged{where}: {reason}; draw it anew, with what calotype info shows of them"
+    )
+
+
+def _reference(folders: Sequence[Path], name: str, digest: str) -> Path:
+    """The file of a reference picture, found by its hash."""
+    from calotype.runtime.picture import NO_FILE
+
+    if name == NO_FILE:
+        raise InputError("a reference picture was no file, and cannot be found again; give it in Python")
+    return _file(folders, name, digest)
 
 
 def _numbers(further: Mapping[str, str], label: str, kind: Callable[[str], Any]) -> tuple[Any, ...] | None:
@@ -165,20 +214,25 @@ def _numbers(further: Mapping[str, str], label: str, kind: Callable[[str], Any])
 
 def _listed(further: Mapping[str, str], label: str) -> list[tuple[str, str, str]]:
     """Name, what follows its colon, and hash of each of the files under a label."""
-    text, found = further.get(label, ""), []
-    while text:
-        match = FILE.match(text)
+    text, position, found = further.get(label, ""), 0, []
+    while position < len(text):
+        match = FILE.match(text, position)
         if match is None:
-            raise InputError(f"the picture's settings are damaged at {label}: {quoted(text)}")
+            raise InputError(f"the picture's settings are damaged at {label}: {quoted(text[position:])}")
         found.append((match[1], match[2], match[3]))
-        text = text[match.end() :]
+        position = match.end()
+        _check_number(label, len(found))
     return found
+
+
+def _check_number(label: str, count: int) -> None:
+    """For each of them folders are looked through, and files of the right name read."""
+    if count > MOST_NAMED:
+        raise InputError(f"the picture's settings name more than {MOST_NAMED} files at {label}; draw it anew")
 
 
 def _check_source(given: Path | None, label: str, digest: str | None, name: str | None) -> None:
     """Raises InputError where the picture started from a file that is not ``given``."""
-    from calotype.runtime.picture import digest_of
-
     option = label.lower()
     if digest is None:
         if given is not None:
@@ -186,8 +240,35 @@ def _check_source(given: Path | None, label: str, digest: str | None, name: str 
         return
     if given is None:
         raise InputError(f"the picture started from {quoted(name or 'a file')}; give that file as --{option}")
-    if digest_of(given) != digest:
+    if not _is_picture(given, digest):
         raise InputError(f"{given} is not the {option} that the picture started from: its hash is not {digest}")
+
+
+def _picture(folders: Sequence[Path], what: str, name: object, digest: str) -> Path:
+    """The file of a control's picture: of its name, or of any; what was no file is known by its pixels."""
+    files = [path for path in _files(folders) if path.suffix.lower() in PICTURES and path.is_file()]
+    for path in sorted(files, key=lambda path: path.name != name):
+        if _is_picture(path, digest):
+            return path
+    where = ", ".join(map(str, folders)) or "no folder"
+    known = "was no file" if name is None else f"was {quoted(str(name))}"
+    raise InputError(
+        f"the picture of {what} {known}, and no picture in {where} has its hash {digest}; put it into a folder, as PNG "
+        "where it was no file, and name that folder with --folder"
+    )
+
+
+def _is_picture(path: Path, digest: str) -> bool:
+    """Whether a file has that hash, or the pixels of a picture that was none."""
+    from calotype.runtime.picture import digest_of
+
+    if digest_of(path) == digest:
+        return True
+    try:
+        with opened(path) as image:
+            return digest in (digest_of(image), digest_of(to_rgb(image)))
+    except InputError:
+        return False  # no picture, or none that can be read
 
 
 def _files(folders: Sequence[Path]) -> Iterator[Path]:
@@ -213,10 +294,12 @@ def _file(folders: Sequence[Path], name: str, digest: str) -> Path:
             if digest_of(path) == digest:
                 return path
             others += 1
-    where = ", ".join(map(str, folders)) or "no folder"
+    if not folders:
+        raise InputError(f"the picture needs the file {quoted(name)}; name the folder that holds it with --folder")
+    where = ", ".join(map(str, folders))
     what = f"{others} of that name, none with its hash {digest}" if others else "no file of that name"
-    shown = quoted(name)
-    raise InputError(f"the picture needs {shown}; in {where} there is {what}; name its folder with --folder")
+    message = f"the picture needs the file {quoted(name)}, and there is {what} in {where}"
+    raise InputError(f"{message}; name the folder that holds it with --folder")
 
 
 def _bundle(folders: Sequence[Path], name: str | None, digest: str | None) -> Path:
@@ -230,15 +313,17 @@ def _bundle(folders: Sequence[Path], name: str | None, digest: str | None) -> Pa
         except BundleError:
             continue
         if manifest.kind == "control":
-            network = CONTROLNET
+            network = next((name for name in (*CONTROLNETS, T2I_ADAPTER) if name in manifest.networks), T2I_ADAPTER)
+        elif manifest.kind == "ip-adapter":
+            network = KEYS_VALUES
         else:
             network = family_of(manifest.family).denoiser if manifest.family in FAMILIES else "vae_decoder"
         spec = manifest.networks.get(network)
         own = None if spec is None else manifest.files[spec.weights[0]].sha256[:10]
         if own == digest or (digest is None and manifest.name == name):
             return place
-    where = ", ".join(map(str, folders)) or "the bundled models"
+    where = ", ".join([*map(str, folders), "the bundled models"])
+    which = quoted(name) if digest is None else f"{quoted(name)} with the hash {quoted(digest)[1:-1]}"
     raise InputError(
-        f"the picture needs the model {quoted(name)} with the hash {digest}, which is not in {where}; "
-        "name the folder that holds it with --folder"
+        f"the picture needs the model {which}, which is not in {where}; name the folder that holds it with --folder"
     )

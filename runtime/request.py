@@ -21,9 +21,11 @@ from calotype.runtime.control import Control, checked_controls
 from calotype.runtime.denoising.acceleration import EXACT, Acceleration, chosen
 from calotype.runtime.denoising.guidance import Guidance
 from calotype.runtime.errors import InputError, quoted
+from calotype.runtime.image_prompt import ImagePrompt, checked_image_prompts
 from calotype.runtime.pictures.canvas import MAX_SIZE, default_strength
 from calotype.runtime.pictures.reading import Source, picture_source, read_picture
-from calotype.runtime.schedulers import scheduler_name
+from calotype.runtime.pictures.references import checked_references
+from calotype.runtime.schedulers import model_scheduler, scheduler_name
 
 PIXELS = ("image", "mask_image")
 
@@ -37,7 +39,7 @@ class Request:
         negative_prompt: what to steer away from.
         seed: 0..2⁶⁴-1; the seed alone makes the same picture again. None picks one at random.
         height: pixels, a multiple of the autoencoder's downscale; None is the picture's own size, rounded down, or
-            without a picture the model's.
+            without a picture the first reference's, or the model's.
         width: pixels, likewise.
         num_inference_steps: 1 or more; None is the model's default.
         timesteps: training timesteps to visit, falling, instead of the scheduler's own choice.
@@ -61,6 +63,9 @@ class Request:
             :class:`calotype.runtime.adapters.lora.Lora`, or a file, a folder or a registered name, alone or with a
             scale in a pair; see :func:`calotype.runtime.adapters.named.asked`.
         controls: ControlNets with their pictures, added up.
+        image_prompts: IP-Adapters with the pictures that they read beside the prompt, added up.
+        references: pictures that a model which edits goes by, as FLUX.2 klein; the size is that of the first, where
+            none is given.
 
     Raises:
         InputError: a value is of a wrong type or out of range. What the model decides is checked later.
@@ -90,6 +95,8 @@ class Request:
     target_size: tuple[int, int] | None = None
     loras: tuple[Asked, ...] | None = None
     controls: tuple[Control, ...] = ()
+    image_prompts: tuple[ImagePrompt, ...] = ()
+    references: tuple[Source, ...] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -114,7 +121,7 @@ class Request:
             raise InputError("timesteps and sigmas were both given; give one of them")
 
     def resolved(self, manifest: Manifest, fast: bool | Acceleration = EXACT, loras: tuple[Asked, ...] = ()) -> Self:
-        """Fill in every default of the model; only the size of a picture to start from stays None.
+        """Fill in every default of the model; only a size that a picture has stays None.
 
         Args:
             manifest: the model's.
@@ -130,15 +137,15 @@ class Request:
         elif steps is None and listed is not None:
             steps = len(listed) - (self.sigmas is not None)
         interval = acceleration.guidance_interval if self.guidance_interval is None else self.guidance_interval
-        name = defaults.scheduler or str(manifest.scheduler.get("_class_name", "ddim"))
         blank = self.image is None
+        sized = blank and not self.references
         return dataclasses.replace(
             self,
             seed=secrets.randbelow(2**32) if self.seed is None else self.seed,
-            height=defaults.height if self.height is None and blank else self.height,
-            width=defaults.width if self.width is None and blank else self.width,
+            height=defaults.height if self.height is None and sized else self.height,
+            width=defaults.width if self.width is None and sized else self.width,
             num_inference_steps=steps,
-            scheduler=scheduler_name(name) if self.scheduler is None else self.scheduler,
+            scheduler=_own_scheduler(manifest) if self.scheduler is None else self.scheduler,
             guidance_scale=defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale,
             guidance_interval=interval,
             fast=dataclasses.replace(acceleration, steps=1.0, guidance_interval=None),
@@ -162,7 +169,7 @@ class Request:
 
         Args:
             value: parsed JSON.
-            files: whether paths are followed: of pictures, LoRAs, ControlNets. A stranger's must not be.
+            files: whether paths are followed: of pictures, LoRAs, ControlNets, IP-Adapters. A stranger's must not be.
 
         Raises:
             InputError: it is no object, or has an unknown or missing field, a wrong value, or a path.
@@ -181,10 +188,14 @@ class Request:
         for name in PIXELS:
             if fields.get(name) is not None:
                 fields[name] = _picture(name, fields[name], files)
+        if fields.get("references") is not None:
+            fields["references"] = _references(fields["references"], files)
         if fields.get("loras") is not None:
             fields["loras"] = _loras(fields["loras"], files)
         if fields.get("controls") is not None:
             fields["controls"] = _controls(fields["controls"], files)
+        if fields.get("image_prompts") is not None:
+            fields["image_prompts"] = _image_prompts(fields["image_prompts"], files)
         if isinstance(fields.get("fast"), Mapping):
             fields["fast"] = _acceleration(fields["fast"])
         return cls(**fields)
@@ -220,6 +231,12 @@ def expand(
     return found
 
 
+def _own_scheduler(manifest: Manifest) -> str:
+    """What a model is drawn with where nobody says."""
+    own = manifest.defaults.scheduler
+    return model_scheduler(manifest.scheduler) if own is None else scheduler_name(own)
+
+
 def _plain(value: Any) -> Any:
     """As JSON has it."""
     if isinstance(value, Image.Image):
@@ -232,7 +249,7 @@ def _plain(value: Any) -> Any:
         return {"file": str(value.path), "scale": value.scale}
     if isinstance(value, NamedLora):
         return {"name": value.name, "scale": value.scale}
-    if isinstance(value, Control):
+    if isinstance(value, Control | ImagePrompt):
         pairs = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
         return {field.name: _plain(own) for field, own in pairs if own != field.default}
     if isinstance(value, Acceleration):
@@ -263,6 +280,12 @@ def _picture(name: str, value: Any, files: bool) -> Source:
     return read_picture(data, name)
 
 
+def _references(value: Any, files: bool) -> tuple[Source, ...]:
+    if not isinstance(value, list | tuple):
+        raise InputError('references is no list; give [{"png": "…"}] in base64')
+    return tuple(_picture(f"references[{number}]", item, files) for number, item in enumerate(value))
+
+
 def _loras(value: Any, files: bool) -> tuple[Asked, ...]:
     kinds = (Mapping, Lora, NamedLora)
     if not isinstance(value, list | tuple) or not all(isinstance(item, kinds) for item in value):
@@ -289,14 +312,33 @@ def _control(value: Mapping[str, Any], files: bool) -> Control:
     known = {field.name for field in dataclasses.fields(Control)}
     if not value.keys() <= known or "model" not in value:
         raise InputError(f"a control needs a model, and may have {', '.join(sorted(known - {'model'}))}; nothing else")
-    fields = dict(value)
-    if isinstance(fields["model"], Mapping):
-        fields["model"] = _file("a control's model", fields["model"], files)
-    elif isinstance(fields["model"], Path):
-        raise InputError('a control\'s model is a path; give {"file": "…"}')
+    fields = {**value, "model": _model("a control's model", value["model"], files)}
     if fields.get("image") is not None:
         fields["image"] = _picture("a control's image", fields["image"], files)
     return Control(**fields)
+
+
+def _model(name: str, value: Any, files: bool) -> Any:
+    """A name, or the path in ``{"file": …}``."""
+    if isinstance(value, Path):
+        raise InputError(f'{name} is a path; give {{"file": "…"}}')
+    return _file(name, value, files) if isinstance(value, Mapping) else value
+
+
+def _image_prompts(value: Any, files: bool) -> tuple[ImagePrompt, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(item, Mapping | ImagePrompt) for item in value):
+        raise InputError('image_prompts is no list; give [{"model": "face", "images": [{"png": "…"}], "scale": 0.6}]')
+    return tuple(item if isinstance(item, ImagePrompt) else _image_prompt(item, files) for item in value)
+
+
+def _image_prompt(value: Mapping[str, Any], files: bool) -> ImagePrompt:
+    if value.keys() - {"scale"} != {"model", "images"}:
+        raise InputError("an image prompt needs a model and images, and may have a scale; nothing else")
+    images, name = value["images"], "an image prompt's picture"
+    if not isinstance(images, list | tuple):
+        raise InputError('an image prompt\'s images is no list; give [{"png": "…"}]')
+    model = _model("an image prompt's model", value["model"], files)
+    return ImagePrompt(**{**value, "model": model, "images": tuple(_picture(name, image, files) for image in images)})
 
 
 def _acceleration(value: Mapping[str, Any]) -> Acceleration:
@@ -340,8 +382,8 @@ def _chosen(_: str, value: Any) -> bool | Acceleration:
 
 
 _CHECKS: Mapping[str, Any] = {
-    "prompt": arguments.text,
-    "negative_prompt": arguments.text,
+    "prompt": arguments.prompt,
+    "negative_prompt": arguments.prompt,
     "seed": arguments.seed,
     "height": arguments.whole,
     "width": arguments.whole,
@@ -364,4 +406,6 @@ _CHECKS: Mapping[str, Any] = {
     "target_size": lambda name, value: arguments.pair(name, value, 1),
     "loras": asked_all,
     "controls": checked_controls,
+    "image_prompts": checked_image_prompts,
+    "references": checked_references,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -19,20 +20,22 @@ MOST_DIGITS = 19  # of a whole number: what 64 bits hold
 MOST_DOTS = 500  # of a line of TOML: tomllib takes the square of a key's parts
 MOST_SETTINGS = 1 << 16  # bytes of a file of settings
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how they begin
+MOST_CONTENTS = 16 << 20  # bytes of a zip file's list of contents; a checkpoint of PyTorch has a tenth of one
 LONGEST = 200  # characters of what somebody else's exception says
 
 
-def open_regular(path: Path, flags: int = 0) -> BufferedReader:
+def open_regular(path: Path, flags: int = 0, folder: int | None = None) -> BufferedReader:
     """Open a file for reading; a pipe, on which one would wait, and a device, which may never end, are an OSError.
 
     Args:
         path: the file.
         flags: more of those that ``os.open`` takes.
+        folder: an open folder that ``path`` begins at; None is the working directory.
 
     Raises:
         OSError: it cannot be opened, or is no regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags, dir_fd=folder)
     try:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(mode):
@@ -49,8 +52,10 @@ def open_regular(path: Path, flags: int = 0) -> BufferedReader:
 def read_bytes(path: Path, most: int) -> bytes:
     """The contents of a regular file of at most ``most`` bytes; anything else is an OSError."""
     with open_regular(path) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
+        # One that grows, or says that it is empty as those of /proc do, is found too large when it is read.
+        too_large = os.fstat(file.fileno()).st_size > most
+        data = b"" if too_large else file.read(most + 1)
+    if too_large or len(data) > most:
         raise OSError(errno.EFBIG, f"It is larger than {most / 2**20:g} MiB", str(path))
     return data
 
@@ -126,16 +131,38 @@ def _refused(text: str) -> float:
     raise ValueError(f"it has {text}, which is no JSON")
 
 
+class _Sips(io.FileIO):
+    """A file of which no more than ``MOST_CONTENTS`` is read at once: a zip file's list of contents is read whole."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """See :meth:`io.FileIO.read`; raises ValueError where that is more."""
+        most = MOST_CONTENTS + 1
+        data = super().read(most if size is None or size < 0 else min(size, most))
+        if len(data) == most:
+            raise ValueError(f"its list of contents has more than {MOST_CONTENTS >> 20} MiB")
+        return data
+
+
 def zip_trouble(path: Path) -> str | None:
-    """What a zip file is in which no tensors were pickled, and what to do; None for one in which they were."""
+    """What a zip file is in which no tensors were pickled, and what to do; None for one in which they were.
+
+    PyTorch packs nothing: it maps tensors from the file. What is packed can be a thousand times as large unpacked.
+    """
     try:
-        with zipfile.ZipFile(path) as file:
-            names = [name.rpartition("/")[2] for name in file.namelist()]
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        with open_regular(path) as opened, zipfile.ZipFile(_Sips(opened.fileno(), closefd=False)) as file:
+            entries = file.infolist()
+    except ValueError as error:
+        return f"is a zip file that is not read: {why(error)}; fetch the weights as .safetensors"
+    except (OSError, zipfile.BadZipFile, NotImplementedError):
         return None  # cut short, as its reader will say
+    names = [entry.filename.rpartition("/")[2] for entry in entries]
     if "constants.pkl" in names:
         return "is a program of TorchScript, which is not run; fetch its weights as .safetensors"
-    return None if "data.pkl" in names else "is an archive; unpack it, and give what is in it"
+    if "data.pkl" not in names:
+        return "is an archive; unpack it, and give what is in it"
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        return "holds packed tensors, which PyTorch does not write; fetch the weights as .safetensors"
+    return None
 
 
 def stand_in(path: Path) -> str | None:

@@ -78,7 +78,13 @@ def router(front: Front) -> APIRouter:
         """What is known of models, workers and the queue."""
         service = front.service
         models = {
-            own.name: {"ready": own.ready, "why": own.why, "digest": own.digest, "loras": list(own.loras)}
+            own.name: {
+                "ready": own.ready,
+                "why": own.why,
+                "digest": own.digest,
+                "loras": list(own.loras),
+                "controls": list(own.controls),
+            }
             for own in service.models.values()
         }
         return {

@@ -24,6 +24,7 @@ from calotype.serving.http.security import Gate
 from calotype.serving.openai import api as openai_api
 from calotype.serving.openai.schema import ERRORS
 from calotype.serving.webui import api as webui_api
+from calotype.serving.webui import controlnet
 
 EXPECTED: tuple[type[Exception], ...] = (ServingError, InputError, RequestValidationError, HTTPException)
 
@@ -48,6 +49,7 @@ def create_app(front: Front) -> FastAPI:
     app.state.front = front
     app.include_router(openai_api.router(front))
     app.include_router(webui_api.router(front))
+    app.include_router(controlnet.router(front.service))
     app.include_router(page.router(front))
     app.include_router(health.router(front.service))
     app.include_router(metrics.router(front.metrics))

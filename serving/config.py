@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from calotype.runtime.adapters.named import MOST_NAME
+from calotype.runtime.arguments import MOST_THREADS
 from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.pictures.autoencoder import Tiles
+from calotype.runtime.pictures.canvas import MAX_SIZE
 from calotype.runtime.sessions import check_backend
 from calotype.runtime.text.textual_inversion import Embedding
 from calotype.runtime.untrusted import read_toml
@@ -19,11 +23,23 @@ from calotype.serving.http.drawing import Settings
 from calotype.serving.http.keys import read_keys
 from calotype.serving.http.limits import Limits
 from calotype.serving.http.security import Access
-from calotype.serving.workers.dispatcher import Bounds
+from calotype.serving.workers.admission import Bounds
 from calotype.serving.workers.messages import Open, Size
 from calotype.serving.workers.served import Served
 
 T = TypeVar("T")
+CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+# What numbers may be; a day is long for what is waited for.
+BOUNDS = {
+    "port": (0, 65535),
+    "workers": (1, 256),
+    "max_running": (1, 1 << 16),
+    "max_queue": (0, 1 << 20),
+    "threads": (1, MOST_THREADS),
+    "max_seconds": (0, 86400),
+    "hang_seconds": (0.1, 86400),
+    "stop_seconds": (0, 86400),
+}
 KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 
 
@@ -33,10 +49,14 @@ class ModelConfig:
 
     Attributes:
         bundle: a bundled model's name, or a folder.
+        sha256: a pin: the bundle's hash as ``calotype info`` shows it; another bundle is not opened. None is any.
         backend: a name in ``BACKENDS``, or ``"auto"``; None is the server's.
         low_memory: keep one network in memory at a time.
         fast: whether requests that say nothing of it are drawn fast.
         loras: files by the names that requests may use.
+        controls: ControlNets' bundles by the names that requests may use.
+        safety_checker: whether pictures that the model's own safety checker takes exception to are refused.
+        output_filter: ``module:function``, a Python callable that every picture has to pass; "" is none.
         embeddings: textual inversions, ``FILE`` or ``FILE:WORD``.
         vae: a bundle whose autoencoder takes the place of the model's own.
         vae_tiling: whether large pictures go through the autoencoder in tiles.
@@ -44,10 +64,14 @@ class ModelConfig:
     """
 
     bundle: str
+    sha256: str | None = None
     backend: str | None = None
     low_memory: bool = False
     fast: bool = False
     loras: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    controls: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    safety_checker: bool = False
+    output_filter: str = ""
     embeddings: tuple[str, ...] = ()
     vae: str | None = None
     vae_tiling: bool = False
@@ -56,6 +80,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.backend is not None:
             check_backend(self.backend)
+        if self.output_filter and not CALLABLE.fullmatch(self.output_filter):
+            raise InputError(f"output_filter={quoted(self.output_filter)} names nothing; write module:function")
         for text in self.warm:
             size_of(text)
 
@@ -63,15 +89,20 @@ class ModelConfig:
         """The model, read as far as that goes without opening it.
 
         Raises:
-            BundleError: there is no such bundle.
-            InputError: a textual inversion cannot be read.
+            BundleError: there is no such bundle, or it is not the one that is pinned.
+            InputError: a textual inversion or a LoRA cannot be read, or what belongs to the model does not fit it, or
+                the pin is none.
         """
         order = Open(
             name=name,
             bundle=self.bundle,
+            sha256=self.sha256,
             backend=self.backend or backend,
             low_memory=self.low_memory,
             fast=self.fast,
+            controls=self.controls,
+            safety_checker=self.safety_checker,
+            output_filter=self.output_filter,
             embeddings=tuple(Embedding.parse(text) for text in self.embeddings),
             vae=self.vae,
             tiles=Tiles() if self.vae_tiling else None,
@@ -105,6 +136,10 @@ class ServeConfig:
         hang_seconds: a worker that is silent for less does not hang.
         stop_seconds: that what is accepted has to be finished in once the server is told to stop.
         build: whether plans and engines are built before their model is opened, where there are none.
+        controls: ControlNets' bundles by the names that requests may use, of every model beside its own.
+        safety_checker: whether pictures that a model's own safety checker takes exception to are refused; all models
+            have to have one then.
+        output_filter: of models that name none.
         limits: the table ``[limits]``, what one request may ask for; see :class:`calotype.serving.http.limits.Limits`.
     """
 
@@ -128,21 +163,27 @@ class ServeConfig:
     hang_seconds: float = 30.0
     stop_seconds: float = 30.0
     build: bool = False
+    controls: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    safety_checker: bool = False
+    output_filter: str = ""
     limits: Limits = dataclasses.field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         check_backend(self.backend)
         if not self.models:
             raise InputError("there is no model to serve; name one, such as talbot")
+        for name, model in self.models.items():
+            names = [("a model", name), *(("a LoRA", own) for own in model.loras)]
+            for what, own in (*names, *(("a control", own) for own in model.controls)):
+                if not 0 < len(own) <= MOST_NAME:
+                    raise InputError(f"{what} has the name {quoted(own)}; give one of 1 to {MOST_NAME} letters")
         if self.uds is None and self.api_key_file is None and not _is_local(self.host):
             raise InputError(
                 f"host={quoted(self.host)} can be reached from other machines, and there are no keys; give "
                 "--api-key-file, or listen at 127.0.0.1"
             )
-        for name, low in (("port", 0), ("workers", 1), ("max_running", 1), ("max_queue", 0), ("threads", 1)):
-            self._check(name, low, 65535 if name == "port" else 2**31)
-        for name in ("max_seconds", "hang_seconds", "stop_seconds"):
-            self._check(name, 0, float("inf"))
+        for name, (low, high) in BOUNDS.items():
+            self._check(name, low, high)
         if len(set(self.devices)) < len(self.devices) or min(self.devices, default=0) < 0:
             raise InputError(f"devices={list(self.devices)} are no numbers of different GPUs; give such as 0,1")
         if self.devices and self.workers != 1:
@@ -151,8 +192,7 @@ class ServeConfig:
     def _check(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
         if value is not None and not low <= value <= high:
-            bound = f"{low} or more" if high >= 2**31 else f"{low} to {high}"
-            raise InputError(f"{name}={value} is out of range; give {bound}")
+            raise InputError(f"{name}={value} is out of range; give {low} to {high}")
 
     @classmethod
     def read(cls, path: Path | None, models: Mapping[str, str], options: Mapping[str, Any]) -> Self:
@@ -205,7 +245,20 @@ class ServeConfig:
 
     def served(self) -> dict[str, Served]:
         """The models, see :meth:`ModelConfig.served`."""
-        return {name: model.served(name, self.backend) for name, model in self.models.items()}
+        return {name: model.served(name, self.backend) for name, model in self.whole_models.items()}
+
+    @property
+    def whole_models(self) -> dict[str, ModelConfig]:
+        """The models with what they have of all of them."""
+        return {
+            name: dataclasses.replace(
+                own,
+                controls={**self.controls, **own.controls},
+                safety_checker=self.safety_checker or own.safety_checker,
+                output_filter=own.output_filter or self.output_filter,
+            )
+            for name, own in self.models.items()
+        }
 
 
 def from_table(kind: type[T], table: Mapping[str, Any], where: str, **more: Any) -> T:
@@ -258,15 +311,17 @@ def typed(value: Any, hint: Any, where: str) -> Any:
 
 
 def size_of(text: str) -> Size:
-    """Width and height of ``512x768``; raises InputError where it is no such text."""
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and len(text) < 16):
-        raise InputError(f"the size {quoted(text)} is none; write WIDTHxHEIGHT, such as 512x512")
-    return int(width), int(height)
+    """Width and height of ``512x768``; raises InputError where it is no such text, or a side that none has."""
+    found = re.fullmatch("([0-9]{1,5})x([0-9]{1,5})", text)
+    if found is None or not all(1 <= int(side) <= MAX_SIZE for side in found.groups()):
+        raise InputError(
+            f"the size {quoted(text)} is none; write WIDTHxHEIGHT in pixels from 1 to {MAX_SIZE}, such as 512x512"
+        )
+    return int(found[1]), int(found[2])
 
 
-def model_names(arguments: Sequence[str]) -> dict[str, str]:
-    """Bundles by name, of ``NAME=BUNDLE`` or ``BUNDLE``, whose name is its folder's.
+def model_names(arguments: Sequence[str], what: str = "model") -> dict[str, str]:
+    """Bundles by name, of ``NAME=BUNDLE`` or ``BUNDLE``, whose name is its folder's; ``what`` they are, for messages.
 
     Raises:
         InputError: two have one name.
@@ -277,9 +332,9 @@ def model_names(arguments: Sequence[str]) -> dict[str, str]:
         if not equals:
             name, bundle = Path(text).resolve().name if Path(text).exists() else Path(text).name, text
         if not name or not bundle:
-            raise InputError(f"{quoted(text)} is no model; write NAME=BUNDLE, or a bundle alone")
+            raise InputError(f"{quoted(text)} is no {what}; write NAME=BUNDLE, or a bundle alone")
         if name in found:
-            raise InputError(f"two models have the name {name}; give them others: NAME={bundle}")
+            raise InputError(f"two {what}s have the name {name}; give them others: NAME={bundle}")
         found[name] = bundle
     return found
 

@@ -15,15 +15,17 @@ class ServingError(CalotypeError):
         code: a word for programs.
         retry: whether the same request may succeed later.
         retry_after: in how many seconds; None where that is not known.
+        usually: what ``retry_after`` is where nothing is said of it.
     """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "server_error"
     retry: ClassVar[bool] = False
+    usually: ClassVar[float | None] = None
 
     def __init__(self, message: object = "", *, retry_after: float | None = None) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after = self.usually if retry_after is None else retry_after
 
 
 class RequestRefusedError(ServingError):
@@ -40,6 +42,12 @@ class UnknownModelError(ServingError):
     """There is no model of that name."""
 
     status, code = 404, "model_not_found"
+
+
+class FilteredError(ServingError):
+    """An output filter, or the model's safety checker, refuses the picture; a filter of one's own raises this."""
+
+    status, code = 400, "moderation_blocked"
 
 
 class AccessError(ServingError):
@@ -91,9 +99,9 @@ class QueueFullError(ServingError):
 
 
 class NotReadyError(ServingError):
-    """The model is not open (yet), or the server is stopping."""
+    """The model is not open (yet), or the server is stopping; ``retry_after`` says when to come back."""
 
-    status, code, retry = 503, "not_ready", True
+    status, code, retry, usually = 503, "not_ready", True, 10.0
 
 
 class OutOfMemoryError(ServingError):

@@ -18,8 +18,8 @@ from calotype.runtime.pictures.parameters import parse_parameters
 from calotype.runtime.schedulers import SCHEDULERS
 from calotype.serving.errors import RequestRefusedError
 from calotype.serving.http.drawing import Front
+from calotype.serving.http.images import decoded
 from calotype.serving.service import ModelState
-from calotype.serving.webui.pictures import decoded
 from calotype.serving.webui.samplers import sampling
 
 FOLDER = Path(__file__).parent / "page"
@@ -98,6 +98,7 @@ def offered(model: ModelState) -> dict[str, Any]:
         "downscale": factor,
         "steps": defaults.num_inference_steps,
         "guidance": defaults.guidance_scale,
+        "loras": list(model.loras),
     }
 
 

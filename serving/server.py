@@ -81,7 +81,7 @@ class Server:
         self._http = Http(
             uvicorn.Config(
                 create_app(self._front),
-                http=connections(self._settings.limits),
+                http=connections(self._front),
                 ws="none",
                 log_config=None,
                 access_log=False,
@@ -115,8 +115,8 @@ class Server:
             self.dispatcher.start()
             await self.dispatcher.opened()
             for name, state in self.dispatcher.models.items():
-                if self._served[name].why:
-                    raise BackendError(f"{name} cannot be opened: {state.why}")
+                if failure := self.dispatcher.failure(name):
+                    raise BackendError(f"{name} cannot be opened: {failure}")
                 if state.ready:
                     logger.info("%s is ready", name)
         except CalotypeError as error:
@@ -148,8 +148,9 @@ class Server:
         self.dispatcher.bounds, self._front.settings = config.bounds, settings
         for name in before.models.keys() - config.models.keys():
             self.dispatcher.unload(name)
-        for name, model in config.models.items():
-            if before.models.get(name) != model:
+        opened = before.whole_models
+        for name, model in config.whole_models.items():
+            if opened.get(name) != model or before.backend != config.backend:
                 self.dispatcher.open(served[name])
         logger.info("the configuration was read again")
 
@@ -227,7 +228,8 @@ async def build(model: Served) -> None:
         InputError: it failed; its own line says why.
     """
     order = model.open
-    backend = await asyncio.to_thread(choose_backend, order.backend, Bundle.open(order.bundle, weights=False).path)
+    bundle = Bundle.open(order.bundle, weights=False, sha256=order.sha256)
+    backend = await asyncio.to_thread(choose_backend, order.backend, bundle.path)
     if backend == "cuda":
         return
     command = [sys.executable, "-P", "-m", "calotype", "build", str(order.bundle), "--backend", backend]

@@ -22,6 +22,7 @@ class ModelState:
         why: what keeps it from being ready, one line; "" where nothing does.
         created: when it was opened first, in seconds since 1970.
         loras: the names that requests may use.
+        controls: those of ControlNets.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ModelState:
     why: str = ""
     created: int = 0
     loras: Sequence[str] = ()
+    controls: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

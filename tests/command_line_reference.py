@@ -45,6 +45,9 @@ def _command(command: click.Command, parent: click.Context, name: str) -> Iterat
     for paragraph in (command.help or "").split("\n\n"):
         yield f"{' '.join(paragraph.split())}\n"
     yield from _options(command, context)
+    for part in command.commands.values() if isinstance(command, click.Group) else ():
+        yield f"\n### {context.command_path} {part.name}\n"
+        yield from _command(part, context, part.name or "")
 
 
 def _options(command: click.Command, context: click.Context) -> Iterator[str]:

@@ -14,6 +14,7 @@ from calotype.engine import cpu
 from calotype.export.bundle import export_checkpoint
 from calotype.runtime.onnx_runtime import TELEMETRY_OFF
 from tests.kept import Kept
+from tests.klein import write_klein
 from training.config import CONTEXT_LENGTH
 from training.tokenizer import END, START, write
 
@@ -136,6 +137,24 @@ def write_tiny(folder: Path, vocabulary: Path) -> None:
         # transformers 5 writes one tokenizer.json; the checkpoints people have hold these two files.
         for name in ("vocab.json", "merges.txt"):
             (folder / "tokenizer" / name).write_bytes((vocabulary / name).read_bytes())
+
+
+@pytest.fixture(scope="session")
+def klein_checkpoint(kept: Kept) -> Path:
+    """Random weights of every component of a FLUX.2 klein model, distilled, the transformer's in shards."""
+    return kept("klein_checkpoint", lambda folder: write_klein(folder / "klein", shard="150KB")) / "klein"
+
+
+@pytest.fixture(scope="session")
+def klein_bundle(kept: Kept, klein_checkpoint: Path) -> Path:
+    """That checkpoint, of weights in float16, exported in float32: the two are equal, and it takes half the time."""
+
+    def make(folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            export_checkpoint(klein_checkpoint, folder / "klein", precision="fp32")
+
+    return kept("klein", make) / "klein"
 
 
 @pytest.fixture(scope="session")

@@ -74,8 +74,8 @@ def test_files_and_tests_that_are_named_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_targets_and_modules_that_are_named_exist(page: str) -> None:
-    targets = set(re.findall(r"^([a-z]+):", text("Makefile"), re.MULTILINE))
-    for target in re.findall(r"(?:`|^    )make ([a-z]+)", text(page), re.MULTILINE):
+    targets = set(re.findall(r"^([a-z-]+):", text("Makefile"), re.MULTILINE))
+    for target in re.findall(r"(?:`|^    )make ([a-z-]+)", text(page), re.MULTILINE):
         assert target in targets, f"{page} names make {target}"
     for module in re.findall(r"python -m ((?:benchmarks|training|tests|calotype)[\w.]*)", text(page)):
         path = ROOT / module.replace(".", "/")
@@ -97,10 +97,16 @@ def opened(name: str) -> tuple[click.Command, click.Context]:
     return command, click.Context(command, parent=root, info_name=name)
 
 
-def check_command_line(name: str, *words: str) -> None:
+def check_command_line(name: str, *given: str) -> None:
     """Raises what click raises of a wrong line, and assertions; nothing is run."""
     command, context = opened(name)
-    options, arguments, _ = command.make_parser(context).parse_args(list(words))
+    words = list(given)
+    if isinstance(command, click.Group):
+        part, *words = words
+        assert part in command.commands, f"calotype {name} has no command {part}"
+        command = command.commands[part]
+        context = click.Context(command, parent=context, info_name=part)
+    options, arguments, _ = command.make_parser(context).parse_args(words)
     parameters = {parameter.name: parameter for parameter in command.params}
     for option, value in options.items():
         if isinstance(parameters[option], click.Option) and value is not None:
@@ -116,9 +122,16 @@ def test_command_lines_are_legal(page: str) -> None:
                 check_command_line(*words)
 
 
+def options_of(command: click.Command) -> set[str]:
+    """Those of the command, and of the commands in it."""
+    parts = command.commands.values() if isinstance(command, click.Group) else ()
+    own = {option for parameter in command.params for option in parameter.opts}
+    return {"--help"}.union(own, *map(options_of, parts))
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_options_that_are_named_exist(page: str) -> None:
-    known = {name: {option for own in opened(name)[0].params for option in own.opts} | {"--help"} for name in COMMANDS}
+    known = {name: options_of(opened(name)[0]) for name in COMMANDS}
     known[""] = {option for own in calotype.params for option in own.opts} | {"--help"}
     for words in (found.split() for found in inline(page)):
         options = {word.partition("=")[0].rstrip(",") for word in words if re.fullmatch(r"--[a-z].*", word)}

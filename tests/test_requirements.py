@@ -13,12 +13,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name as plain
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = {"cpu": ("cpu",), "training": ("cpu", "training"), "dev": ("cpu", "dev")}
+EXTRAS = {"cpu": ("cpu",), "serve": ("cpu", "serve"), "training": ("cpu", "training"), "dev": ("cpu", "dev")}
+MADE = EXTRAS.keys() - {"serve"}  # that is what the Dockerfile installs
 HASHED = re.compile(r"(\S+)==([^\s;]+)(?: ; .+)?((?: --hash=sha256:[0-9a-f]{64})+)")
 PINNED = {
     plain(name): version
     for name, _, version in (line.partition("==") for line in (ROOT / "constraints.txt").read_text().split())
 }
+# The client of the Hugging Face Hub, which tokenizers asks for and never imports by itself.
+UNUSED = {"cpu": {"huggingface-hub"}, "serve": {"huggingface-hub"}}
 BY_PLATFORM = "torch"  # one for processors alone is another file than the index's: it has a version and no hash
 
 
@@ -39,7 +42,7 @@ def needed(extra: str) -> Iterator[str]:
     known = set[str]()
     while waiting:
         requirement = waiting.pop()
-        if str(requirement) in known or plain(requirement.name) == BY_PLATFORM:
+        if str(requirement) in known or plain(requirement.name) in {BY_PLATFORM, *UNUSED.get(extra, ())}:
             continue
         known.add(str(requirement))
         if requirement.name == project["name"]:
@@ -68,6 +71,6 @@ def test_make_installs_nothing_else_but_pytorch_and_calotype() -> None:
     assert given["TORCH"].endswith("-c constraints.txt torch")
     steps = ("$(HASHED)", "$(ITSELF)", "$(TORCH)", "$(PIP)")
     assert {line.strip() for line in lines if line.lstrip("\t").startswith(steps) and line.startswith("\t")} == {
-        *(f"$(HASHED)/{extra}.txt" for extra in EXTRAS),
+        *(f"$(HASHED)/{extra}.txt" for extra in MADE),
         *("$(ITSELF)", "$(TORCH)", "$(PIP) uv"),
     }

@@ -241,7 +241,7 @@ def _in_tensorrt(
     key = {"version_compatible": False, "stripped": False}
     measures = dataclasses.asdict(FileRecord.of(plan))
     record = PlanRecord(key=key, tensors=built.tensors, figures=built.figures, **measures)
-    engine = OpenedPlan(library, device, plan, record, graph=path, overrides=None)
+    engine = OpenedPlan(library, device, plan, record, graph=path, weights=path, overrides=None)
     stack.callback(engine.close)
     contexts = [engine.create_context(0)]
     stack.callback(contexts.clear)  # before its engine

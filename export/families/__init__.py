@@ -13,8 +13,11 @@ FAMILIES = {
     "sd1": "calotype.export.families.sd:SD1",
     "sd2": "calotype.export.families.sd:SD2",
     "sdxl": "calotype.export.families.sdxl:SDXL",
+    "flux2-klein": "calotype.export.families.flux2_klein:FLUX2_KLEIN",
     "vae": "calotype.export.families.vae:VAE",
     "control": "calotype.export.families.control:CONTROL",
+    "t2i_adapter": "calotype.export.families.t2i_adapter:T2I_ADAPTER",
+    "ip-adapter": "calotype.export.families.ip_adapter:IP_ADAPTER",
 }
 
 

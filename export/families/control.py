@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
+
+from torch import Tensor
 
 from calotype.export.checkpoint import Checkpoint
 from calotype.export.components import MODEL_WEIGHTS
 from calotype.export.folder import Folder
 from calotype.export.graphs import controlnet_plan
 from calotype.export.models.controlnet import ControlNet, ControlNetConfig
+from calotype.export.models.controlnet_union import ControlNetUnion, ControlNetUnionConfig
 from calotype.export.single_file import SingleFile
 from calotype.export.single_file_controlnet import (
     controlnet_config,
@@ -22,7 +26,7 @@ from calotype.runtime.bundle.manifest import VaeSpec
 from calotype.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
-CONTROLNETS = ("ControlNetModel",)
+CONTROLNETS = ("ControlNetModel", "ControlNetUnionModel")
 # The latents' height and width that each family's models were trained with.
 TRAINED_SIZES = {"sd1": 64, "sd2": 64, "sdxl": 128}
 # What the settings beside an original file say, and the one published model that they say it of.
@@ -31,7 +35,7 @@ POOLED_SETTING, POOLED_NAME = "global_average_pooling: true", "shuffle"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ControlNetAlone:
-    """Diffusers' folder of one ``ControlNetModel``, or a file of one in the original layout or diffusers'."""
+    """Diffusers' folder of one of ``CONTROLNETS``, or a file of one in the original layout or diffusers'."""
 
     name: str = "control"
     known_as: str = "a ControlNet of theirs"
@@ -44,9 +48,9 @@ class ControlNetAlone:
 
     def load_folder(self, folder: Folder) -> Checkpoint:
         """With the settings in its configuration."""
-        config = ControlNetConfig.from_json(folder.config("", CONTROLNETS))
-        controlnet = load_module(ControlNet, config, folder.weights("", MODEL_WEIGHTS), "ControlNet")
-        return _checkpoint(controlnet, folder)
+        config_class = ControlNetUnionConfig if folder.kind == CONTROLNETS[1] else ControlNetConfig
+        config = config_class.from_json(folder.config("", CONTROLNETS))
+        return _checkpoint(_loaded(config, folder.weights("", MODEL_WEIGHTS)), folder)
 
     def has_file(self, file: SingleFile) -> bool:
         """One with what reads a control picture; the original files have the model that it was trained beside, too."""
@@ -60,7 +64,15 @@ class ControlNetAlone:
         file.check_strangers((part, file.unet, file.autoencoder), file.towers)
         config = controlnet_config(part, original=original, pooled=_is_pooled(file))
         table = controlnet_table(config) if original else None
-        return _checkpoint(load_module(ControlNet, config, part, "ControlNet", table), file)
+        return _checkpoint(_loaded(config, part, table), file)
+
+
+def _loaded(
+    config: ControlNetConfig, state: Mapping[str, Tensor], table: Mapping[str, str] | None = None
+) -> ControlNet:
+    if isinstance(config, ControlNetUnionConfig):
+        return load_module(ControlNetUnion, config, state, "ControlNet", table)
+    return load_module(ControlNet, config, state, "ControlNet", table)
 
 
 def _checkpoint(controlnet: ControlNet, source: Folder | SingleFile) -> Checkpoint:
@@ -89,7 +101,8 @@ def _is_pooled(file: SingleFile) -> bool:
     pooled = POOLED_NAME in file.path.stem.lower()
     if pooled:
         logger.warning(
-            "%s is taken by its name for the ControlNet of shuffled pictures, whose residuals are averaged over them",
+            "%s is by its name a ControlNet for shuffled pictures, and what it adds is averaged over the picture; if "
+            "it is another, take shuffle out of the file's name",
             file.path.name,
         )
     return pooled

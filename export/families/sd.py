@@ -83,10 +83,11 @@ class StableDiffusion2(StableDiffusion):
         cut = tower.layers % 2 == 1
         if cut == tower.whole and tower.width != SD2_CONTEXT:
             logger.warning(
-                "%s does not tell whether the last of its text encoder's %d layers is read; it is taken for %s",
+                "%s does not say whether its UNet reads the last of its text encoder's %d layers; it is exported as if "
+                "it %s; if pictures do not follow the prompt, export this model from a folder in diffusers' layout",
                 file.path.name,
                 tower.layers,
-                "read" if cut else "unread",
+                "does" if cut else "does not",
             )
         return tower.layers if cut else tower.layers - 1
 

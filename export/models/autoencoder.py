@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calotype.export.models.config import ModelConfig, check_divides
-from calotype.export.models.layers import Attention, Downsample, ResnetBlock, Upsample
+from calotype.export.models.layers import Attention, Downsample, ImagePrompted, ResnetBlock, Upsample
 
 EPS = 1e-6  # of every group norm in this model
 
@@ -46,8 +46,13 @@ class AutoencoderConfig(ModelConfig):
         check_divides("the autoencoder's norm_num_groups", self.norm_num_groups, self.block_out_channels)
 
     @property
+    def packed_channels(self) -> int:
+        """Of the latents that graphs take and give."""
+        return self.latent_channels
+
+    @property
     def downscale(self) -> int:
-        """Pixels a latent spans in each direction."""
+        """Pixels such a latent spans in each direction."""
         return int(2 ** (len(self.block_out_channels) - 1))
 
 
@@ -82,7 +87,7 @@ class PixelAttention(Attention):
         super().__init__(channels, heads=1, bias=True)
         self.group_norm = nn.GroupNorm(groups, channels, EPS)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | ImagePrompted | None = None) -> Tensor:
         # (B, C, H, W) -> (B, C, H, W)
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, H*W, C)
         return x + super().forward(tokens).transpose(1, 2).unflatten(2, (x.shape[-2], x.shape[-1]))

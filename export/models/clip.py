@@ -6,7 +6,7 @@ Radford et al. 2021, "Learning Transferable Visual Models From Natural Language 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -51,28 +51,45 @@ class TextEncoderConfig(ModelConfig):
         check_divides("the text encoder's num_attention_heads", self.num_attention_heads, (self.hidden_size,))
 
 
+class Tower(Protocol):
+    """What the towers of texts and of pictures have in common."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_hidden_layers(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def hidden_act(self) -> str: ...
+    @property
+    def layer_norm_eps(self) -> float: ...
+
+
 class SelfAttention(nn.Module):
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, *, causal: bool = True) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.q_proj = nn.Linear(dim, dim)
         self.k_proj = nn.Linear(dim, dim)
         self.v_proj = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        # (B, T, C) -> (B, T, C), each token seeing itself and those before it
+        # (B, T, C) -> (B, T, C), where it is causal each token seeing itself and those before it
         query, key, value = (
             projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         out: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
         return out
 
 
 class MLP(nn.Module):
-    def __init__(self, config: TextEncoderConfig) -> None:
+    def __init__(self, config: Tower) -> None:
         super().__init__()
         self.quick = config.hidden_act == "quick_gelu"
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -85,9 +102,9 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: TextEncoderConfig) -> None:
+    def __init__(self, config: Tower, *, causal: bool = True) -> None:
         super().__init__()
-        self.self_attn = SelfAttention(config.hidden_size, config.num_attention_heads)
+        self.self_attn = SelfAttention(config.hidden_size, config.num_attention_heads, causal=causal)
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = MLP(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -117,9 +134,9 @@ class Embeddings(nn.Module):
 
 
 class Layers(nn.Module):
-    def __init__(self, config: TextEncoderConfig) -> None:
+    def __init__(self, config: Tower, *, causal: bool = True) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(config, causal=causal) for _ in range(config.num_hidden_layers))
 
 
 class TextTransformer(nn.Module):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from calotype.runtime.errors import UnsupportedArchitectureError
+from calotype.runtime.errors import UnsupportedArchitectureError, quoted
+
+WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,7 @@ class ModelConfig:
         Raises:
             UnsupportedArchitectureError: for a setting that this project does not implement.
         """
+        what = WORDS.sub(" ", cls.__name__.removesuffix("Config"))
         fields = {field.name: field for field in dataclasses.fields(cls)}
         known: dict[str, Any] = {}
         for key, value in values.items():
@@ -39,12 +43,13 @@ class ModelConfig:
                 if _frozen(value) not in cls.neutral[key]:
                     allowed = " or ".join(repr(choice) for choice in cls.neutral[key])
                     raise UnsupportedArchitectureError(
-                        f"{key}={value!r} in the checkpoint's {cls.__name__} is not supported; supported: {allowed}"
+                        f"the configuration of the checkpoint's {what} says {key}={quoted(value)}, which is not "
+                        f"supported; supported: {allowed}"
                     )
             elif not key.startswith("_") and key not in cls.ignored:
                 raise UnsupportedArchitectureError(
-                    f"the checkpoint's {cls.__name__} has the setting {key}={value!r}, which is not known here; "
-                    f"known: {', '.join(sorted(fields))}"
+                    f"the configuration of the checkpoint's {what} says {quoted(key)[1:-1]}={quoted(value)}, which is "
+                    "not known here and may change what it computes; this kind of model is not supported"
                 )
         return cls(**known)
 

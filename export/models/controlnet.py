@@ -13,40 +13,16 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calotype.export.models.config import ModelConfig
-from calotype.export.models.unet import Depths, UNetConfig, UNetEncoder, skip_connections
+from calotype.export.models.unet import EncoderConfig, UNetConfig, UNetEncoder, skip_connections
 from calotype.runtime.errors import UnsupportedArchitectureError
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ControlNetConfig(ModelConfig):
-    """Diffusers' settings of a ``ControlNetModel``; those of its UNet half have the UNet's meaning and defaults."""
+class ControlNetConfig(EncoderConfig):
+    """Diffusers' settings of a ``ControlNetModel``."""
 
-    in_channels: int = 4
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    down_block_types: tuple[str, ...] = (
-        "CrossAttnDownBlock2D",
-        "CrossAttnDownBlock2D",
-        "CrossAttnDownBlock2D",
-        "DownBlock2D",
-    )
-    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
-    layers_per_block: int | tuple[int, ...] = 2
-    transformer_layers_per_block: int | tuple[Depths, ...] = 1
-    attention_head_dim: int | tuple[int, ...] = 8
-    num_attention_heads: int | tuple[int, ...] | None = None
-    cross_attention_dim: int = 1280
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    flip_sin_to_cos: bool = True
-    freq_shift: float = 0
-    use_linear_projection: bool = False
-    upcast_attention: bool = False
-    addition_embed_type: str | None = None
-    addition_time_embed_dim: int | None = None
-    projection_class_embeddings_input_dim: int | None = None
     conditioning_channels: int = 3
     conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
     controlnet_conditioning_channel_order: str = "rgb"
@@ -60,7 +36,6 @@ class ControlNetConfig(ModelConfig):
             "resnet_time_scale_shift",
         )
     }  # fmt: skip
-    nullable: ClassVar[frozenset[str]] = frozenset({"mid_block_type"})
 
     def __post_init__(self) -> None:
         if self.controlnet_conditioning_channel_order not in CHANNEL_ORDERS:
@@ -77,10 +52,8 @@ class ControlNetConfig(ModelConfig):
     @property
     def half(self) -> UNetConfig:
         """The settings of the UNet that this is half of; what leads up is not read."""
-        own = {field.name for field in dataclasses.fields(self)}
-        shared = {field.name for field in dataclasses.fields(UNetConfig)} & own
-        up = ("UpBlock2D",) * len(self.block_out_channels)
-        return UNetConfig(up_block_types=up, **{name: getattr(self, name) for name in shared})
+        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(EncoderConfig)}
+        return UNetConfig(up_block_types=("UpBlock2D",) * len(self.block_out_channels), **shared)
 
     @property
     def downscale(self) -> int:
@@ -146,14 +119,17 @@ class ControlNet(UNetEncoder):
             R residuals (B, C, h, w): one for each skip connection, the outermost first, and the middle's; pooled ones
             (B, C, 1, 1), which hold for every pixel.
         """
-        config = self.config
         time_embedding = self.embed(sample, timestep, text_embeds, time_ids)
-        if config.controlnet_conditioning_channel_order == "bgr":
+        if self.config.controlnet_conditioning_channel_order == "bgr":
             control_image = control_image.flip(1)
         x = self.conv_in(sample) + self.controlnet_cond_embedding(control_image)
-        x, skips = self.descend(x, time_embedding, encoder_hidden_states)
+        return self.residuals(x, time_embedding, encoder_hidden_states, conditioning_scale)
+
+    def residuals(self, x: Tensor, time_embedding: Tensor, context: Tensor, scales: Tensor) -> tuple[Tensor, ...]:
+        """What is made of ``x`` (B, block_out_channels[0], H, W), the latents with what the picture adds."""
+        x, skips = self.descend(x, time_embedding, context)
         made = [zero(skip) for zero, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
         made.append(self.controlnet_mid_block(x))
-        if config.global_pool_conditions:
+        if self.config.global_pool_conditions:
             made = [one.mean((2, 3), keepdim=True) for one in made]
-        return tuple(one * conditioning_scale[:, index, None, None, None] for index, one in enumerate(made))
+        return tuple(one * scales[:, index, None, None, None] for index, one in enumerate(made))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,22 @@ class ResnetBlock(nn.Module):
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImagePrompted:
+    """A UNet's context with image prompts: what its cross-attentions read beside the text.
+
+    Attributes:
+        text: (B, M, D).
+        images: for each cross-attention, in the order in which they are computed, keys and values of A groups of N
+            image tokens, (B, A, N, C) each; each group is attended to by itself, and what comes out is added up.
+        bias: (B, A, N), what is added to the tokens' scores: far below zero for one that is none.
+    """
+
+    text: Tensor
+    images: Iterator[tuple[Tensor, Tensor]]
+    bias: Tensor
+
+
 class Attention(nn.Module):
     """Multi-head attention over (B, N, C) tokens; ``context`` gives keys and values in cross-attention."""
 
@@ -46,19 +64,30 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim or dim, dim, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | ImagePrompted | None = None) -> Tensor:
         # x (B, N, C), context (B, M, D) -> (B, N, C)
-        context = x if context is None else context
+        prompted = context if isinstance(context, ImagePrompted) else None
+        read = x if context is None else context if isinstance(context, Tensor) else context.text
         query, key, value = (
             projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projected in (self.to_q(x), self.to_k(context), self.to_v(context))
+            for projected in (self.to_q(x), self.to_k(read), self.to_v(read))
         )
         if self.upcast:
             query, key, value = query.float(), key.float(), value.float()
         # (B, heads, N, C / heads)
         attended = F.scaled_dot_product_attention(query, key, value).to(x.dtype)
+        if prompted is not None:
+            attended = attended + self._attended_images(query, prompted).to(x.dtype)
         out: Tensor = self.to_out[0](attended.transpose(1, 2).flatten(2))
         return out
+
+    def _attended_images(self, query: Tensor, prompted: ImagePrompted) -> Tensor:
+        # (B, heads, N, C / heads) -> the same
+        key, value = (one.unflatten(-1, (self.heads, -1)).transpose(2, 3) for one in next(prompted.images))
+        bias = prompted.bias[:, :, None, None]  # (B, A, 1, 1, N)
+        return F.scaled_dot_product_attention(
+            query[:, None].expand(-1, key.shape[1], -1, -1, -1), key, value, bias
+        ).sum(1)
 
 
 class Downsample(nn.Module):
@@ -105,10 +134,10 @@ def sinusoidal_embedding(timesteps: Tensor, dim: int, *, flip_sin_to_cos: bool, 
 class TimestepEmbedding(nn.Module):
     """Two linear layers with SiLU; ``cond_proj`` adds LCM's guidance embedding to the input."""
 
-    def __init__(self, in_dim: int, out_dim: int, *, cond_dim: int | None = None) -> None:
+    def __init__(self, in_dim: int, out_dim: int, *, cond_dim: int | None = None, bias: bool = True) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(in_dim, out_dim)
-        self.linear_2 = nn.Linear(out_dim, out_dim)
+        self.linear_1 = nn.Linear(in_dim, out_dim, bias=bias)
+        self.linear_2 = nn.Linear(out_dim, out_dim, bias=bias)
         self.cond_proj = None if cond_dim is None else nn.Linear(cond_dim, in_dim, bias=False)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:

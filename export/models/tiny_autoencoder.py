@@ -53,6 +53,11 @@ class TinyAutoencoderConfig(ModelConfig):
                 )
 
     @property
+    def packed_channels(self) -> int:
+        """Of the latents that graphs take and give."""
+        return self.latent_channels
+
+    @property
     def downscale(self) -> int:
         """Pixels a latent spans in each direction."""
         return int(2 ** (len(self.num_encoder_blocks) - 1))

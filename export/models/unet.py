@@ -7,7 +7,8 @@ Podell et al. 2023, "SDXL" (arXiv 2307.01952).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from calotype.export.models.config import ModelConfig, check_divides, per_block
 from calotype.export.models.layers import (
     Attention,
     Downsample,
+    ImagePrompted,
     ResnetBlock,
     TimestepEmbedding,
     Upsample,
@@ -28,16 +30,17 @@ from calotype.runtime.errors import UnsupportedArchitectureError
 DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
 MID_BLOCKS = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
+# What cross-attention reads: text, or text and image prompts.
+Context = Tensor | ImagePrompted
 # Transformer blocks of the attentions in one block: one number for all, or one for each.
 Depths = int | tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UNetConfig(ModelConfig):
-    """Diffusers' settings of a ``UNet2DConditionModel``; ``attention_head_dim`` is, as there, a number of heads."""
+class EncoderConfig(ModelConfig):
+    """Diffusers' settings of the half that leads down; ``attention_head_dim`` is, as there, a number of heads."""
 
     in_channels: int = 4
-    out_channels: int = 4
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     down_block_types: tuple[str, ...] = (
         "CrossAttnDownBlock2D",
@@ -45,11 +48,9 @@ class UNetConfig(ModelConfig):
         "CrossAttnDownBlock2D",
         "DownBlock2D",
     )
-    up_block_types: tuple[str, ...] = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
     mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
     layers_per_block: int | tuple[int, ...] = 2
     transformer_layers_per_block: int | tuple[Depths, ...] = 1
-    reverse_transformer_layers_per_block: tuple[Depths, ...] | None = None
     attention_head_dim: int | tuple[int, ...] = 8
     num_attention_heads: int | tuple[int, ...] | None = None
     cross_attention_dim: int = 1280
@@ -62,6 +63,17 @@ class UNetConfig(ModelConfig):
     addition_embed_type: str | None = None
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
+
+    nullable: ClassVar[frozenset[str]] = frozenset({"mid_block_type"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetConfig(EncoderConfig):
+    """Diffusers' settings of a ``UNet2DConditionModel``."""
+
+    out_channels: int = 4
+    up_block_types: tuple[str, ...] = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
+    reverse_transformer_layers_per_block: tuple[Depths, ...] | None = None
     time_cond_proj_dim: int | None = None
 
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -91,7 +103,6 @@ class UNetConfig(ModelConfig):
         "timestep_post_act": (None,),
     }
     ignored: ClassVar[frozenset[str]] = frozenset({"sample_size", "dropout"})
-    nullable: ClassVar[frozenset[str]] = frozenset({"mid_block_type"})
 
     def __post_init__(self) -> None:
         for names, valid in ((self.down_block_types, DOWN_BLOCKS), (self.up_block_types, UP_BLOCKS)):
@@ -194,7 +205,7 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         # x (B, N, C), context (B, M, D) -> (B, N, C)
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
@@ -217,7 +228,7 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         # x (B, C, H, W), context (B, M, D) -> (B, C, H, W)
         height, width = x.shape[-2:]
         hidden = self.norm(x)
@@ -253,16 +264,23 @@ class DownBlock(nn.Module):
             self.attentions = nn.ModuleList()
         self.downsamplers = nn.ModuleList([Downsample(out_channels)] if downsample else [])
 
-    def forward(self, x: Tensor, time_embedding: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, x: Tensor, time_embedding: Tensor, context: Context, feature: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What goes on, and the skip connections; for a T2I-Adapter's ``feature`` see :func:`feature_places`."""
         skips = []
         for index, resnet in enumerate(self.resnets):
             x = resnet(x, time_embedding)
             if len(self.attentions) > 0:
                 x = self.attentions[index](x, context)
+                if feature is not None and index == len(self.resnets) - 1:
+                    x = x + feature
             skips.append(x)
         for downsampler in self.downsamplers:
             x = downsampler(x)
             skips.append(x)
+        if feature is not None and len(self.attentions) == 0:
+            x = skips[-1] = x + feature
         return x, skips
 
 
@@ -278,7 +296,7 @@ class MidBlock(nn.Module):
             for _ in range(attends)
         )
 
-    def forward(self, x: Tensor, time_embedding: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time_embedding: Tensor, context: Context) -> Tensor:
         x = self.resnets[0](x, time_embedding)
         for attention, resnet in zip(self.attentions, self.resnets[1:], strict=True):
             x = resnet(attention(x, context), time_embedding)
@@ -312,7 +330,7 @@ class UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList([Upsample(out_channels)] if upsample else [])
 
     def forward(
-        self, x: Tensor, skips: list[Tensor], time_embedding: Tensor, context: Tensor, layers: slice = slice(None)
+        self, x: Tensor, skips: list[Tensor], time_embedding: Tensor, context: Context, layers: slice = slice(None)
     ) -> Tensor:
         """Its ``layers``, each of which takes the last of ``skips``; only the outermost block is walked in parts."""
         for index in range(len(self.resnets))[layers]:
@@ -354,11 +372,16 @@ class UNetEncoder(nn.Module):
         )
         self.mid_block = None if config.mid_block_type is None else MidBlock(channels[-1], config)
 
-    def descend(self, x: Tensor, time_embedding: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What the middle makes of ``x`` (B, block_out_channels[0], H, W), and the skip connections, ``x`` first."""
+    def descend(
+        self, x: Tensor, time_embedding: Tensor, context: Context, features: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What the middle makes of ``x`` (B, block_out_channels[0], H, W), and the skip connections, ``x`` first.
+
+        ``features`` are a T2I-Adapter's, one for each block, or none.
+        """
         skips = [x]
-        for block in self.down_blocks:
-            x, block_skips = block(x, time_embedding, context)
+        for block, feature in itertools.zip_longest(self.down_blocks, features):
+            x, block_skips = block(x, time_embedding, context, feature)
             skips += block_skips
         if self.mid_block is not None:
             x = self.mid_block(x, time_embedding, context)
@@ -465,14 +488,59 @@ class UNet(UNetEncoder):
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
         timestep_cond: Tensor | None = None,
-        **residuals: Tensor,
+        **added: Tensor,
     ) -> Tensor:
-        """Predict with what ControlNets add to the skip connections and behind the middle, (B, C, h, w) each."""
+        """Predict with what is ``added``, (B, C, h, w) each.
+
+        ControlNets' residuals are added to the skip connections alone, and behind the middle; T2I-Adapters' features
+        to what leaves each block, and the last behind the middle.
+        """
         time_embedding = self.embed(sample, timestep, text_embeds, time_ids, timestep_cond)
-        x, skips = self.descend(self.conv_in(sample), time_embedding, encoder_hidden_states)
-        skips = [skip + residuals[f"down_residual_{index}"] for index, skip in enumerate(skips)]
-        x = x + residuals["mid_residual"]
-        return self._ascend(x, skips, time_embedding, encoder_hidden_states)[0]
+        return self._controlled(sample, time_embedding, encoder_hidden_states, added)
+
+    def prompted(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        image_bias: Tensor,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+        **added: Tensor,
+    ) -> Tensor:
+        """Predict as :meth:`controlled`, and with image prompts.
+
+        Args:
+            sample: see :meth:`forward`, as for all that is not named here.
+            timestep: see :meth:`forward`.
+            encoder_hidden_states: see :meth:`forward`.
+            image_bias: (B, A, N), what is added to the scores of N image tokens of each of A groups.
+            text_embeds: see :meth:`forward`.
+            time_ids: see :meth:`forward`.
+            timestep_cond: see :meth:`forward`.
+            added: see :meth:`controlled`; and for each block that has them keys and values of its L cross-attentions,
+                (B, L, A, N, C) each, as ``down_0_image_keys`` and ``down_0_image_values``.
+        """
+        time_embedding = self.embed(sample, timestep, text_embeds, time_ids, timestep_cond)
+        images = (
+            (keys, values)
+            for block, _, _ in cross_attentions(self.config)
+            for keys, values in zip(
+                added[f"{block}_image_keys"].unbind(1), added[f"{block}_image_values"].unbind(1), strict=True
+            )
+        )
+        context = ImagePrompted(text=encoder_hidden_states, images=images, bias=image_bias)
+        return self._controlled(sample, time_embedding, context, added)
+
+    def _controlled(
+        self, sample: Tensor, time_embedding: Tensor, context: Context, added: Mapping[str, Tensor]
+    ) -> Tensor:
+        features = [added[f"adapter_feature_{index}"] for index in range(len(self.down_blocks) + 1)]
+        x, skips = self.descend(self.conv_in(sample), time_embedding, context, features[:-1])
+        skips = [skip + added[f"down_residual_{index}"] for index, skip in enumerate(skips)]
+        x = x + features[-1] + added["mid_residual"]
+        return self._ascend(x, skips, time_embedding, context)[0]
 
     def shallow(
         self,
@@ -488,14 +556,16 @@ class UNet(UNetEncoder):
         time_embedding = self.embed(sample, timestep, text_embeds, time_ids, timestep_cond)
         return self._last_layer(deep_feature, [self.conv_in(sample)], time_embedding, encoder_hidden_states)
 
-    def _ascend(self, x: Tensor, skips: list[Tensor], time_embedding: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    def _ascend(
+        self, x: Tensor, skips: list[Tensor], time_embedding: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
         *inner, outermost = self.up_blocks
         for block in inner:
             x = block(x, skips, time_embedding, context)
         x = outermost(x, skips, time_embedding, context, slice(None, -1))
         return self._last_layer(x, skips, time_embedding, context), x
 
-    def _last_layer(self, x: Tensor, skips: list[Tensor], time_embedding: Tensor, context: Tensor) -> Tensor:
+    def _last_layer(self, x: Tensor, skips: list[Tensor], time_embedding: Tensor, context: Context) -> Tensor:
         x = self.up_blocks[-1](x, skips, time_embedding, context, slice(-1, None))
         out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
         return out
@@ -509,6 +579,35 @@ def skip_connections(config: UNetConfig) -> list[tuple[int, int]]:
         found += [(count, level)] * config.layers[level]
         found += [(count, level + 1)] * (level < last)
     return found
+
+
+def cross_attentions(config: UNetConfig) -> list[tuple[str, int, int]]:
+    """Each block that attends to the prompt, in the order of computing: its name, how many times, and its channels."""
+    channels, middle = config.block_out_channels, config.mid_block_type == "UNetMidBlock2DCrossAttn"
+    found = [
+        (f"down_{index}", sum(config.depths[index]), channels[index])
+        for index, kind in enumerate(config.down_block_types)
+        if kind == "CrossAttnDownBlock2D"
+    ]
+    if middle:
+        found.append(("mid", config.mid_depth, channels[-1]))
+    return found + [
+        (f"up_{index}", sum(config.up_depths[index]), channels[-1 - index])
+        for index, kind in enumerate(config.up_block_types)
+        if kind == "CrossAttnUpBlock2D"
+    ]
+
+
+def feature_places(config: UNetConfig) -> list[int]:
+    """The number of the skip connection that each down block's feature of a T2I-Adapter is added to, and what goes on
+    from there, as diffusers does: what the last attention makes; without any, what leaves the block.
+    """
+    places, last = [], 0
+    for level, (count, kind) in enumerate(zip(config.layers, config.down_block_types, strict=True)):
+        halves = level < len(config.layers) - 1
+        places.append(last + count + (halves and kind == "DownBlock2D"))
+        last += count + halves
+    return places
 
 
 def _each_layer(name: str, blocks: tuple[Depths, ...], layers: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,14 +10,14 @@ from calotype.runtime.adapters.names import NETWORKS
 from calotype.runtime.adapters.settings import Settings, by_network
 from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.errors import InputError
-from calotype.runtime.untrusted import is_pickle, stand_in
+from calotype.runtime.untrusted import is_pickle, parse_json, read_bytes, stand_in, why
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 DIFFUSERS_HEADER = "lora_adapter_metadata"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-MAX_CONFIG_BYTES = 16_000_000
+MOST_CONFIG = 16 << 20  # bytes
 CONVERT = (
     "from safetensors.torch import save_file; import torch; "
     "save_file(torch.load('{path}', weights_only=True), '{target}')"
@@ -52,12 +51,12 @@ def read_adapter(path: Path) -> list[AdapterFile]:
     """
     if not path.is_dir():
         return [_single(path)]
-    if (path / PEFT_CONFIG).is_file():
+    if (path / PEFT_CONFIG).exists():
         return [_peft(path, None)]
-    parts = [name for name in NETWORKS if (path / name / PEFT_CONFIG).is_file()]
+    parts = [name for name in NETWORKS if (path / name / PEFT_CONFIG).exists()]
     if parts:
         return [_peft(path / name, name) for name in parts]
-    if (path / DIFFUSERS_WEIGHTS).is_file():
+    if (path / DIFFUSERS_WEIGHTS).exists():
         return [_single(path / DIFFUSERS_WEIGHTS)]
     return [_single(_only_file(path))]
 
@@ -80,33 +79,31 @@ def _only_file(folder: Path) -> Path:
 
 def _peft(folder: Path, network: str | None) -> AdapterFile:
     weights, config = folder / PEFT_WEIGHTS, folder / PEFT_CONFIG
-    if not weights.is_file():
+    if not weights.exists():
         pickle = next((file for file in folder.glob("adapter_model.*") if file.suffix.lower() in PICKLES), None)
         raise _pickle(pickle) if pickle else InputError(f"{folder} has no {PEFT_WEIGHTS}; download it whole")
     try:
-        with config.open("rb") as file:
-            text = file.read(MAX_CONFIG_BYTES + 1)
-        if len(text) > MAX_CONFIG_BYTES:
-            raise ValueError(f"it has more than {MAX_CONFIG_BYTES} bytes")
-        table = json.loads(text)
-        settings = {"": Settings.read(table)}
+        settings = {"": Settings.read(parse_json(read_bytes(config, MOST_CONFIG)))}
     except InputError as error:
         raise InputError(f"{folder} {error}") from None
-    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise InputError(f"{config} is damaged: {error}; download it again") from None
+    except OSError as error:
+        raise InputError(f"{config} cannot be read: {why(error)}; see that it is a file that you may read") from None
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise InputError(f"{config} is no configuration of PEFT: {why(error)}; take the publisher's own") from None
     return AdapterFile(path=weights, tensors=_tensors(weights), settings=settings, network=network)
 
 
 def _single(path: Path) -> AdapterFile:
     tensors = _tensors(path)
     try:
-        table = json.loads(tensors.metadata.get(DIFFUSERS_HEADER, "{}"))
+        table = parse_json(tensors.metadata.get(DIFFUSERS_HEADER, "{}").encode())
         found = by_network(table, NETWORKS) if table else {}
         settings = {network: Settings.read(own) for network, own in found.items()}
     except InputError as error:
         raise InputError(f"{path} {error}") from None
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise InputError(f"{path} has a damaged header: {error}; download it again") from None
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        message = f"the settings of {path} in its header's {DIFFUSERS_HEADER} cannot be used: {why(error)}"
+        raise InputError(f"{message}; take the publisher's own, or save it again") from None
     return AdapterFile(path=path, tensors=tensors, settings=settings)
 
 

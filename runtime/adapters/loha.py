@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from calotype.runtime.adapters.changes import Array, Difference, Module, Shape, shapes, single
+from calotype.runtime.adapters.changes import Array, Difference, Module, Shape, flat, matrix_product, shapes, single
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,6 +66,6 @@ def product_shape(a: Array, b: Array, t: Array | None) -> Shape | None:
 def product(a: Array, b: Array, t: Array | None) -> Array:
     """``a @ b``, or in Tucker's form with its core ``t``."""
     if t is None:
-        return np.tensordot(single(a), single(b), axes=1)
+        return matrix_product(single(a), flat(b)).reshape(len(a), *b.shape[1:])
     inner = np.tensordot(single(t), single(b), axes=(1, 0))  # (rank, kh, kw, in)
     return np.moveaxis(np.tensordot(single(a), inner, axes=(0, 0)), -1, 1)  # (out, kh, kw, in) -> (out, in, kh, kw)

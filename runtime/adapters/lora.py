@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from calotype.runtime.adapters import keys, steps
-from calotype.runtime.adapters.changes import Change, Difference, Module
+from calotype.runtime.adapters.changes import Change, Module
 from calotype.runtime.adapters.files import AdapterFile, read_adapter
+from calotype.runtime.adapters.flux2_names import unpacked
 from calotype.runtime.adapters.kinds import changes
+from calotype.runtime.adapters.merging import Merged
 from calotype.runtime.adapters.names import Place, Weights, names_of
 from calotype.runtime.arguments import as_path, finite
 from calotype.runtime.errors import InputError, quoted
-from calotype.runtime.parallel import run_parallel
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,6 @@ Array = NDArray[Any]
 # A network, and a tensor's name in it.
 Target = tuple[str, str]
 Parts = dict[str, Array]
-WORKERS = min(8, os.cpu_count() or 1)  # threads that merge
 ANOTHER = "take the publisher's own, or save it again"  # the file is whole: fetching the same one would not help
 
 
@@ -85,10 +83,7 @@ def merge(loras: Sequence[Lora], weights: Weights) -> dict[str, dict[str, Array]
             weights are too large for their dtype.
     """
     found = read_changes(loras, weights, names_of(weights) if loras else {})
-    results: dict[str, dict[str, Array]] = {}
-    for (network, name), array in merged(loras, found, weights):
-        results.setdefault(network, {})[name] = array
-    return results
+    return {network: dict(own) for network, own in merged(loras, found, weights).items()}
 
 
 def read_changes(
@@ -112,32 +107,13 @@ def read_changes(
     return found
 
 
-def merged(
-    loras: Sequence[Lora], found: Mapping[Target, Sequence[Change]], weights: Weights
-) -> list[tuple[Target, Array]]:
-    """The weights with the changes made that were ``found`` in ``loras``; see :func:`merge`."""
-
-    def changed(target: Target) -> tuple[Target, Array]:
-        old = weights[target[0]][target[1]]
-        first, *rest = found[target]
-        with np.errstate(all="ignore"):
-            if isinstance(first, Difference):  # one array less to go through
-                new = first.difference().reshape(old.shape)
-                new += old
-            else:
-                new = old.astype(np.float32)
-                first.add_to(new, old)
-            for change in rest:
-                change.add_to(new, old)
-            edges = np.array([new.min(initial=0), new.max(initial=0)]).astype(old.dtype)
-            stored = new.astype(old.dtype, copy=False)
-        if not np.isfinite(edges).all():
-            files = ", ".join(str(lora.path) for lora in loras)
-            what = f"the weight {target[1]} is beyond what {old.dtype} holds"
-            raise InputError(f"with {files} {what}; use a smaller scale")
-        return target, stored
-
-    return run_parallel(changed, found, most=WORKERS)
+def merged(loras: Sequence[Lora], found: Mapping[Target, Sequence[Change]], weights: Weights) -> dict[str, Merged]:
+    """The weights with the changes made that were ``found`` in ``loras``, by network; see :func:`merge`."""
+    by_network: dict[str, dict[str, Sequence[Change]]] = {}
+    for (network, name), changes_ in found.items():
+        by_network.setdefault(network, {})[name] = changes_
+    files = [lora.path for lora in loras]
+    return {network: Merged(own, weights[network], files) for network, own in by_network.items()}
 
 
 class _Reader:
@@ -153,14 +129,14 @@ class _Reader:
         """What it changes, and in which tensors."""
         for file in read_adapter(self._lora.path):
             steps.announce(file.path, file.tensors.metadata)
-            modules = _modules(file)
+            modules = unpacked(_modules(file))
             if not file.settings and not any("alpha" in parts for parts in modules.values()):
                 logger.info("%s does not state its alpha; its rank is taken for it", file.path)
             taken: set[Place] = set()
             for key, parts in modules.items():
                 place = self._take(file, key, parts)
                 if place in taken:
-                    raise InputError(f"{file.path} has half of {key}, or has it twice; {ANOTHER}")
+                    raise InputError(f"{file.path} changes {quoted(key)} twice, under two names; {ANOTHER}")
                 taken |= {place} if place else set()
         self._check()
         return self._found
@@ -193,7 +169,7 @@ class _Reader:
         try:
             return [((place[0], f"{place[1]}.{parameter}"), change) for parameter, change in changes(module)]
         except KeyError:
-            raise InputError(f"{file.path} has half of {key}, or has it twice; {ANOTHER}") from None
+            raise InputError(f"{file.path} lacks some of the tensors of {quoted(key)}; {ANOTHER}") from None
         except (ValueError, OverflowError) as error:
             raise InputError(f"{file.path} cannot be merged: {error}; {ANOTHER}") from None
 

@@ -11,7 +11,17 @@ from typing import Self
 
 import numpy as np
 
-from calotype.runtime.adapters.changes import Array, Difference, Module, Shape, flat, shapes, single
+from calotype.runtime.adapters.changes import (
+    Array,
+    ByRows,
+    Difference,
+    Module,
+    Shape,
+    flat,
+    matrix_product,
+    shapes,
+    single,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,8 +64,16 @@ class LowRank(Difference):
         return shapes(self.up, self.down)
 
     def difference(self) -> Array:
+        return matrix_product(*self._factors())
+
+    def by_rows(self) -> ByRows:
+        up, down = self._factors()
+        return lambda rows, into: matrix_product(up[rows], down, into)
+
+    def _factors(self) -> tuple[Array, Array]:
+        """Two float32 matrices, whose product is the difference."""
         up, down = flat(self.up) * np.float32(self.factor), single(self.down)
         if self.mid is not None:
             inner = np.tensordot(single(self.mid), flat(down), axes=(1, 0))
             down = np.moveaxis(inner, -1, 1)  # (rank, kh, kw, in) -> (rank, in, kh, kw)
-        return up @ flat(down)
+        return up, flat(down)

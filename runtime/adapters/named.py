@@ -18,6 +18,7 @@ SUFFIX = ".safetensors"
 MOST = 10_000  # entries of a folder
 SHOWN = 20  # names in a message
 MOST_NAME = 200  # characters
+MOST_LORAS = 64  # of one picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,12 +70,14 @@ def asked_all(name: str, value: Any) -> tuple[Asked, ...]:
     """A list of LoRAs as a caller may give it, see :func:`asked`; None is an empty one.
 
     Raises:
-        InputError: it is none; the message begins with ``name``.
+        InputError: it is none, whose message begins with ``name``; or it is longer than ``MOST_LORAS``.
     """
     if value is None:
         return ()
     if not isinstance(value, list | tuple) or not all(map(_is_asked, value)):
         raise InputError(f'{name}={quoted(value)} is no list of LoRAs; give [("style.safetensors", 0.8)]')
+    if len(value) > MOST_LORAS:
+        raise InputError(f"{len(value)} LoRAs are more than the {MOST_LORAS} that one picture takes; use fewer")
     return tuple(map(asked, value))
 
 

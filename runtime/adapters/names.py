@@ -6,21 +6,25 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from calotype.runtime.adapters.flux2_names import flux2_names
+
 # Weights by name for each network that an adapter can change.
 Weights = Mapping[str, Mapping[str, Any]]
 # A network, and a module's name in it.
 Place = tuple[str, str]
 
-NETWORKS = ("unet", "text_encoder", "text_encoder_2")
+NETWORKS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 # Before a module's name with underscores: kohya's trainers; kohya's older OFT; LyCORIS's own wrapper.
 KOHYA_PREFIXES = {
     "unet": ("lora_unet_", "oft_unet_", "lycoris_"),
+    "transformer": ("lora_unet_", "lora_transformer_", "lycoris_"),
     "text_encoder": ("lora_te_", "lora_te1_", "oft_te_", "lycoris_"),
     "text_encoder_2": ("lora_te2_", "lycoris_"),
 }
 # Before a module's name with dots: diffusers; ComfyUI; OneTrainer; PEFT, which saves one network.
 DOTTED_PREFIXES = {
     "unet": ("unet.", "diffusion_model.", ""),
+    "transformer": ("transformer.", "diffusion_model.", ""),
     "text_encoder": ("text_encoder.", "clip_l.", "text_encoders.clip_l.", "clip_h.", "text_encoders.clip_h.", ""),
     "text_encoder_2": ("text_encoder_2.", "clip_g.", "text_encoders.clip_g.", ""),
 }
@@ -79,6 +83,8 @@ def names_of(weights: Weights) -> dict[str, list[Place]]:
 def _aliases(network: str, module: str, layers: int) -> Iterator[str]:
     if network == "unet":
         others = _original_names(module, layers)
+    elif network == "transformer":
+        others = flux2_names(module)
     else:
         others = [module.removeprefix("text_model."), f"transformer.{module}"]
     for name in (module, *others):

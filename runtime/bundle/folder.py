@@ -12,7 +12,7 @@ from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BundleError, InputError, quoted
 from calotype.runtime.graphs.files import GraphFile, read_graph
 from calotype.runtime.parallel import run_parallel
-from calotype.runtime.untrusted import why
+from calotype.runtime.untrusted import read_bytes, why
 
 BUNDLED = Path(__file__).parent.parent / "models"
 
@@ -84,6 +84,14 @@ class Bundle:
                         f"({', '.join(network.weights[:8])}); do not use this bundle"
                     )
                 self._check_tensors(name, network, path, graph)
+
+    def read(self, name: str, most: int) -> bytes:
+        """The contents of one of its small files, of at most ``most`` bytes; raises BundleError."""
+        try:
+            return read_bytes(self.path / name, most)
+        except OSError as error:
+            message = f"{self.path / name} cannot be read: {why(error)}"
+            raise BundleError(f"{message}; copy or export the bundle again") from error
 
     def check_weights(self, network: ModelSpec) -> None:
         """Compare the contents of its weights files with the manifest, once; raises BundleError."""

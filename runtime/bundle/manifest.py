@@ -39,6 +39,7 @@ from calotype.runtime.untrusted import open_regular, parse_json, read_bytes, why
 
 MANIFEST_NAME = "calotype.json"
 MOST_BYTES = 16 << 20  # of a manifest
+MOST_VOCABULARY = 64 << 20  # bytes of a tokenizer's file
 FORMAT_VERSION = 2
 FORMATS = (1, 2)
 # Kind of bundle -> what it cannot leave out, beside what every kind says.
@@ -49,12 +50,23 @@ KINDS: Mapping[str, frozenset[str]] = {
     "ip-adapter": frozenset(),
     "upscaler": frozenset(),
 }
+TOKENIZERS = ("clip", "byte-level")
+# Where those of the second kind split a text, after it is normalised to NFC: as Qwen's do.
+BYTE_LEVEL_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # What deep-feature caching takes in place of the UNet; bundles exported before there was any have not got them.
 CACHING = ("unet_deep", "unet_shallow")
 # What takes the place of the UNet where ControlNets add to it.
 CONTROLLED = "unet_control"
+# What takes its place where image prompts are read beside the prompt; ControlNets add to it too.
+PROMPTED = "unet_image_prompt"
+# What says of a picture whether it is fit for everybody; in bundles that were exported with it.
+SAFETY_CHECKER = "safety_checker"
+# What takes the place of a transformer where it is given reference pictures.
+EDITING = "transformer_edit"
 # What pictures without these can do without: engines of it are built when it is named.
-ASIDE = (*CACHING, CONTROLLED)
+ASIDE = (*CACHING, CONTROLLED, PROMPTED, EDITING, SAFETY_CHECKER)
 
 
 def _numbers(figures: Mapping[str, Any]) -> str | None:
@@ -89,7 +101,11 @@ class FileRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerSpec:
-    """A CLIP byte-pair tokenizer: its two files, its length and its special tokens."""
+    """A byte-pair tokenizer: its two files, its length and its special tokens.
+
+    ``kind`` is how it splits a text before: as CLIP's, or as those of language models. ``added_tokens`` are what it
+    takes for one token wherever they stand, beside the three that are named.
+    """
 
     vocab: FilePath
     merges: FilePath
@@ -97,6 +113,16 @@ class TokenizerSpec:
     bos_token: Token = "<|startoftext|>"
     eos_token: Token = "<|endoftext|>"
     pad_token: Token = "<|endoftext|>"
+    kind: Annotated[str, one_of(*TOKENIZERS)] = "clip"
+    added_tokens: tuple[Token, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """What the manifest says of it; what was not there in former versions is left out where it says nothing new."""
+        value = dataclasses.asdict(self)
+        for field in dataclasses.fields(self)[-2:]:
+            if value[field.name] == field.default:
+                del value[field.name]
+        return value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,8 +156,9 @@ class Manifest:
 
     ``kind`` None is ``vae`` where the family is, else ``model``. An autoencoder alone, kind and family ``vae``, has no
     text encoder, no UNet, no tokenizer, an empty ``scheduler``. ``max_clip_skip`` is how many of their last layers the
-    text encoders can leave out. ``words`` is a file of all words that a small model was taught, one a line; None is no
-    such list. Which families there are, those who open one know.
+    text encoders can leave out. ``distilled`` is of a model that was taught to draw in few steps, and without guidance;
+    where it is not, nothing is written, as before there was any. ``words`` is a file of all words that a small model
+    was taught, one a line; None is no such list. Which families there are, those who open one know.
 
     Attributes:
         sha256: see :func:`digest`; of the file where it was read from one.
@@ -150,6 +177,7 @@ class Manifest:
     max_clip_skip: Annotated[int, within(0, 1000)] = 0
     words: FilePath | None = None
     force_zeros_for_empty_prompt: bool = False
+    distilled: bool = False
     license: Text | None = None
     attribution: tuple[Text, ...] = ()
     source: Mapping[Name, Plain] = dataclasses.field(default_factory=dict)
@@ -224,8 +252,10 @@ class Manifest:
         """What :meth:`from_json` reads, without the hash. JSON has no NaN: a figure that is not finite is None."""
         value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
         value["networks"] = {name: network.to_json() for name, network in self.networks.items()}
-        for name in ("tokenizers", "files"):
-            value[name] = {key: dataclasses.asdict(item) for key, item in value[name].items()}
+        value["tokenizers"] = {key: item.to_json() for key, item in self.tokenizers.items()}
+        value["files"] = {key: dataclasses.asdict(item) for key, item in self.files.items()}
+        if not self.distilled:
+            del value["distilled"]
         for name in ("vae", "defaults"):
             value[name] = dataclasses.asdict(value[name])
         found: dict[str, Any] = _finite({"format_version": FORMAT_VERSION, **value})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -12,12 +11,16 @@ from numpy.typing import NDArray
 
 from calotype.runtime.bundle.manifest import TokenizerSpec
 from calotype.runtime.bundle.spec import TensorSpec
-from calotype.runtime.errors import BundleError
+from calotype.runtime.errors import BundleError, quoted
+from calotype.runtime.untrusted import parse_json, why
 
 Inputs = dict[str, NDArray[Any]]
 Outputs = dict[str, Sequence[NDArray[Any]]]  # by the name of a case
 # Other sizes than graphs are traced with, so that nothing of those is frozen in.
-SIZES = {"batch": 1, "rows": 3, "extra": 2, "tokens": 11, "height": 16, "width": 8}
+SIZES = {
+    "batch": 1, "rows": 3, "extra": 2, "tokens": 11, "pictures": 3, "height": 16, "width": 8, "adapters": 2,
+    "image_tokens": 5, "references": 6,
+}  # fmt: skip
 MAX_RELATIVE = 1e-4  # largest error over largest magnitude, of a float32 graph
 MIN_COSINE = 0.9995  # of a float16 graph, and of engines in it
 
@@ -39,10 +42,16 @@ class Tokens:
             BundleError: it has not got them.
         """
         try:
-            ids = json.loads(vocab)
-            return cls(count=len(ids), bos=ids[spec.bos_token], eos=ids[spec.eos_token], pad=ids[spec.pad_token])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise BundleError(f"{spec.vocab} is not the vocabulary of a CLIP tokenizer: {error}") from error
+            ids = parse_json(vocab)
+            if not isinstance(ids, dict) or not all(type(number) is int for number in ids.values()):
+                raise ValueError("it is no table of whole numbers")
+            missing = [quoted(token) for token in (spec.bos_token, spec.eos_token, spec.pad_token) if token not in ids]
+            if missing:
+                raise ValueError(f"it has no {missing[0]}")
+        except ValueError as error:
+            message = f"{spec.vocab} is not the vocabulary of a CLIP tokenizer: {why(error)}"
+            raise BundleError(f"{message}; take the publisher's own") from error
+        return cls(count=len(ids), bos=ids[spec.bos_token], eos=ids[spec.eos_token], pad=ids[spec.pad_token])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,13 +127,16 @@ def cases(
         empty = np.full_like(ids, tokens.pad)
         empty[:, :2] = tokens.bos, tokens.eos
         found["empty prompt"] = {**random, "input_ids": empty}
+    if "attention_mask" in random:
+        found["no padding"] = {**random, "attention_mask": np.ones_like(random["attention_mask"])}
+    if "clip_skip" in random and tokens is not None:
         found["clip_skip"] = {**random, "clip_skip": np.array([max_clip_skip])}
         extra = ids.copy()
         extra[:, 1 : 1 + sizes["extra"]] = tokens.count + np.arange(sizes["extra"])
         found["textual inversion"] = {**random, "input_ids": extra}
-    if network == "controlnet":
+    if network.startswith("controlnet"):
         found["black"] = {**random, "control_image": np.zeros_like(random["control_image"])}
-    if network.startswith("unet") or network == "controlnet":
+    if "timestep" in random:
         found["large"] = {**random, "sample": random["sample"] * 10}
         for timestep in (0, 999):
             found[f"timestep {timestep}"] = {**random, "timestep": np.full_like(random["timestep"], timestep)}
@@ -150,12 +162,18 @@ def random_inputs(
         if spec.name == "input_ids":
             assert tokens is not None
             found[spec.name] = _prompt(rng, shape, tokens)
+        elif spec.name == "attention_mask":
+            found[spec.name] = (np.arange(shape[1]) <= shape[1] * 3 // 4).astype(np.int64) + np.zeros(shape, np.int64)
+        elif spec.name == "reference_positions":
+            found[spec.name] = rng.integers(0, 30, shape).astype(np.float32)
         elif spec.name == "clip_skip":
             found[spec.name] = np.zeros(shape, np.int64)
         elif spec.name == "timestep":
             found[spec.name] = np.linspace(0, 999, shape[0], dtype=np.float32)
         elif spec.name == "time_ids":
             found[spec.name] = rng.integers(0, 2048, shape).astype(np.float32)
+        elif spec.name == "control_mode":
+            found[spec.name] = np.eye(shape[-1], dtype=np.float32)[rng.integers(0, shape[-1], shape[:-1])]
         elif spec.name in ("image", "control_image"):
             found[spec.name] = rng.uniform(-1, 1, shape).astype(np.float32)
         else:

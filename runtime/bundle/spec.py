@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from calotype.runtime.bundle.schema import (
     GraphPath,
     Name,
+    SchemaError,
     WeightsPath,
     at_least_one,
     having,
@@ -17,8 +18,9 @@ from calotype.runtime.bundle.schema import (
     one_of,
     within,
 )
-from calotype.runtime.errors import BundleError, InputError
+from calotype.runtime.errors import BundleError, InputError, quoted
 
+MOST_NUMBERS = 2**24  # of a tensor where every symbol is 1; prompts of the largest models have an eighth of it
 DTYPES = ("float16", "float32", "int32", "int64")
 PRECISIONS = ("float32", "float16")
 _SYMBOL = r"([1-9][0-9]{0,5}\*)?[A-Za-z_][A-Za-z0-9_]{0,63}|[A-Za-z_][A-Za-z0-9_]{0,63}/[1-9][0-9]{0,5}"
@@ -37,6 +39,10 @@ class TensorSpec:
     name: Name
     dtype: Annotated[str, one_of(*DTYPES)]
     shape: tuple[Dimension, ...]
+
+    def __post_init__(self) -> None:
+        if math.prod(factor for factor, _, _ in map(_parse, self.shape)) > MOST_NUMBERS:
+            raise SchemaError(f"the tensor {quoted(self.name)} has more than {MOST_NUMBERS} numbers at the least")
 
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape with every symbol replaced by its size.

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
-MOST_BYTES = 10_000_000
+MOST_BYTES, MOST_KEY = 10_000_000, 4096
 POSITIVE = click.FloatRange(0, min_open=True)
 
 
@@ -64,15 +64,28 @@ def command(url: str | None, compare: Path | None, as_json: bool, **options: Any
         click.echo(table(rows) if rows else "the two reports have no figure in common", err=as_json)
 
 
+def _key(path: Path) -> str:
+    """The key in a file; raises BadParameter where it is none."""
+    from calotype.runtime.untrusted import read_bytes, why
+
+    try:
+        return read_bytes(path, MOST_KEY).decode("ascii").strip()
+    except UnicodeDecodeError:
+        reason = "it is no text in ASCII"
+    except OSError as error:
+        reason = why(error)
+    raise click.BadParameter(f"{path} cannot be read: {reason}", param_hint="--api-key-file")
+
+
 def _read(path: Path) -> Any:
     """A report that ``--json`` wrote; raises BadParameter where it is none."""
-    from calotype.runtime.untrusted import parse_json, read_bytes
+    from calotype.runtime.untrusted import parse_json, read_bytes, why
 
     try:
         return parse_json(read_bytes(path, MOST_BYTES))
     except (OSError, ValueError) as error:
-        why = f"{path} is no report ({error}); give what calotype bench --json printed"
-        raise click.BadParameter(why, param_hint="--compare") from error
+        message = f"{path} is no report ({why(error)}); give what calotype bench --json printed"
+        raise click.BadParameter(message, param_hint="--compare") from error
 
 
 def _bundle(options: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -133,7 +146,7 @@ def _server(url: str, options: dict[str, Any]) -> tuple[dict[str, Any], str]:
         seed=options["seed"],
         slo=options["slo"],
     )
-    report = load.report(load.offer(url, traffic, None if path is None else path.read_text().strip()), traffic)
+    report = load.report(load.offer(url, traffic, None if path is None else _key(path)), traffic)
     parts = [f"{url}, {traffic.rate:g} requests a second for {traffic.duration:g} s", table(report["groups"])]
     if report["refused"]:
         parts.append(f"Not drawn\n{table(report['refused'])}")

@@ -36,6 +36,13 @@ from calotype.runtime.errors import MissingPackageError
 )
 @click.option("--version-compatible", is_flag=True, help="Later versions of TensorRT and its lean runtime run them.")
 @click.option("--hardware-compatible", is_flag=True, help="GPUs of the same compute capability run them too.")
+@click.option(
+    "--for",
+    "targets",
+    metavar="LIST",
+    help="The GPUs that one plan is for, by compute capability, as sm86,sm89,sm120. TensorRT-RTX needs none of them "
+    "here; TensorRT needs one.  [default: TensorRT-RTX's own choice; TensorRT: the GPU of this machine]",
+)
 @click.option("--strip-weights", is_flag=True, help="Leave weights out: models of one architecture share plans.")
 @click.option("--force", is_flag=True, help="Build what the cache has, too.")
 @click.option("--list", "as_list", is_flag=True, help="List the plans of the cache, and stop.")
@@ -52,6 +59,7 @@ def command(
     networks: tuple[str, ...],
     version_compatible: bool,
     hardware_compatible: bool,
+    targets: str | None,
     strip_weights: bool,
     force: bool,
     as_list: bool,
@@ -79,6 +87,7 @@ def command(
             precision=precision,
             version_compatible=version_compatible,
             hardware_compatible=hardware_compatible,
+            targets=targets,
             strip_weights=strip_weights,
             force=force,
         )
@@ -98,12 +107,13 @@ def _build_for_cpu(bundle: str, networks: tuple[str, ...], precision: str | None
 
 
 def _build_for_gpu(
-    bundle: str, backend: str, networks: tuple[str, ...], sizes: dict[str, Any], **options: Any
+    bundle: str, backend: str, networks: tuple[str, ...], sizes: dict[str, Any], targets: str | None, **options: Any
 ) -> dict[str, Path]:
     """Plans by network, for the profiles of ``sizes``."""
     with _needing_onnx():
         from calotype.engine.build import Options, build_bundle
     from calotype.engine.profiles import choose_profiles
+    from calotype.engine.targets import parse_targets
     from calotype.runtime.bundle.folder import Bundle
 
     opened = Bundle.open(bundle)
@@ -111,7 +121,7 @@ def _build_for_gpu(
         opened,
         backend=backend,
         profiles=choose_profiles(opened.manifest, **sizes),
-        options=Options(**options),
+        options=Options(**options, targets=() if targets is None else parse_targets(targets)),
         networks=networks or None,
         say=_say,
         progress=_show if sys.stderr.isatty() else None,
@@ -153,7 +163,7 @@ def _show(phase: str, part: float) -> None:
 
 
 def _tend(clean: bool) -> None:
-    from calotype.runtime.sessions.plans import list_plans, plan_trouble, read_record
+    from calotype.runtime.sessions.plans import list_plans, plan_trouble, read_record, target_of
 
     if clean:
         from calotype.engine.cache import clean_plans
@@ -167,8 +177,6 @@ def _tend(clean: bool) -> None:
             continue
         key = record.key
         size = (record.size + (0 if record.weights is None else record.weights.size)) / 2**20
-        if key["backend"] == "cpu":
-            click.echo(f"{path}  {size:.1f} MiB, {key['precision']}, for {key['processor']}")
-            continue
-        profiles = ", ".join(profile["name"] for profile in key["profiles"])
-        click.echo(f"{path}  {size:.1f} MiB, {key['precision']}, for {key['gpu']}, profiles {profiles}")
+        named = ", ".join(profile["name"] for profile in key.get("profiles", ()))
+        profiles = f", profiles {named}" if named else ""
+        click.echo(f"{path}  {size:.1f} MiB, {key['precision']}, for {target_of(key)}{profiles}")

@@ -31,6 +31,18 @@ WEIGHTS = {"float16": "fp16", "float32": "fp32"}
     help="What the UNet predicts, where the checkpoint does not say it or is wrong.",
 )
 @click.option("--variant", metavar="NAME", help="Which of a folder's weights, where it has several: bf16, non_ema, …")
+@click.option(
+    "--image-encoder",
+    type=click.Path(path_type=Path),
+    help="The folder of an IP-Adapter's image encoder.  [default: image_encoder beside its file]",
+)
+@click.option("--safety-checker", is_flag=True, help="Take the checkpoint's own safety checker along, too.")
+@click.option(
+    "--transformer",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A file whose transformer takes the place of that in the folder SOURCE, as those of FLUX.2 klein are shared.",
+)
 def command(
     source: str,
     bundle: Path,
@@ -39,6 +51,9 @@ def command(
     ema: bool,
     prediction_type: str | None,
     variant: str | None,
+    image_encoder: Path | None,
+    safety_checker: bool,
+    transformer: Path | None,
 ) -> None:
     """Turn the checkpoint SOURCE into BUNDLE.
 
@@ -60,6 +75,9 @@ def command(
         ema=ema,
         prediction_type=prediction_type,
         variant=variant,
+        image_encoder=image_encoder,
+        safety_checker=safety_checker,
+        transformer=transformer,
         progress=_show,
     )
     click.echo(f"{bundle}: {manifest.name}, {len(manifest.networks)} networks")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from calotype.runtime.call import Call
     from calotype.runtime.control import Control
     from calotype.runtime.denoising.acceleration import Acceleration
+    from calotype.runtime.image_prompt import ImagePrompt
     from calotype.runtime.pipeline import Pipeline
     from calotype.runtime.request import Request
 
@@ -117,6 +118,13 @@ FILE = click.Path(path_type=Path)
 @click.option("--strength", type=float, help="0 to 1, how much of it is given up.  [default: 0.8, with a mask 1]")
 @click.option("--mask", type=FILE, help="A picture of its size, white where to draw; the rest comes back exactly.")
 @click.option("--feather", type=int, help="Pixels inside the mask over which the two fade.  [default: 0]")
+@click.option(
+    "--reference",
+    "references",
+    type=FILE,
+    multiple=True,
+    help="A picture that a model which edits goes by, as FLUX.2 klein; can be given several times.",
+)
 @click.option("--steps", type=int, help="Denoising steps.  [default: the model's]")
 @click.option(
     "--scheduler", help="ddim, euler, euler-a, dpmpp-2m, unipc, …; an unknown one lists all.  [default: the model's]"
@@ -189,10 +197,20 @@ FILE = click.Path(path_type=Path)
     "controls",
     multiple=True,
     metavar="NAME=BUNDLE:PICTURE[:SCALE[:START:END]]",
-    help="A ControlNet's bundle and its picture, which inpaint@, grayscale@ or threshold@ before it prepares; without "
-    "one, that of --image. How much of it, and in which share of the steps; can be given several times.",
+    help="The bundle of a ControlNet or T2I-Adapter and its picture, which canny@, threshold@, grayscale@ or inpaint@ "
+    "before it prepares; without one, that of --image. How much of it, and in which share of the steps; can be given "
+    "several times.",
 )
 @click.option("--guess-mode", is_flag=True, help="Let ControlNets lead, where the prompt says little or nothing.")
+@click.option(
+    "--image-prompt",
+    "image_prompts",
+    multiple=True,
+    metavar="NAME=BUNDLE:PICTURE[,PICTURE…][:SCALE]",
+    help="An IP-Adapter's bundle and the pictures that it reads beside PROMPT, and how much of it; can be given "
+    "several times.",
+)
+@click.option("--safety-checker", is_flag=True, help="Have the model's own look; what it takes exception to is black.")
 @click.option("--vae", help="A bundle whose autoencoder to use instead, such as a tiny one.")
 @click.option("--vae-tiling", is_flag=True, help="Read and draw large pictures in tiles, in less memory.")
 @click.option("--backend", default="auto", show_default=True, help="auto, tensorrt, tensorrt-rtx, cuda or cpu.")
@@ -246,6 +264,7 @@ def command(
         where,
         options["backend"],
         low_memory=options["low_memory"],
+        safety_checker=options["safety_checker"],
         trace=trace,
         threads=options["threads"],
         **additions,
@@ -308,6 +327,8 @@ def _requests(prompt: str | None, options: dict[str, Any]) -> list[Request]:
         sigmas=levels,
         scheduler_config={name: value for name, value in config.items() if value is not None},
         controls=controls,
+        image_prompts=[prompt for _, _, prompt in _image_prompts(options)],
+        references=options["references"],
         **{name: options[name] for name in SAME_NAME},
     )
 
@@ -320,6 +341,10 @@ def _draw(pipeline: Pipeline, requests: list[Request], output: Path, overwrite: 
         for number, picture in call:
             path = picture.save(output, number=number if len(requests) > 1 else None, overwrite=overwrite)
             files[number] = {"path": str(path), "seed": picture.seed}
+            if picture.flagged is not None:
+                files[number]["flagged"] = picture.flagged
+            if picture.flagged:
+                click.echo(f"{path} is black: the safety checker takes exception to the picture", err=True)
     return [files[number] for number in sorted(files)], call
 
 
@@ -337,6 +362,7 @@ def _additions(options: dict[str, Any]) -> dict[str, Any]:
         "vae": options["vae"],
         "vae_tiles": Tiles() if options["vae_tiling"] else None,
         "controls": {name: folder for name, folder, _ in _controls(options)},
+        "image_prompts": {name: folder for name, folder, _ in _image_prompts(options)},
         "fast": _acceleration(options),
     }
 
@@ -347,13 +373,28 @@ def _controls(options: dict[str, Any]) -> list[tuple[str, Path, Control]]:
     from calotype.runtime.errors import InputError
 
     found = [Control.parse(text) for text in options["controls"]]
-    folders: dict[str, Path] = {}
-    for name, folder, _ in found:
-        if folders.setdefault(name, folder) != folder:
-            raise InputError(f"two controls are named {name}, and have different bundles; give each its own name")
+    _check_names("controls", [(name, folder) for name, folder, _ in found])
     if options["guess_mode"] and not found:
         raise InputError("--guess-mode is about ControlNets, and there is none; give --control too")
     return found
+
+
+def _image_prompts(options: dict[str, Any]) -> list[tuple[str, Path, ImagePrompt]]:
+    """Each IP-Adapter's name, its bundle's folder, and what the pictures take of it."""
+    from calotype.runtime.image_prompt import ImagePrompt
+
+    found = [ImagePrompt.parse(text) for text in options["image_prompts"]]
+    _check_names("image prompts", [(name, folder) for name, folder, _ in found])
+    return found
+
+
+def _check_names(what: str, pairs: list[tuple[str, Path]]) -> None:
+    from calotype.runtime.errors import InputError
+
+    folders: dict[str, Path] = {}
+    for name, folder in pairs:
+        if folders.setdefault(name, folder) != folder:
+            raise InputError(f"two {what} are named {name}, and have different bundles; give each its own name")
 
 
 def _acceleration(options: dict[str, Any]) -> Acceleration:

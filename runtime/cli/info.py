@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from calotype.runtime.cli.terminal import show
+from calotype.runtime.errors import MissingPackageError
 
 if TYPE_CHECKING:
     from calotype.runtime.bundle.folder import Bundle
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 @click.command("info")
 @click.argument("target", default="talbot")
 @click.option("--json", "as_json", is_flag=True, help="Print a manifest, a plan's record or a picture's settings so.")
-def command(target: str, as_json: bool) -> None:
+@click.option("--device", metavar="SIZE", help="Say which ways to run a bundle fit a GPU with that memory, as 6GB.")
+def command(target: str, as_json: bool, device: str | None) -> None:
     """Show TARGET: a bundle (a bundled model's name or a folder), a picture file, or a plan."""
     from calotype.runtime.bundle.folder import BUNDLED, Bundle
     from calotype.runtime.pictures.opening import SUFFIXES
@@ -34,6 +36,9 @@ def command(target: str, as_json: bool) -> None:
         return
     bundle = Bundle.open(target)
     manifest = bundle.manifest
+    if device is not None:
+        _show_ways(bundle, device)
+        return
     if as_json:
         show(json.dumps(manifest.to_json() | {"sha256": manifest.sha256}, indent=2, ensure_ascii=False))
         return
@@ -96,12 +101,31 @@ def _show_memory(bundle: Bundle) -> None:
     )
 
 
+def _show_ways(bundle: Bundle, device: str) -> None:
+    """What fits, for one guided picture of the model's own size."""
+    try:
+        from calotype.engine.fitting import DRIVER, parse_size, ways
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(error.name or "onnx", "export") from error
+    room, defaults = parse_size(device), bundle.manifest.defaults
+    show(
+        f"{_mib(room)} for one guided picture of {defaults.width}x{defaults.height}; activations are estimated, and "
+        f"{_mib(DRIVER)} are the driver's and the library's"
+    )
+    found = ways(bundle)
+    for way in found:
+        words = ", ".join([way.precision, *way.options])
+        show(f"{'fits:' if way.size <= room else 'too large:':<11}{_mib(way.size):>12}  {words}")
+    if all(way.size > room for way in found):
+        show("nothing fits: use smaller pictures with --height and --width, or the CPU")
+
+
 def _mib(size: float) -> str:
     return f"{size / 2**20:.1f} MiB"
 
 
 def _show_plan(path: Path, as_json: bool) -> None:
-    from calotype.runtime.sessions.plans import describe_plan
+    from calotype.runtime.sessions.plans import describe_plan, target_of
 
     record = describe_plan(path)
     if as_json:
@@ -115,7 +139,7 @@ def _show_plan(path: Path, as_json: bool) -> None:
     lines = {
         "network": f"{key['network']} of {key['bundle']}, {key['precision']}",
         "built by": f"{key['backend']} {key['version']} in {_figure(figures, 'seconds', '.0f')} s",
-        "for": f"{key['gpu']}, driver {key['driver']}" + "".join(f", {what}-compatible" for what in compatible),
+        "for": f"{target_of(key)}, driver {key['driver']}" + "".join(f", {what}-compatible" for what in compatible),
         "graph": key["graph"],
         "weights": ", ".join(key["weights"]) or "none: put in when it is opened",
         "size": _mib(record.size),

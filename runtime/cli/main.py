@@ -13,8 +13,7 @@ from collections.abc import Sequence
 
 import click
 
-from calotype.runtime.cli.terminal import one_line
-from calotype.runtime.errors import CalotypeError, InputError
+from calotype.runtime.errors import CalotypeError, InputError, one_line
 from calotype.runtime.version import __version__
 
 COMMANDS = {
@@ -23,6 +22,7 @@ COMMANDS = {
     "doctor": "say which backends can run here, and what is missing",
     "export": "turn a checkpoint into a bundle",
     "build": "turn a bundle into plans for a GPU, or engines for this processor",
+    "plans": "list plans, and carry them to other machines",
     "verify": "check a bundle's files",
     "bench": "measure a bundle on this machine",
     "serve": "draw for other programs and people, over HTTP",
@@ -60,8 +60,9 @@ class LazyGroup(click.Group):
             return None
         command = getattr(importlib.import_module(f"calotype.runtime.cli.{name}"), "command")  # noqa: B009
         assert isinstance(command, click.Command)
-        if not any(parameter.name == "verbose" for parameter in command.params):
-            command.params.append(verbose_option())
+        for part in (command, *(command.commands.values() if isinstance(command, click.Group) else ())):
+            if not any(parameter.name == "verbose" for parameter in part.params):
+                part.params.append(verbose_option())
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

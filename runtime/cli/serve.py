@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from calotype.runtime.cli.main import LineFormatter
-from calotype.runtime.cli.terminal import one_line
+from calotype.runtime.errors import one_line
 
 if TYPE_CHECKING:
     from calotype.serving.config import ServeConfig
@@ -44,6 +44,13 @@ class Whole(click.ParamType[Any]):
 @click.command("serve")
 @click.argument("models", nargs=-1, metavar="[NAME=]BUNDLE…")
 @click.option("--config", type=FILE, help="A TOML file that may say any of this, and more; the command line wins.")
+@click.option(
+    "--control",
+    "controls",
+    multiple=True,
+    metavar="NAME=BUNDLE",
+    help="A ControlNet that requests may name; may be repeated.",
+)
 @click.option("--host", help="The address to listen at; another than this machine's needs keys.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="0 is any that is free.  [default: 8000]")
 @click.option("--uds", type=FILE, help="A socket file to listen at, in place of an address.")
@@ -70,6 +77,8 @@ class Whole(click.ParamType[Any]):
 @click.option(
     "--stop-seconds", type=float, help="Seconds to finish what was accepted in, once told to stop.  [default: 30]"
 )
+@click.option("--output-filter", metavar="MODULE:FUNCTION", help="A Python callable that every picture has to pass.")
+@click.option("--safety-checker", is_flag=True, default=None, help="Refuse what a model's own takes exception to.")
 @click.option("--build", is_flag=True, default=None, help="Build plans and engines first, where there are none.")
 def command(models: tuple[str, ...], config: Path | None, **options: Any) -> None:
     """Serve models over HTTP; a NAME is a folder's own unless it is given.
@@ -100,6 +109,7 @@ def command(models: tuple[str, ...], config: Path | None, **options: Any) -> Non
 
     def read() -> ServeConfig:
         given = {name: None if value == () else value for name, value in options.items()}
+        given["controls"] = None if given["controls"] is None else model_names(given["controls"], "control")
         return ServeConfig.read(config, model_names(models), given)
 
     def announce(where: str) -> None:

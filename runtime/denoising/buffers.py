@@ -30,10 +30,19 @@ class Pool:
 
 @dataclasses.dataclass(kw_only=True)
 class Run:
-    """The input buffers of a run of so many rows of one layout: its sizes, and the stamp of what stands in each row."""
+    """The input buffers of a run of so many rows of one layout.
+
+    Attributes:
+        sizes: of the network's symbols.
+        stamps: by row, of what stands there.
+        features: likewise of what T2I-Adapters add; 0 is zeros.
+        residuals: whether something else than zeros stands in what ControlNets add.
+    """
 
     sizes: Sizes
     stamps: list[int]
+    features: list[int]
+    residuals: bool = False
 
 
 class Buffers:
@@ -64,7 +73,7 @@ class Buffers:
             session.reserve(sizes)
             if session.generation != self._generation:
                 self._forget(session)
-            found = self._runs[layout, rows] = Run(sizes=sizes, stamps=[0] * rows)
+            found = self._runs[layout, rows] = Run(sizes=sizes, stamps=[0] * rows, features=[0] * rows)
         return found
 
     def _forget(self, session: Session) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from calotype.runtime.bundle.form import INT8
-from calotype.runtime.bundle.manifest import CONTROLLED
+from calotype.runtime.bundle.manifest import CONTROLLED, PROMPTED
 from calotype.runtime.denoising.batching import pick
 from calotype.runtime.denoising.buffers import Pool, Run
 from calotype.runtime.denoising.controls import add_controls
@@ -97,8 +97,8 @@ class Denoiser:
         run = buffers.run(session, key.layout, session.padded(rows))
         _fill(session, run, jobs)
         sizes, network = run.sizes, key.session.network
-        if network == CONTROLLED:
-            add_controls(self._pool, session, sizes, jobs)
+        if network in (CONTROLLED, PROMPTED):
+            add_controls(self._pool, session, run, jobs)
         if network == SHALLOW:
             _give_features(session, jobs, sizes)
         session.run(sizes)

@@ -47,17 +47,29 @@ class JobControl:
 
     Attributes:
         session: the ControlNet's.
-        image: (3, H, W) float32, the control picture, as the ControlNet takes it.
-        scales: (R,) float32, what each of its residuals is multiplied by.
+        inputs: what a row of it is given beside the denoising network's own inputs, float32: its ``control_image``
+            (3, H, W), ``conditioning_scale`` (R,), what each of its residuals is multiplied by, and what else it takes.
         evaluations: in which it is added.
         guess: whether to the row with the prompt alone.
     """
 
     session: SessionKey
-    image: Array
-    scales: Array
+    inputs: Inputs
     evaluations: range
     guess: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class JobFeatures:
+    """What one T2I-Adapter adds to each row of a job; never changed, so that jobs may share it.
+
+    Attributes:
+        features: (C, h, w) float32 each, scaled, by the names of the denoising network's inputs.
+        evaluations: in which they are added.
+    """
+
+    features: Inputs
+    evaluations: range
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -76,6 +88,7 @@ class Job:
         known: what of the latents is given; None is nothing.
         cache: the deep feature that is kept between evaluations; None evaluates the whole network every time.
         controls: what ControlNets add, one after another; the denoising network takes residuals then.
+        features: what T2I-Adapters add; the denoising network takes features then.
         network: the denoising network's name in the bundle.
         form: what it is computed in.
         weights: which changes of its weights are merged; () is none.
@@ -99,6 +112,7 @@ class Job:
     known: Known | None = None
     cache: FeatureCache | None = None
     controls: tuple[JobControl, ...] = ()
+    features: tuple[JobFeatures, ...] = ()
     network: str = "unet"
     form: Hashable = None
     weights: Hashable = ()
@@ -115,6 +129,7 @@ class Job:
         self._layout = (sample, *_shapes(self.conditional))
         self._control_keys = [_control_key(control, self) for control in self.controls]
         self._control_stamps = [2 * next(_serials) for _ in self.controls]
+        self._feature_stamps: dict[tuple[JobFeatures, ...], int] = {(): 0}
         self._ends = self.solver.step_ends(self.index)
         self._stamp = 2 * next(_serials)
         self.steps, self.step = len(self._ends), 0
@@ -169,6 +184,14 @@ class Job:
         pairs = zip(self._control_stamps, self.controls, strict=True)
         return [(stamp, control) for stamp, control in pairs if self.index in control.evaluations]
 
+    @property
+    def active_features(self) -> tuple[int, tuple[JobFeatures, ...]]:
+        """What T2I-Adapters add at the next evaluation, and a number that nothing else of any job has; 0 is none."""
+        active = tuple(own for own in self.features if self.index in own.evaluations)
+        if active not in self._feature_stamps:
+            self._feature_stamps[active] = next(_serials)
+        return self._feature_stamps[active], active
+
     def _rows_at(self, index: int) -> int:
         guided = self.unconditional is not None and self.guidance.active(self.solver.noise_level(index))
         return 2 if guided else 1
@@ -201,8 +224,7 @@ class Job:
 
 def _control_key(control: JobControl, job: Job) -> Key:
     """Of a ControlNet's run: it is given the latents alone, and the rest of a row's inputs."""
-    own = (("control_image", control.image.shape), ("conditioning_scale", control.scales.shape))
-    return Key(control.session, (("sample", job.latents.shape), *_shapes(job.conditional), *own))
+    return Key(control.session, (("sample", job.latents.shape), *_shapes(job.conditional), *_shapes(control.inputs)))
 
 
 def _shapes(inputs: Inputs) -> Layout:

@@ -25,6 +25,12 @@ class Posterior:
     mean: Array
     logvar: Array
 
+    def mode(self, scale: Scale) -> Array:
+        """The likeliest latents as the denoising network knows them, (C, h, w)."""
+        latents = self.mean.copy()
+        scale.to_unet(latents)
+        return latents
+
     def sample(self, rng: np.random.Generator, scale: Scale) -> Array:
         """Draw latents as the UNet knows them, (C, h, w)."""
         latents: Array = rng.standard_normal(self.mean.shape, np.float32)

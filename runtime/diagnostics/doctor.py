@@ -8,6 +8,7 @@ import importlib.util
 import os
 import platform
 
+from calotype.runtime.diagnostics.platforms import here, refusal
 from calotype.runtime.errors import CalotypeError, install_line
 from calotype.runtime.sessions.cuda import load_cuda
 from calotype.runtime.sessions.processor import processor_name
@@ -57,7 +58,7 @@ def examine() -> list[Finding]:
     for backend, packages in PACKAGES.items():
         version = next(filter(None, (_version(*package) for package in packages.items())), None)
         if version is None:
-            advice = install_line(backend)
+            advice = refusal(backend, here()) or install_line(backend)
         elif backend in NEED_GPU:
             advice = _gpu_trouble(backend)
         else:

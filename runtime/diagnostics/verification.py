@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from calotype.runtime.bundle.folder import Bundle
-from calotype.runtime.bundle.manifest import ASIDE, Manifest
+from calotype.runtime.bundle.manifest import ASIDE, MOST_VOCABULARY, Manifest
 from calotype.runtime.bundle.parity import SIZES, Figures, Inputs, Outputs, Tokens, cases, judge
 from calotype.runtime.errors import BundleError
 from calotype.runtime.sessions import Session, choose_backend, open_session
@@ -64,7 +64,7 @@ def compare_graphs(
 def read_tokens(bundle: Bundle, network: str) -> Tokens | None:
     """The special tokens of a text encoder's prompts; None for any other network."""
     spec = bundle.manifest.tokenizers.get(network.replace("text_encoder", "tokenizer"))
-    return None if spec is None else Tokens.read((bundle.path / spec.vocab).read_bytes(), spec)
+    return None if spec is None else Tokens.read(bundle.read(spec.vocab, MOST_VOCABULARY), spec)
 
 
 def image_sizes(manifest: Manifest, height: int | None = None, width: int | None = None) -> dict[str, int]:
@@ -72,7 +72,8 @@ def image_sizes(manifest: Manifest, height: int | None = None, width: int | None
     length = max((tokenizer.max_length for tokenizer in manifest.tokenizers.values()), default=CLIP_TOKENS)
     pixels = {"height": height or manifest.defaults.height, "width": width or manifest.defaults.width}
     latents = {name: size // manifest.vae.downscale for name, size in pixels.items()}
-    return {"batch": 1, "rows": 2, "extra": 1, "tokens": length, **latents}
+    prompts = {"adapters": 1, "image_tokens": 4}
+    return {"batch": 1, "rows": 2, "extra": 1, "tokens": length, **prompts, **latents}
 
 
 def _run(session: Session, tried: Mapping[str, Inputs], sizes: Mapping[str, int]) -> Outputs:

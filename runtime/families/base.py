@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from calotype.runtime.arrays import Inputs
+from calotype.runtime.arrays import Array, Inputs
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.pictures.canvas import Canvas
@@ -43,11 +43,15 @@ class Family(Protocol):
         denoiser: the denoising network's name in the manifest; it is given ``sample``, ``timestep`` and named rows, and
             gives ``noise_pred``.
         encoders: the text encoders, in the order of their embeddings.
+        editor: the denoising network's name where reference pictures are given, which are rows of it; None takes none.
+        flow: whether it is trained by flow matching; see :mod:`calotype.runtime.schedulers.flow`.
     """
 
     name: str
     denoiser: str
     encoders: tuple[Encoder, ...]
+    editor: str | None
+    flow: bool
 
     def check(self, manifest: Manifest) -> None:
         """Raises BundleError where a bundle of this family lacks what it needs."""
@@ -69,11 +73,27 @@ class Family(Protocol):
             InputError: the request asks for what this model cannot do.
         """
 
+    def reference_rows(self, latents: Sequence[Array]) -> Inputs:
+        """What the network ``editor`` is given of reference pictures, beside the rows of the prompt.
+
+        Args:
+            latents: of each picture, (C, h, w) in a size of its own, as the denoising network knows them.
+        """
+
     def latent_shape(self, manifest: Manifest, canvas: Canvas) -> tuple[int, int, int]:
         """The shape of a job's latents, (C, h, w)."""
 
     def context_channels(self, manifest: Manifest) -> int:
         """How many channels of the network's sample are not the latents but a mask and a masked picture."""
 
-    def solver_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The scheduler's settings, with what depends on the family in them filled in."""
+    def guided(self, manifest: Manifest, guidance_scale: float) -> bool:
+        """Whether a picture of that scale takes a second row, without the prompt."""
+
+    def solver_settings(self, settings: Mapping[str, Any], area: int, steps: int) -> Mapping[str, Any]:
+        """The scheduler's settings, with what depends on the family in them filled in.
+
+        Args:
+            settings: the model's, with those of the request in their place.
+            area: how many latents the picture has, height times width.
+            steps: how many steps it takes.
+        """

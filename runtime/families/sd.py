@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from calotype.runtime.arrays import Inputs
+from calotype.runtime.arrays import Array, Inputs
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.bundle.safetensors import SafetensorsFile
@@ -35,6 +35,8 @@ class StableDiffusion:
     name: str
     denoiser: str = "unet"
     encoders: tuple[Encoder, ...] = (Encoder(network="text_encoder", tokenizer="tokenizer"),)
+    editor: str | None = None
+    flow: bool = False
 
     def check(self, manifest: Manifest) -> None:
         """See :meth:`Family.check`."""
@@ -71,7 +73,7 @@ class StableDiffusion:
         common, embedded = self.size_rows(manifest, request, canvas), self._network(manifest).input("timestep_cond")
         if embedded is not None:
             common = {**common, "timestep_cond": scale_embedding(request.guidance_scale, int(embedded.shape[1]))}
-        wanted = request.negative_prompt if request.guidance_scale > 1 and embedded is None else None
+        wanted = request.negative_prompt if self.guided(manifest, request.guidance_scale) else None
         conditional, unconditional = conditioner.encode(request.prompt, wanted, request.clip_skip)
         return {**conditional, **common}, None if unconditional is None else {**unconditional, **common}
 
@@ -81,6 +83,10 @@ class StableDiffusion:
             if getattr(request, name) is not None:
                 raise InputError(f"{name} is for SDXL models; {manifest.name} is {manifest.family}")
         return {}
+
+    def reference_rows(self, latents: Sequence[Array]) -> Inputs:
+        """See :meth:`Family.reference_rows`; there are none."""
+        raise NotImplementedError
 
     def latent_shape(self, manifest: Manifest, canvas: Canvas) -> tuple[int, int, int]:
         """See :meth:`Family.latent_shape`."""
@@ -92,7 +98,11 @@ class StableDiffusion:
         sample = self._network(manifest).input("sample")
         return 0 if sample is None else int(sample.shape[1]) - manifest.vae.latent_channels
 
-    def solver_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    def guided(self, manifest: Manifest, guidance_scale: float) -> bool:
+        """See :meth:`Family.guided`."""
+        return guidance_scale > 1 and self._network(manifest).input("timestep_cond") is None
+
+    def solver_settings(self, settings: Mapping[str, Any], area: int, steps: int) -> Mapping[str, Any]:
         """See :meth:`Family.solver_settings`. Align Your Steps has a table for each family."""
         return {**settings, "sigma_spacing": "ays-sd1"} if settings.get("sigma_spacing") == "ays" else settings
 

@@ -32,7 +32,7 @@ class StableDiffusionXL(StableDiffusion):
         pairs = [getattr(request, name) or usual[name] for name in SIZES]
         return {"time_ids": np.array(pairs, np.float32).reshape(-1)}
 
-    def solver_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    def solver_settings(self, settings: Mapping[str, Any], area: int, steps: int) -> Mapping[str, Any]:
         """See :meth:`calotype.runtime.families.base.Family.solver_settings`."""
         return {**settings, "sigma_spacing": "ays-sdxl"} if settings.get("sigma_spacing") == "ays" else settings
 

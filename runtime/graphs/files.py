@@ -46,7 +46,7 @@ def read_graph(path: Path) -> GraphFile:
     Raises:
         BundleError: when it is not a readable protocol buffer, or one that readers understand differently.
     """
-    model = _read(path)
+    model = read_model(path)
     try:
         graphs = [graph for number, graph in _fields(model) if number == 7]
         return GraphFile(
@@ -70,7 +70,7 @@ def initializer_names(path: Path) -> frozenset[str]:
         BundleError: when the file is not a readable protocol buffer.
     """
     try:
-        graphs = [graph for number, graph in _fields(_read(path)) if number == 7]
+        graphs = [graph for number, graph in _fields(read_model(path)) if number == 7]
         tensors = [tensor for graph in graphs for number, tensor in _fields(graph) if number == 5]
         return frozenset(bytes(name).decode() for tensor in tensors for number, name in _fields(tensor) if number == 8)
     except (IndexError, ValueError) as error:
@@ -84,12 +84,13 @@ def weight_bytes(path: Path) -> int:
         BundleError: when the file is not a readable protocol buffer.
     """
     try:
-        return sum(length for _, _, length in set(_external(_read(path))))
+        return sum(length for _, _, length in set(_external(read_model(path))))
     except (IndexError, KeyError, ValueError) as error:
         raise _damaged(path) from error
 
 
-def _read(path: Path) -> memoryview:
+def read_model(path: Path) -> memoryview:
+    """The bytes of an ONNX file; raises BundleError where it is no file, or larger than a protocol buffer can be."""
     try:
         return memoryview(read_bytes(path, MOST_BYTES))
     except OSError as error:

@@ -8,9 +8,13 @@ is opened, the graph carries, as a remark, which tensor of the bundle each is ma
 - ``["spread", 4]``: a kernel of 3 x 3 pixels for tiles of 4 x 4; see :mod:`calotype.runtime.graphs.winograd`;
 - ``["blocks", 16]``: ONNX Runtime's layout of a convolution's kernel, inputs and outputs in blocks of 16;
 - ``["output_blocks", 16]``: outputs alone;
-- ``["pad", 16]``: zeros behind, up to that length.
+- ``["pad", 16]``: zeros behind, up to that length;
+- ``["int8", 0]``: rounded to eight-bit integers, for each channel of that axis; see
+  :mod:`calotype.runtime.graphs.quantization`;
+- ``["scales", 0]``: what one of those is worth;
+- ``["sum", ["conv.bias", 0.1]]``: the bias, another tensor, of a convolution of those, in the unit of its sums.
 
-All are in float32.
+All but the rounded are in float32.
 """
 
 from __future__ import annotations
@@ -18,19 +22,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.runtime.graphs.protobuf import fields
+from calotype.runtime.graphs.quantization import channel_scales, per_channel, summed_bias
+from calotype.runtime.graphs.remarks import LAYOUTS, read_remark
 from calotype.runtime.graphs.winograd import spread
 from calotype.runtime.untrusted import parse_json
 
 Array = NDArray[Any]
 Step = tuple[str, Any]
-REMARK = "calotype.layouts"
+Read = Callable[[str], NDArray[np.float32]]
 TURNED: tuple[Step, ...] = (("transpose", [1, 0]),)
 ROWS = 64
 
@@ -42,17 +47,24 @@ class Layout:
     tensor: str
     steps: tuple[Step, ...] = ()
 
-    def apply(self, value: Array) -> NDArray[np.float32]:
-        """The engine's weight for other values of the tensor, contiguous.
+    @property
+    def tensors(self) -> frozenset[str]:
+        """All tensors that it is made from."""
+        return frozenset((self.tensor, *(argument[0] for name, argument in self.steps if name == "sum")))
+
+    def apply(self, value: Array, read: Read) -> Array:
+        """The engine's weight for other values, contiguous.
+
+        Args:
+            value: of :attr:`tensor`.
+            read: tells those of another tensor, in float32.
 
         Raises:
             ValueError: the tensor has another shape than it had when the engine was built.
         """
-        if self.steps == TURNED and value.ndim == 2:
-            return _turned(value)
-        made = value.astype(np.float32)
+        made = value.astype(np.float32, copy=False)
         for name, argument in self.steps:
-            made = STEPS[name](made, argument)
+            made = _summed(made, argument, read) if name == "sum" else STEPS[name](made, argument)
         return np.ascontiguousarray(made)
 
 
@@ -80,8 +92,7 @@ class Layouts:
         Raises:
             ValueError: it is damaged.
         """
-        entries = [dict(_entry(entry)) for number, _, entry in fields(memoryview(model)) if number == 14]
-        text = next((entry[2] for entry in entries if entry.get(1) == REMARK.encode()), None)
+        text = read_remark(model, LAYOUTS)
         if text is None:
             return None
         value = parse_json(text)
@@ -93,25 +104,32 @@ class Layouts:
             found = cls(of=of, fixed=frozenset(map(str, value["fixed"])))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"its layouts are damaged: {error}") from None
-        if not {step for own in of.values() for step, _ in own.steps} <= STEPS.keys():
+        if not {step for own in of.values() for step, _ in own.steps} <= {*STEPS, "sum"}:
             raise ValueError("its layouts have steps that are not known here")
         return found
 
     def affected(self, tensors: Sequence[str]) -> dict[str, Layout]:
         """The weights that are made from any of ``tensors``."""
         wanted = set(tensors)
-        return {name: own for name, own in self.of.items() if own.tensor in wanted}
+        return {name: own for name, own in self.of.items() if own.tensors & wanted}
 
 
-def _entry(message: Any) -> list[tuple[int, bytes]]:
-    return [(number, bytes(value)) for number, _, value in fields(message) if isinstance(value, memoryview)]
+def _transposed(value: Array, axes: list[int]) -> Array:
+    return _turned(value) if value.ndim == 2 and axes == [1, 0] else value.transpose(axes)
 
 
-def _turned(matrix: Array) -> NDArray[np.float32]:
-    """The transpose in float32, some rows at a time: six times as fast as in one go, which misses the cache."""
-    made = np.empty(matrix.shape[::-1], np.float32)
-    for row in range(0, len(matrix), ROWS):
-        made[:, row : row + ROWS] = matrix[row : row + ROWS].T
+def _turned(matrix: Array) -> Array:
+    """The transpose, some rows at a time: six times as fast as in one go, which misses the cache."""
+    return turned(matrix.shape, [(slice(None), matrix)])
+
+
+def turned(shape: Sequence[int], pieces: Iterable[tuple[slice, Array]]) -> Array:
+    """The transpose of a float32 matrix of that shape, which comes some rows at a time."""
+    made = np.empty(shape[::-1], np.float32)
+    for rows, piece in pieces:
+        part = made[:, rows]
+        for row in range(0, len(piece), ROWS):
+            part[:, row : row + ROWS] = piece[row : row + ROWS].T
     return made
 
 
@@ -141,11 +159,18 @@ def _pad(value: Array, length: int) -> Array:
     return np.pad(value, [(0, length - len(value)), *[(0, 0)] * (value.ndim - 1)]) if len(value) < length else value
 
 
+def _summed(kernel: Array, argument: Any, read: Read) -> Array:
+    bias, input_scale = argument
+    return summed_bias(read(bias), channel_scales(kernel, 0), np.float32(input_scale))
+
+
 STEPS: Mapping[str, Callable[[Array, Any], Array]] = {
-    "transpose": lambda value, axes: value.transpose(axes),
+    "transpose": _transposed,
     "reshape": lambda value, shape: value.reshape(shape),
     "spread": spread,
     "blocks": _blocks,
     "output_blocks": _output_blocks,
     "pad": _pad,
+    "int8": lambda value, axis: per_channel(value, axis)[0],
+    "scales": channel_scales,
 }

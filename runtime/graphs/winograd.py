@@ -15,13 +15,22 @@ from numpy.typing import NDArray
 # usual 0, 1, -1, 1/2, -2.
 POINTS = {2: (0, 1, -1), 4: (0, Fraction(5, 8), Fraction(-5, 8), Fraction(3, 2), Fraction(-3, 2))}
 
+PIECE = 512  # kernels
+
 
 def spread(kernel: NDArray[np.float32], m: int) -> NDArray[np.float32]:
-    """The weights (1, (m + 2)^2, K, C) for a kernel (K, C, 3, 3); in float64, since it is done once."""
+    """The weights (1, (m + 2)^2, K, C) for a kernel (K, C, 3, 3); in float64, since it is done once.
+
+    In pieces that stay in the cache, and that BLAS computes in the thread that asks for them.
+    """
     _, own, _ = transforms(m)
     both = np.einsum("ij,kl->ikjl", own, own).reshape(-1, 9)
-    weights = (both @ kernel.reshape(-1, 9).T.astype(np.float64)).reshape(1, len(both), *kernel.shape[:2])
-    return np.asarray(weights, np.float32)
+    kernels = kernel.reshape(-1, 9)
+    weights = np.empty((len(both), len(kernels)), np.float32)
+    for begin in range(0, len(kernels), PIECE):
+        part = slice(begin, begin + PIECE)
+        weights[:, part] = both @ kernels[part].T.astype(np.float64)
+    return weights.reshape(1, len(both), *kernel.shape[:2])
 
 
 def transforms(m: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:

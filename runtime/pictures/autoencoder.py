@@ -118,8 +118,12 @@ class Vae(Closing):
         return cls(bundle, opener, tiles, scaling_factor)
 
     def decode(self, latents: Array) -> Array:
-        """Latents as the UNet knows them, (C, h, w), to pixels (f*h, f*w, 3) in 0..1."""
-        return next(self.decode_all([latents]))
+        """Latents as the UNet knows them, (C, h, w), to pixels (f*h, f*w, 3) in 0..1.
+
+        Raises:
+            InputError: it is no such array.
+        """
+        return next(self.decode_all([_checked("latents", latents, self.spec.latent_channels)]))
 
     def decode_all(self, latents: Sequence[Array]) -> Iterator[Array]:
         """The same for several pictures of one size, in their order; those share a run that the session lets."""
@@ -132,8 +136,12 @@ class Vae(Closing):
             number += count
 
     def encode(self, pixels: Array) -> tuple[Array, Array]:
-        """Pixels (3, f*h, f*w) in -1..1 to mean and log-variance of the latents, each (C, h, w) and not yet scaled."""
-        (moments,) = self._apply("vae_encoder", pixels[None])
+        """Pixels (3, f*h, f*w) in -1..1 to mean and log-variance of the latents, each (C, h, w) and not yet scaled.
+
+        Raises:
+            InputError: it is no such array.
+        """
+        (moments,) = self._apply("vae_encoder", _checked("pixels", pixels, 3, self.spec.downscale)[None])
         return moments[: self.spec.latent_channels], moments[self.spec.latent_channels :]
 
     def check_fits(self, spec: VaeSpec) -> None:
@@ -216,3 +224,15 @@ def _fade_in(canvas: Array, part: Array, start: int, overlap: int) -> None:
     ramp = np.linspace(0, 1, depth, endpoint=False, dtype=np.float32)[:, None]
     place[:, :depth] += ramp * (part[:, :depth] - place[:, :depth])
     place[:, depth:] = part[:, depth:]
+
+
+def _checked(name: str, value: object, channels: int, factor: int = 1) -> Array:
+    """An array (``channels``, height, width) of floats, its sides multiples of ``factor``; raises InputError."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+        what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"of type {type(value).__name__}"
+        raise InputError(f"{name} is {what}; give a numpy array of floats")
+    sides = value.shape[1:]
+    if value.ndim != 3 or value.shape[0] != channels or any(side < 1 or side % factor for side in sides):
+        multiples = "" if factor == 1 else f", both multiples of {factor}"
+        raise InputError(f"{name} has the shape {value.shape}; give ({channels}, height, width){multiples}")
+    return value

@@ -9,10 +9,11 @@ from PIL import Image
 
 from calotype.runtime.errors import InputError
 
-MAX_PIXELS = 2**26  # 8192 x 8192: at nine bytes each in the worst case, 600 MB
+MAX_PIXELS = 2**26  # 8192 x 8192: at sixteen bytes each in the worst case, WebP, a gigabyte
 # Each scan of a progressive JPEG goes over all pixels, and takes a few bytes to ask for. People's have about ten.
 MAX_SCANNED = 2**30
 MAX_SLOW_PIXELS = 2**21  # of run-length encoded BMP, which Pillow decodes in Python
+MAX_EXIF = 64  # segments of a JPEG: Pillow joins each to those before, in time that grows with their square
 MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither a stuffed byte nor a restart, which lie within a scan
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 WITHOUT_LENGTH = {0x01, 0xD8}
@@ -26,6 +27,12 @@ def check_size(image: Image.Image, name: str) -> None:
     """Raises InputError where the picture is too large to be decoded."""
     if image.width * image.height > MAX_PIXELS:
         raise InputError(f"{name} has more than {MAX_PIXELS} pixels; scale it down first")
+
+
+def check_segments(data: bytes, name: str) -> None:
+    """Raises InputError where looking at the head of the picture in the file ``data`` would take long."""
+    if data.startswith(b"\xff\xd8") and data.count(b"Exif\0\0") > MAX_EXIF:
+        raise InputError(f"{name} has more EXIF data than a photograph needs; save it as PNG")
 
 
 def check_work(image: Image.Image, data: bytes, name: str) -> None:

@@ -1,8 +1,9 @@
-"""What a call draws on: a size in pixels, and the picture and the mask that it starts from."""
+"""What a call draws on: a size in pixels, the picture and the mask that it starts from, and pictures to go by."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol, Self
 
 import numpy as np
@@ -13,6 +14,7 @@ from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.pictures.masks import Mask, fit_mask, paste
 from calotype.runtime.pictures.reading import Source, fit_image, open_mask, open_picture
+from calotype.runtime.pictures.references import fit_reference
 
 Array = NDArray[np.float32]
 
@@ -39,6 +41,10 @@ class Pictured(Protocol):
         """Where to draw."""
 
     @property
+    def references(self) -> Sequence[Source]:
+        """Pictures that a model goes by."""
+
+    @property
     def strength(self) -> float | None:
         """How much of the picture is given up to noise."""
 
@@ -56,6 +62,7 @@ class Canvas:
         mask: (height, width), where it is drawn over; None is everywhere.
         strength: 0..1, how much of the picture is given up to noise.
         feather: pixels over which what is drawn fades into the picture.
+        references: each (h, w, 3) in a size of its own, what a model that edits goes by.
     """
 
     height: int
@@ -64,6 +71,7 @@ class Canvas:
     mask: Mask | None = None
     strength: float = 1.0
     feather: int = 0
+    references: tuple[NDArray[np.uint8], ...] = ()
 
     @classmethod
     def open(cls, manifest: Manifest, request: Pictured) -> Self:
@@ -73,10 +81,14 @@ class Canvas:
             InputError: a size does not fit the model, or a picture cannot be read.
         """
         factor = manifest.vae.downscale
+        references = tuple(fit_reference(own, factor) for own in request.references)
         if request.image is None:
-            assert request.height is not None
-            assert request.width is not None
-            return cls(height=_size("height", request.height, factor), width=_size("width", request.width, factor))
+            given = (request.height, request.width)
+            own = references[0].shape if references else (0, 0)
+            height, width = (side if asked is None else asked for asked, side in zip(given, own, strict=False))
+            return cls(
+                height=_size("height", height, factor), width=_size("width", width, factor), references=references
+            )
         picture = open_picture(request.image)
         _check_own_size(picture.size, request.height, request.width, factor)
         height = _size(
@@ -94,12 +106,13 @@ class Canvas:
             mask=mask,
             strength=request.strength,
             feather=request.feather,
+            references=references,
         )
 
     def pixels(self, *, masked: bool = False) -> Array:
         """The picture as an autoencoder takes it, (3, height, width) in -1..1; ``masked`` is grey where it is drawn."""
         assert self.picture is not None
-        pixels = self.picture.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
+        pixels = to_pixels(self.picture)
         if masked and self.mask is not None:
             pixels[:, self.mask] = 0
         return pixels
@@ -109,6 +122,12 @@ class Canvas:
         if self.picture is None or self.mask is None:
             return drawn
         return paste(drawn, self.picture, self.mask, self.feather)
+
+
+def to_pixels(picture: NDArray[np.uint8]) -> Array:
+    """A picture (height, width, 3) as an autoencoder takes it, (3, height, width) in -1..1."""
+    pixels: Array = picture.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
+    return pixels
 
 
 def default_strength(mask_image: Source | None) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from calotype.runtime.errors import InputError
-from calotype.runtime.pictures.opening import FORMATS, Metered, read_bounded, reading
+from calotype.runtime.pictures.opening import open_data, read_bounded, reading
 from calotype.runtime.pictures.parameters import parse_parameters
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -59,7 +59,7 @@ def settings_in(data: bytes, name: str) -> str | Graph:
     """The same of a file's content, which errors call by ``name``."""
     texts = []
     with reading(name):
-        for found in _png_texts(data) if data.startswith(SIGNATURE) else _other_texts(data):
+        for found in _png_texts(data) if data.startswith(SIGNATURE) else _other_texts(data, name):
             texts += _decoded(found) if isinstance(found, bytes) else [found]
     for read in (_settings, _graph):
         for text in texts:
@@ -115,8 +115,8 @@ def _decoded(comment: bytes) -> list[str]:
     return found
 
 
-def _other_texts(data: bytes) -> Iterator[str | bytes]:
-    image = Image.open(Metered(data), formats=FORMATS)
+def _other_texts(data: bytes, name: str) -> Iterator[str | bytes]:
+    image = open_data(data, name)
     yield from _exif_texts(image.getexif())
     comment = image.info.get("comment")
     if isinstance(comment, str | bytes):

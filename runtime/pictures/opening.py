@@ -14,8 +14,8 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from calotype.runtime.errors import CalotypeError, InputError, quoted
-from calotype.runtime.pictures.bounds import MAX_PIXELS, check_size, check_work
-from calotype.runtime.untrusted import open_regular, why
+from calotype.runtime.pictures.bounds import MAX_PIXELS, check_segments, check_size, check_work
+from calotype.runtime.untrusted import read_bytes, why
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif")
@@ -56,10 +56,16 @@ def opened(path: Path) -> Iterator[Image.Image]:
 def opened_data(data: bytes, name: str) -> Iterator[Image.Image]:
     """The same of a file's content, which errors call by ``name``."""
     with reading(name):
-        image = Image.open(Metered(data), formats=FORMATS)
+        image = open_data(data, name)
         check_size(image, name)
         check_work(image, data, name)
         yield image
+
+
+def open_data(data: bytes, name: str) -> Image.Image:
+    """A picture of which nothing but its head was read; of any size."""
+    check_segments(data, name)
+    return Image.open(Metered(data), formats=FORMATS)
 
 
 @contextlib.contextmanager
@@ -83,12 +89,8 @@ def reading(name: str) -> Iterator[None]:
 def read_bounded(path: Path) -> bytes:
     """The bytes of a file that is one: not a folder, a pipe or a device; raises InputError."""
     try:
-        with open_regular(path) as file:
-            data = file.read(MAX_BYTES + 1)
+        return read_bytes(path, MAX_BYTES)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:  # the latter of a name with a null character
         raise InputError(f"{quoted(str(path))} is not a picture that can be read: {why(error)}") from error
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{path} has more than {MAX_BYTES} bytes; scale it down first")
-    return data

@@ -42,6 +42,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "solver_type": ("midpoint", "heun", "bh1", "bh2", "logrho"),
     "solver_order": (1, 2, 3),
     "sigma_spacing": SPACINGS,
+    "time_shift_type": ("exponential", "linear"),
 }
 LOW, HIGH = 1e-6, 0.999  # of a beta: less is lost when float32 rounds 1 - beta
 LEAST_SIGNAL = 1e-12  # a sigma of a million
@@ -51,16 +52,19 @@ FIXED: Mapping[str, Any] = {
     "timestep_type": "discrete",
     "use_flow_sigmas": False,
     "solver_p": None,
+    "invert_sigmas": False,
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
-    """Diffusers' settings under diffusers' names, and two of our own.
+    """Diffusers' settings under diffusers' names, and three of our own.
 
     Attributes:
         sigma_spacing: one of ``SPACINGS``; ``"table"`` takes the noise levels of the timesteps.
         eta: the share of a stochastic step's noise, 0 to 1 (DDIM, TCD).
+        mu: of flow matching with ``use_dynamic_shifting``: how far noise levels are shifted, which diffusers' pipelines
+            make of a picture's size.
     """
 
     num_train_timesteps: int = 1000
@@ -95,6 +99,12 @@ class SchedulerConfig:
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
     eta: float = 0.0
+    shift: float = 1.0
+    use_dynamic_shifting: bool = False
+    time_shift_type: str = "exponential"
+    mu: float | None = None
+    shift_terminal: float | None = None
+    stochastic_sampling: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -230,6 +240,9 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "original_inference_steps": (1, 1_000_000),
     "timestep_scaling": (_TINY, math.inf),
     "eta": (0, 1),
+    "shift": (_TINY, 1e6),
+    "mu": (-100, 100),
+    "shift_terminal": (_TINY, 1 - _TINY),
 }
 
 

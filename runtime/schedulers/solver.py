@@ -127,6 +127,11 @@ class Solver:
         signal, sigma = self._levels[index]
         return sigma / signal if signal > 0 else math.inf
 
+    def signal_share(self, index: int) -> float:
+        """What latents of unit signal at ``index`` are multiplied by for the best linear guess of it; Wiener 1949."""
+        signal, sigma = self._levels[index]
+        return signal / (signal**2 + sigma**2)
+
     def scale_model_input(self, latents: Array, index: int, out: Array) -> None:
         """Write what the UNet is given at ``index`` into ``out``, (C, h, w), or each row of (rows, C, h, w)."""
         np.copyto(out, latents)

@@ -11,6 +11,7 @@ from calotype.runtime.bundle.form import FLOAT32, INT8, Form, default_form
 from calotype.runtime.bundle.manifest import ASIDE, Manifest
 from calotype.runtime.bundle.spec import ModelSpec
 from calotype.runtime.errors import BackendError, CalotypeError, quoted
+from calotype.runtime.graphs.remarks import Inputs
 from calotype.runtime.sessions.session import Changes, Session, Sizes
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "choose_backend",
     "default_form",
     "has_int8",
+    "int8_probe",
     "open_session",
 ]
 
@@ -119,6 +121,17 @@ def has_int8(folder: Path, spec: ModelSpec, backend: str) -> bool:
     from calotype.runtime.sessions.onnxruntime_cpu import serving_engine
 
     return serving_engine(folder, spec, INT8) is not None
+
+
+def int8_probe(folder: Path, spec: ModelSpec) -> Inputs | None:
+    """Inputs that the network met when its engine in int8 was calibrated; None where no engine here has any.
+
+    Raises:
+        BuildError, ValueError: the engine is damaged.
+    """
+    from calotype.runtime.sessions import onnxruntime_cpu
+
+    return onnxruntime_cpu.int8_probe(folder, spec)
 
 
 def open_session(

@@ -99,6 +99,11 @@ class Cuda:
         kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", target, source, size, kind, stream)
 
+    def copy_on_device(self, target: Pointer, source: Pointer, size: int, stream: int) -> None:
+        """Queue a copy of ``size`` bytes of the GPU's memory."""
+        kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpyAsync", target, source, size, kind, stream)
+
     def synchronize(self, stream: int) -> None:
         """Wait until what is queued is done; errors of queued work arrive here."""
         self._call("cudaStreamSynchronize", stream)

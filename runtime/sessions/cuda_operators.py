@@ -32,7 +32,7 @@ from pathlib import Path
 
 from calotype.runtime.errors import BundleError
 from calotype.runtime.graphs.editor import FLOAT, FLOAT16, INT32, INT64, Graph, Node
-from calotype.runtime.graphs.files import external_locations
+from calotype.runtime.graphs.files import external_locations, read_model
 from calotype.runtime.graphs.protobuf import field, fields
 from calotype.runtime.sessions.cuda_fusions import alike
 
@@ -73,7 +73,7 @@ def for_cuda(path: Path, fusions: Sequence[Callable[[Graph], None]] = (), *, sum
     """
     folder, locations = _places(path)
     try:
-        parts = list(fields(memoryview(path.read_bytes())))
+        parts = list(fields(read_model(path)))
         graph = Graph(
             next(bytes(value) for number, _, value in parts if number == 7 and isinstance(value, memoryview)),
             locations,

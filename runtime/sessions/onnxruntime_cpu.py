@@ -24,15 +24,16 @@ from calotype.runtime.bundle.form import FLOAT32, INT8, Form
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.bundle.spec import ModelSpec
-from calotype.runtime.errors import BackendError
+from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.graphs.files import initializer_names
-from calotype.runtime.graphs.layouts import Layouts
+from calotype.runtime.graphs.layouts import TURNED, Layout, Layouts, turned
+from calotype.runtime.graphs.remarks import PROBE, Inputs, read_inputs, read_remark
 from calotype.runtime.onnx_runtime import import_onnxruntime
 from calotype.runtime.parallel import run_parallel
-from calotype.runtime.sessions.plans import WantedOnCpu, find_plans, list_plans, plan_trouble, read_plan
+from calotype.runtime.sessions.plans import WantedOnCpu, find_plans, list_plans, plan_trouble, read_plan, weights_of
 from calotype.runtime.sessions.processor import instruction_sets, is_whole_machine, usable_threads
 from calotype.runtime.sessions.records import PlanRecord
-from calotype.runtime.sessions.session import Changes, Sizes
+from calotype.runtime.sessions.session import Changes, SingleChanges, Sizes, read_all, single
 from calotype.runtime.sessions.shapes import Shape, ShapedSession, allocate
 
 onnxruntime = import_onnxruntime("onnxruntime", "cpu")
@@ -122,8 +123,6 @@ class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
     def set_weights(self, changes: Changes | None) -> None:
         """See :meth:`Session.set_weights`."""
         self._check_usable()
-        if self._form != FLOAT32:
-            raise BackendError(f"{self._name} in {self._form} keeps the weights that it was built with; use float32")
         opened = self._open(changes or {})  # before the other is given up: this may fail
         self._read_profile()
         self._engine, self._session, self._held, self._own_bytes = opened
@@ -176,18 +175,26 @@ class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
         """The plan that is opened, None for the bundle's graph; ONNX Runtime's session, the weights that it reads in
         place, and the bytes of all that are its own.
         """
-        engine = _open_engine(self._folder, self._spec, self._form, self._options(), overrides)
+        engine = _open_engine(self._folder, self._spec, self._form, self._options(), overrides, self._own_weights)
         if engine is not None:
             path, session, held = engine
-            return path, session, held, sum(value.tensor_size_in_bytes() for value in held)
+            own = sum(value.tensor_size_in_bytes() for value in held)
+            if held and self._form == INT8:  # of which kernels arrange all anew, for each session
+                own += weights_of(path).stat().st_size
+            return path, session, held, own
         if self._form != FLOAT32:
+            changed = " whose weights can be changed as a LoRA needs" if overrides else ""
             raise BackendError(
-                f"{self._name} has no engine in {self._form} for this machine; build one with: "
-                f"calotype build {self._folder} --backend cpu --precision {self._form}"
+                f"{self._name} has no engine in {self._form} for this machine{changed}; build one with: calotype build "
+                f"{self._folder} --backend cpu --precision {self._form}{' --force' if overrides else ''}"
             )
         self._before_reading()
         session = _open_graph(self._folder / self._name, overrides, self._options())
         return None, session, [], _float32_bytes(self._folder / self._spec.weights[0])
+
+    def _own_weights(self) -> Changes:
+        self._before_reading()
+        return SafetensorsFile(self._folder / self._spec.weights[0])
 
     def _options(self) -> Any:
         options = onnxruntime.SessionOptions()
@@ -218,12 +225,12 @@ class OnnxRuntimeCpuSession(ShapedSession[_Bound]):
 
 
 def _open_graph(graph: Path, overrides: Changes, options: Any) -> Any:
+    # Copied or packed while the session opens: the arrays need not outlive this call.
+    arrays = read_all(overrides, initializer_names(graph)) if overrides else {}
     try:
-        if overrides:
-            names = sorted(initializer_names(graph) & overrides.keys())
-            # Copied or packed while the session opens: the arrays need not outlive this call.
-            values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(overrides[n])) for n in names]
-            options.add_external_initializers(names, values)
+        if arrays:
+            values = list(map(onnxruntime.OrtValue.ortvalue_from_numpy, arrays.values()))
+            options.add_external_initializers(list(arrays), values)
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's own exceptions have no common class but this
         raise _explained(f"open {graph.name}", error) from error
@@ -246,7 +253,7 @@ def _explained(what: str, error: Exception) -> BackendError:
 
 
 def _open_engine(
-    folder: Path, spec: ModelSpec, form: Form, options: Any, overrides: Changes
+    folder: Path, spec: ModelSpec, form: Form, options: Any, overrides: Changes, own: Callable[[], Changes]
 ) -> tuple[Path, Any, list[Any]] | None:
     """The engine that serves ``spec`` here, its session, and its own weights; None where none is sound and fits."""
     found = serving_engine(folder, spec, form)
@@ -260,7 +267,7 @@ def _open_engine(
     options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     try:
         data = read_plan(path, record)
-        weights = _laid_out(path, data, overrides)
+        weights = _laid_out(path, data, overrides, own, logger.warning if form == FLOAT32 else logger.info)
         if weights is None:
             return None
         held = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
@@ -269,6 +276,8 @@ def _open_engine(
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         logger.info("%s: its engine in %s", spec.graphs[form.graph], form)
         return path, session, held
+    except InputError:  # of the changes
+        raise
     except Exception as error:
         logger.warning(
             "the engine %s cannot be opened: %s; build it again with: calotype build BUNDLE --backend cpu",
@@ -278,13 +287,18 @@ def _open_engine(
         return None
 
 
-def _laid_out(path: Path, data: bytes, overrides: Changes) -> dict[str, NDArray[np.float32]] | None:
-    """What takes the place of an engine's weights, by their names there; None where it cannot be."""
+def _laid_out(
+    path: Path, data: bytes, overrides: Changes, own: Callable[[], Changes], say: Callable[..., None]
+) -> dict[str, NDArray[Any]] | None:
+    """What takes the place of an engine's weights, by their names there; None where it cannot be.
+
+    ``own`` gives the bundle's weights, for what is made from several tensors; ``say`` is told why not.
+    """
     if not overrides:
         return {}
     layouts = Layouts.read(data)
     if layouts is None:
-        logger.warning(
+        say(
             "the engine %s is of a version whose weights could not be changed, so LoRAs run without it, and slower; "
             "build it again with: calotype build BUNDLE --backend cpu --force",
             path.name,
@@ -292,11 +306,37 @@ def _laid_out(path: Path, data: bytes, overrides: Changes) -> dict[str, NDArray[
         return None
     fixed = sorted(layouts.fixed & overrides.keys())
     if fixed:
-        logger.warning("the engine %s cannot change %s, so this LoRA runs without it", path.name, ", ".join(fixed[:3]))
+        say("the engine %s cannot change %s, so this LoRA runs without it", path.name, ", ".join(fixed[:3]))
         return None
-    affected = layouts.affected(list(overrides))
-    made = run_parallel(lambda own: own.apply(overrides[own.tensor]), affected.values(), most=usable_threads())
-    return dict(zip(affected, made, strict=True))
+
+    def read(name: str) -> NDArray[np.float32]:
+        return single(overrides, name) if name in overrides else single(own(), name)
+
+    by_tensor: dict[str, dict[str, Layout]] = {}  # so that each is made once
+    for name, layout in layouts.affected(list(overrides)).items():
+        by_tensor.setdefault(layout.tensor, {})[name] = layout
+
+    def laid_out(tensor: str) -> dict[str, NDArray[Any]]:
+        simple = all(layout.steps == TURNED for layout in by_tensor[tensor].values())
+        if simple and isinstance(overrides, SingleChanges) and tensor in overrides:  # most; need not be made whole
+            made = turned(overrides.shape(tensor), overrides.pieces(tensor))
+            return dict.fromkeys(by_tensor[tensor], made)
+        value = read(tensor)
+        return {name: layout.apply(value, read) for name, layout in by_tensor[tensor].items()}
+
+    made = run_parallel(laid_out, by_tensor, most=usable_threads())
+    return {name: value for part in made for name, value in part.items()}
+
+
+def int8_probe(folder: Path, spec: ModelSpec) -> Inputs | None:
+    """Inputs that the network met when its engine in int8 was calibrated; None where there is none, or it has none.
+
+    Raises:
+        BuildError, ValueError: the engine is damaged.
+    """
+    found = serving_engine(folder, spec, INT8)
+    text = None if found is None else read_remark(read_plan(*found), PROBE)
+    return None if text is None else read_inputs(text)
 
 
 def serving_engine(folder: Path, spec: ModelSpec, form: Form) -> tuple[Path, PlanRecord] | None:

@@ -16,7 +16,7 @@ from calotype.runtime.graphs.files import initializer_names, weight_bytes
 from calotype.runtime.onnx_runtime import import_onnxruntime
 from calotype.runtime.sessions.cuda_fusions import FUSIONS
 from calotype.runtime.sessions.cuda_operators import for_cuda
-from calotype.runtime.sessions.session import Changes, Sizes
+from calotype.runtime.sessions.session import Changes, Sizes, read_all
 from calotype.runtime.sessions.staged import StagedSession, StagedShape, most_rows
 
 onnxruntime = import_onnxruntime("onnxruntime-gpu", "cuda")
@@ -74,7 +74,9 @@ class OnnxRuntimeCudaSession(StagedSession[_Bound]):
     ) -> None:
         if PROVIDER not in onnxruntime.get_available_providers():
             way_out = install_line("cuda")
-            raise BackendError(f"the installed onnxruntime has no CUDA; both packages own one name, so: {way_out}")
+            raise BackendError(
+                f"the installed ONNX Runtime is the one without CUDA; put the other in its place: {way_out}"
+            )
         super().__init__(spec.inputs, spec.outputs, spec.graphs[form.graph], backend="cuda", device=device)
         self._graphs = 0
         self._own_bytes = weight_bytes(folder / self._name)  # of a float32 graph of halves it is twice as much
@@ -110,7 +112,7 @@ class OnnxRuntimeCudaSession(StagedSession[_Bound]):
             try:
                 self._session.run_with_iobinding(bound.binding, bound.run_options)
             except Exception as error:  # the library's own exceptions have no common class but this
-                raise BackendError(self._explain(f"failed at {dict(sizes)}", error)) from error
+                raise BackendError(self._explain(f"cannot run {self._name} at {_sizes(sizes)}", error)) from error
             self._copy_out(bound)
             self._device.cuda.synchronize(self._device.stream)
 
@@ -122,16 +124,14 @@ class OnnxRuntimeCudaSession(StagedSession[_Bound]):
         """With CUDA graphs, or where a node runs on the CPU, without: such a session refuses to be opened."""
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip put them
-        names, (model, folder) = (
-            sorted(initializer_names(graph) & overrides.keys()),
-            for_cuda(graph, FUSIONS, sums=SUMS),
-        )
+        arrays = read_all(overrides, initializer_names(graph)) if overrides else {}
+        model, folder = for_cuda(graph, FUSIONS, sums=SUMS)
         for captured in ("1", "0"):
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 4  # what is wrong is in the exception, and said in one line
-            if names:
-                values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(overrides[n])) for n in names]
-                options.add_external_initializers(names, values)
+            if arrays:
+                values = list(map(onnxruntime.OrtValue.ortvalue_from_numpy, arrays.values()))
+                options.add_external_initializers(list(arrays), values)
             options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))  # a graph in memory lies nowhere
             settings = {
                 **SETTINGS,
@@ -182,3 +182,7 @@ class OnnxRuntimeCudaSession(StagedSession[_Bound]):
         if self._graphs == MOST_GRAPHS + 1:
             logger.warning("%s has run at %d sizes; more run without a CUDA graph, and slower", self._name, MOST_GRAPHS)
         return NOT_RECORDED
+
+
+def _sizes(sizes: Sizes) -> str:
+    return ", ".join(f"{name}={size}" for name, size in sizes.items())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.runtime.bundle.safetensors import SafetensorsFile
 from calotype.runtime.errors import BackendError
 from calotype.runtime.graphs.files import initializer_names
 from calotype.runtime.sessions.device import Device
@@ -26,6 +27,8 @@ SHA256 = 32  # bytes
 class OpenedPlan:
     """The plan ``path`` on ``device``; its weights are those of ``graph`` where it was built without, or overridden.
 
+    ``weights`` is the file that those of ``graph`` lie in.
+
     Raises:
         BuildError: the plan is not what its record says; nothing is deserialized then.
         BackendError: the library refuses it, or its weights cannot be changed.
@@ -39,9 +42,12 @@ class OpenedPlan:
         record: PlanRecord,
         *,
         graph: Path,
+        weights: Path,
         overrides: Overrides | None,
     ) -> None:
         self._library, self._device = library, device
+        self._graph, self._weights, self._stripped = graph, weights, bool(record.key["stripped"])
+        self._changed = frozenset[str]()
         data = read_plan(path, record)
         self._mark = library.logger.mark()
         self._runtime = library.api.Runtime(library.logger)
@@ -50,8 +56,8 @@ class OpenedPlan:
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise BackendError(self.complaint(f"open {path.name}"))
-        if record.key["stripped"]:
-            self._refit(graph, overrides or {})
+        if self._stripped:
+            self._put_in(overrides or {}, all_of_them=True)
         elif overrides:
             raise BackendError(
                 f"the weights in {path.name} cannot be changed, as a LoRA needs; build one whose weights can be "
@@ -117,24 +123,47 @@ class OpenedPlan:
         configuration.set_runtime_cache(cache)
         return configuration
 
-    def _refit(self, graph: Path, overrides: Overrides) -> None:
+    def refit(self, overrides: Overrides) -> None:
+        """Put the bundle's own weights in where others are, and ``overrides``; the rest is neither read nor copied.
+
+        Contexts and captured graphs must be gone. When this fails, the plan has some weights of either, and is of no
+        use any more.
+
+        Raises:
+            BackendError: the plan's weights cannot be changed, or not to these.
+        """
+        if not self._stripped:
+            raise BackendError("the weights in this plan cannot be changed; build it with --strip-weights")
+        self._put_in(overrides, all_of_them=False)
+
+    def _put_in(self, overrides: Overrides, *, all_of_them: bool) -> None:
         api, logger = self._library.api, self._library.logger
         if not hasattr(api, "OnnxParserRefitter"):
             raise BackendError("the lean runtime cannot put weights into a plan; build it without --strip-weights")
-        refitter = api.Refitter(self._engine, logger)
-        if not api.OnnxParserRefitter(refitter, logger).refit_from_file(str(graph)):
-            raise BackendError(self.complaint(f"read the weights of {graph.name}"))
+        refitter, own = api.Refitter(self._engine, logger), SafetensorsFile(self._weights)
+        if all_of_them and not api.OnnxParserRefitter(refitter, logger).refit_from_file(str(self._graph)):
+            raise BackendError(self.complaint(f"read the weights of {self._graph.name}"))
         names = set(refitter.get_all_weights())
-        fixed = sorted((overrides.keys() & initializer_names(graph)) - names)
+        fixed = sorted((overrides.keys() & initializer_names(self._graph)) - names)
         if fixed:  # or the picture would be drawn with a part of the LoRA
             raise BackendError(self.complaint(f"change the weights {', '.join(fixed[:3])}, which a LoRA changes"))
-        # Kept until the refit is done: the library reads them in place.
-        arrays = {name: np.ascontiguousarray(value) for name, value in overrides.items() if name in names}
-        for name, array in arrays.items():
-            if not refitter.set_named_weights(name, api.Weights(array)):
-                raise BackendError(self.complaint(f"change the weights {name}"))
+        changed = frozenset(overrides.keys() & names)
+        arrays = {name: overrides[name] for name in changed} | {name: own[name] for name in self._changed - changed}
+        kept = [self._set(refitter, name, array) for name, array in arrays.items()]
+        if not all_of_them:  # weights that were put together in one kernel are given together
+            partners = [name for name in refitter.get_missing_weights() if name in own and name not in arrays]
+            kept += [self._set(refitter, name, own[name]) for name in partners]
         done = refitter.refit_cuda_engine_async(self._device.stream)
         self._device.cuda.synchronize(self._device.stream)
+        del kept
         if not done:
             missing = ", ".join(refitter.get_missing_weights()[:3])
             raise BackendError(self.complaint(f"put the weights in ({missing or 'none are missing'})"))
+        self._changed = changed
+
+    def _set(self, refitter: Any, name: str, value: NDArray[Any]) -> NDArray[Any]:
+        """Give a weight; the array is to be kept until the refit is done, since the library reads it in place."""
+        array = np.ascontiguousarray(value)
+        if not refitter.set_named_weights(name, self._library.api.Weights(array)):
+            raise BackendError(self.complaint(f"change the weights {name}"))
+        return array

@@ -284,13 +284,37 @@ class WantedOnGpu:
             found.append("it has other weights")
         if key["version"] != self.version and not key["version_compatible"]:
             found.append(f"it was built by {self.backend} {key['version']}, here is {self.version}")
-        if key["gpu"] != PORTABLE["gpu"]:
-            here = self.gpu.rpartition(" ")[2] if key["hardware_compatible"] else self.gpu
-            if key["gpu"] != here:
-                found.append(f"it is for the GPU {key['gpu']}, here is {here}")
-            if key["driver"] != self.driver:
-                found.append(f"it was built with driver {key['driver']}, here is {self.driver}")
-        return found
+        return found + gpu_differences(key, self.gpu, self.driver)
+
+
+def gpu_differences(key: Mapping[str, Any], gpu: str, driver: str) -> list[str]:
+    """What keeps the plan of ``key`` from running on a GPU, named as in ``NVIDIA H100 sm90``, with that driver."""
+    found, capability = [], gpu.rpartition(" ")[2]
+    targets = key.get("targets", ())
+    if targets:
+        if capability not in targets:
+            found.append(f"it is for GPUs of {', '.join(targets)}, here is {gpu}")
+        if _number(driver) < _number(key["driver"]):  # it was meant to be carried, and later drivers run it
+            found.append(f"it needs driver {key['driver']} or a later one, here is {driver}")
+    elif key["gpu"] != PORTABLE["gpu"]:
+        here = capability if key["hardware_compatible"] else gpu
+        if key["gpu"] != here:
+            found.append(f"it is for the GPU {key['gpu']}, here is {here}")
+        if key["driver"] != driver:
+            found.append(f"it was built with driver {key['driver']}, here is {driver}")
+    return found
+
+
+def target_of(key: Mapping[str, Any]) -> str:
+    """What the plan of ``key`` is for, in words: a processor, a GPU, or several kinds of them."""
+    if key["backend"] == "cpu":
+        return str(key["processor"])
+    return ", ".join(key.get("targets", ())) or str(key["gpu"])
+
+
+def _number(driver: str) -> int:
+    """Of a CUDA version as drivers state it, 13000 for 13.0; what is none needs none."""
+    return int(driver) if driver.isdecimal() else 0
 
 
 def find_plans(wanted: Wanted) -> tuple[list[tuple[Path, PlanRecord]], str]:

@@ -11,7 +11,8 @@ import contextlib
 import errno
 import os
 import stat
-from io import BufferedReader
+from collections.abc import Iterator
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,19 @@ def write_private(path: Path, data: Any) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with contextlib.suppress(FileNotFoundError):
         partial.unlink()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        with os.fdopen(os.open(partial, flags, 0o600), "wb") as file:
+        with create_private(partial) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def create_private(path: Path) -> Iterator[BufferedWriter]:
+    """Write a new file that its owner alone reads; on the disk when the block ends. Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())

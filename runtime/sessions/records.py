@@ -77,6 +77,7 @@ class _GpuKey(_Key):
     stripped: bool
     gpu: Name
     driver: Name
+    targets: tuple[Word, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

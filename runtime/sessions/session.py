@@ -5,19 +5,35 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
+import numpy as np
 from numpy.typing import NDArray
 
 from calotype.runtime.bundle.spec import TensorSpec
 from calotype.runtime.closing import Closing
 from calotype.runtime.errors import BackendError, InputError
+from calotype.runtime.parallel import run_parallel
 
 Sizes = Mapping[str, int]
-Changes = Mapping[str, NDArray[Any]]
+Changes = Mapping[str, NDArray[Any]]  # weights by name; each may be made when it is read
+
+
+@runtime_checkable
+class SingleChanges(Protocol):
+    """Changes that are computed in float32, and have them in that too."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of ``[name]``."""
+
+    def single(self, name: str) -> NDArray[np.float32]:
+        """The values of ``[name]`` in float32."""
+
+    def pieces(self, name: str) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """The same of a matrix, some rows at a time; each is void when the next is asked for."""
 
 
 class Session(Protocol):
@@ -49,6 +65,10 @@ class Session(Protocol):
     @property
     def own_bytes(self) -> int:
         """About how many bytes its weights take that it shares with no other session; 0 where that is next to none."""
+
+    @property
+    def refits(self) -> bool:
+        """Whether :meth:`set_weights` costs less than to open the network anew, and less memory."""
 
     def operators(self) -> dict[str, float]:
         """Seconds that each kind of operator took in all runs; empty where that is not known."""
@@ -87,6 +107,16 @@ class Session(Protocol):
         Raises:
             BackendError: the backend cannot, or the two do not fit.
         """
+
+    def take(self, name: str, sizes: Sizes, other: Session, output: str, other_sizes: Sizes) -> None:
+        """Put an ``output`` that ``other`` has just made into the input ``name``, where both can on the device itself.
+
+        Raises:
+            InputError: they differ in shape.
+        """
+
+    def defer_outputs(self) -> None:
+        """Leave outputs on the device until their buffers are asked for; for what others :meth:`take`."""
 
     def set_weights(self, changes: Changes | None) -> None:
         """Replace weights by name, from the bundle's own; None is those alone. When that fails, all is as before.
@@ -146,6 +176,11 @@ class BaseSession(Closing):
         """See :attr:`Session.own_bytes`."""
         return 0
 
+    @property
+    def refits(self) -> bool:
+        """See :attr:`Session.refits`."""
+        return False
+
     def operators(self) -> dict[str, float]:
         """See :meth:`Session.operators`."""
         return {}
@@ -173,6 +208,13 @@ class BaseSession(Closing):
     def link(self, name: str, other: Session, output: str) -> None:
         """See :meth:`Session.link`."""
         raise BackendError(f"{self._name}: {name} cannot be linked here; copy {output} into its buffer")
+
+    def take(self, name: str, sizes: Sizes, other: Session, output: str, other_sizes: Sizes) -> None:
+        """See :meth:`Session.take`."""
+        self.write(name, sizes, other.buffer(output, other_sizes))
+
+    def defer_outputs(self) -> None:
+        """See :meth:`Session.defer_outputs`."""
 
     def set_weights(self, changes: Changes | None) -> None:
         """See :meth:`Session.set_weights`."""
@@ -206,6 +248,31 @@ class BaseSession(Closing):
                 f"{self._name} was opened before this process was forked, and cannot run in it; open it after the "
                 'fork, or start processes with multiprocessing.get_context("spawn")'
             )
+
+
+def single(changes: Changes, name: str) -> NDArray[np.float32]:
+    """One of ``changes`` in float32."""
+    if isinstance(changes, SingleChanges):
+        return changes.single(name)
+    return changes[name].astype(np.float32, copy=False)
+
+
+def read_all(changes: Changes, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Those of ``changes``, or those of them that are named, contiguous, made in several threads."""
+    wanted = sorted(changes if names is None else changes.keys() & names)
+    return dict(zip(wanted, run_parallel(lambda name: np.ascontiguousarray(changes[name]), wanted), strict=True))
+
+
+def run_once(session: Session, inputs: Changes) -> dict[str, NDArray[Any]]:
+    """The outputs of ``session`` for these inputs, by name."""
+    sizes: dict[str, int] = {}
+    for item in session.inputs:
+        sizes |= item.sizes(inputs[item.name].shape)
+    session.reserve(sizes)
+    for item in session.inputs:
+        session.write(item.name, sizes, inputs[item.name])
+    session.run(sizes)
+    return {item.name: session.buffer(item.name, sizes).copy() for item in session.outputs}
 
 
 _opened: weakref.WeakSet[BaseSession] = weakref.WeakSet()

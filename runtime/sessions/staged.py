@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.runtime.bundle.spec import TensorSpec
-from calotype.runtime.errors import BackendError
+from calotype.runtime.errors import BackendError, InputError
 from calotype.runtime.sessions.cuda import Pointer
 from calotype.runtime.sessions.device import Device, Staging, acquire, release
 from calotype.runtime.sessions.session import BaseSession, Session, Sizes
@@ -39,6 +39,8 @@ class StagedShape(Shape):
         addresses: on the GPU, by name; of a linked input the other session's.
         copies_in: (GPU address, host address, bytes) of the inputs that are copied, by name.
         copies_out: (host address, GPU address, bytes) of the outputs.
+        deferred: likewise of those that are copied when they are asked for, by name.
+        fetched: those of them that were, since the last run.
         written: the inputs whose views were asked for since the last run.
     """
 
@@ -46,6 +48,8 @@ class StagedShape(Shape):
     addresses: dict[str, Pointer]
     copies_in: dict[str, tuple[Pointer, Pointer, int]]
     copies_out: list[tuple[Pointer, Pointer, int]]
+    deferred: dict[str, tuple[Pointer, Pointer, int]]
+    fetched: set[str]
     written: set[str]
 
 
@@ -68,6 +72,7 @@ class StagedSession(ShapedSession[S]):
     ) -> None:
         super().__init__(inputs, outputs, name)
         self._linked_outputs = set[str]()
+        self._defers = False
         self._device: Device = acquire(backend, device or 0)
 
     @property
@@ -83,6 +88,8 @@ class StagedSession(ShapedSession[S]):
         """See :meth:`Session.buffer`. An output that another session is linked to is not copied to the host."""
         shape = self._at(sizes)
         shape.written.add(name)
+        if name in shape.deferred and name not in shape.fetched:
+            self._fetch(shape, name)
         view = shape.views.get(name)
         return super().buffer(name, sizes) if view is None else view
 
@@ -93,6 +100,35 @@ class StagedSession(ShapedSession[S]):
         assert isinstance(source, StagedSession)
         source._linked_outputs.add(output)
         source._forget_all()  # for it copies the output
+
+    def take(self, name: str, sizes: Sizes, other: Session, output: str, other_sizes: Sizes) -> None:
+        """See :meth:`Session.take`."""
+        source = other.outlet() if isinstance(other, BaseSession) else None
+        if not isinstance(source, StagedSession) or source._device is not self._device or name in self._links:
+            super().take(name, sizes, other, output, other_sizes)
+            return
+        shape, its = self._at(sizes), source._at(other_sizes)
+        view, made = shape.views[name], its.views[output]
+        if view.shape != made.shape or view.dtype != made.dtype:
+            raise InputError(f"{name} takes {view.dtype} of {view.shape}; {made.dtype} of {made.shape} was made")
+        with self._device.lock:
+            self._device.cuda.copy_on_device(
+                shape.addresses[name], its.addresses[output], view.nbytes, self._device.stream
+            )
+        shape.written.discard(name)
+
+    def defer_outputs(self) -> None:
+        """See :meth:`Session.defer_outputs`."""
+        self._check_usable()
+        self._defers = True
+        self._forget_all()
+
+    def _fetch(self, shape: StagedShape, name: str) -> None:
+        """Copy an output that was left on the GPU, and wait for it."""
+        with self._device.lock:
+            self._device.cuda.copy_to_host(*shape.deferred[name], self._device.stream)
+            self._device.cuda.synchronize(self._device.stream)
+        shape.fetched.add(name)
 
     def _stage(self, sizes: Sizes) -> StagedShape:
         """Buffers for ``sizes``."""
@@ -106,12 +142,15 @@ class StagedSession(ShapedSession[S]):
             assert isinstance(source, StagedSession)
             addresses[name] = source._at(sizes).addresses[output]
             views[name] = source._at(sizes).views[output]
+        copies = {name: (staging.host(name), addresses[name], views[name].nbytes) for name in outputs}
         return StagedShape(
             views=views,
             staging=staging,
             addresses=addresses,
             copies_in={name: (addresses[name], staging.host(name), views[name].nbytes) for name in inputs},
-            copies_out=[(staging.host(name), addresses[name], views[name].nbytes) for name in outputs],
+            copies_out=[] if self._defers else list(copies.values()),
+            deferred=copies if self._defers else {},
+            fetched=set(),
             written=set(inputs),
         )
 
@@ -122,6 +161,7 @@ class StagedSession(ShapedSession[S]):
                 target, source, size = shape.copies_in[name]
                 self._device.cuda.copy_to_device(target, source, size, self._device.stream)
         shape.written.clear()
+        shape.fetched.clear()
 
     def _copy_out(self, shape: StagedShape) -> None:
         """Queue the copies of the outputs."""

@@ -18,7 +18,7 @@ from calotype.runtime.sessions.libraries import load_library
 from calotype.runtime.sessions.opened_plan import OpenedPlan
 from calotype.runtime.sessions.plans import WantedOnGpu, find_plans
 from calotype.runtime.sessions.records import PlanRecord
-from calotype.runtime.sessions.session import Changes, Sizes
+from calotype.runtime.sessions.session import Changes, Sizes, read_all
 from calotype.runtime.sessions.staged import StagedSession, StagedShape, most_rows
 
 PLANS_SHARE = 1 / 2  # of the GPU's memory, for plans that are kept open beside the one in use
@@ -98,7 +98,7 @@ class TensorRtSession(StagedSession[_Shape]):
     ) -> None:
         # The device comes before the library, which crashes where there is no driver.
         super().__init__(spec.inputs, spec.outputs, next(iter(spec.graphs.values())), backend=backend, device=device)
-        self._folder, self._spec, self._overrides = folder, spec, overrides
+        self._folder, self._spec = folder, spec
         self._rows = "rows" if "rows" in self._symbols else "batch"
         self._opened: OrderedDict[int, OpenedPlan] = OrderedDict()
         self._capacities: dict[tuple[tuple[str, int], ...], int] = {}
@@ -109,6 +109,7 @@ class TensorRtSession(StagedSession[_Shape]):
             self._plans = serving_plans(folder, spec, backend, self._library.version, gpu.identity, gpu.driver, form)
             if overrides:  # a plan with weights of its own would refuse them
                 self._plans = [plan for plan in self._plans if plan[1].key["stripped"]] or self._plans
+            self._overrides = read_all(overrides or {})  # several plans may be given them, at any time
             usual = [number for number in range(len(self._plans)) if not self._is_unusual(number)]
             self._plan(usual[0] if usual else 0)
         except BaseException:
@@ -124,6 +125,11 @@ class TensorRtSession(StagedSession[_Shape]):
     def own_bytes(self) -> int:
         """See :attr:`Session.own_bytes`. Of the plans that are open, on the GPU."""
         return sum(map(self._weight, self._opened))
+
+    @property
+    def refits(self) -> bool:
+        """See :attr:`Session.refits`."""
+        return all(record.key["stripped"] for _, record in self._plans)
 
     def capacity(self, sizes: Sizes) -> int:
         """See :meth:`Session.capacity`. The most that a profile for the size has, of those that runs have."""
@@ -157,6 +163,21 @@ class TensorRtSession(StagedSession[_Shape]):
                 device.cuda.launch(shape.graph, device.stream)
             device.cuda.synchronize(device.stream)
 
+    def set_weights(self, changes: Changes | None) -> None:
+        """See :meth:`Session.set_weights`. The changed weights alone are read and copied, in each open plan."""
+        self._check_usable()
+        overrides = read_all(changes or {})
+        with self._device.lock:
+            self._device.cuda.use()
+            self._forget_all()  # a context and a captured graph may hold what weights were
+            try:
+                for opened in self._opened.values():
+                    opened.refit(overrides)
+            except BaseException:
+                self._make_room(0)  # they open anew, with the weights of before
+                raise
+            self._overrides = overrides
+
     def _close(self) -> None:
         with self._device.lock:
             self._forget_all()
@@ -183,7 +204,10 @@ class TensorRtSession(StagedSession[_Shape]):
         path, record = self._plans[number]
         graph = self._folder / self._spec.graphs[record.key["precision"]]
         self._device.cuda.use()
-        return OpenedPlan(self._library, self._device, path, record, graph=graph, overrides=self._overrides)
+        weights = self._folder / self._spec.weights[0]
+        return OpenedPlan(
+            self._library, self._device, path, record, graph=graph, weights=weights, overrides=self._overrides
+        )
 
     def _make_room(self, room: int) -> None:
         """Shut plans until the others take no more than ``room`` bytes."""

@@ -62,6 +62,14 @@ class WrappingSession(BaseSession):
         """See :meth:`Session.link`."""
         self._wrapped().link(name, other, output)
 
+    def take(self, name: str, sizes: Sizes, other: Session, output: str, other_sizes: Sizes) -> None:
+        """See :meth:`Session.take`."""
+        self._wrapped().take(name, sizes, other, output, other_sizes)
+
+    def defer_outputs(self) -> None:
+        """See :meth:`Session.defer_outputs`."""
+        self._wrapped().defer_outputs()
+
     def set_weights(self, changes: Changes | None) -> None:
         """See :meth:`Session.set_weights`."""
         self._wrapped().set_weights(changes)

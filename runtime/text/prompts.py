@@ -23,13 +23,13 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.runtime import arguments
 from calotype.runtime.errors import InputError
 from calotype.runtime.text.tokenizer import ClipTokenizer
 
 logger = logging.getLogger(__name__)
 
 MAX_CHUNKS = 16
-MAX_LENGTH = 20_000  # characters; sixteen chunks of English are 6,000
 MAX_WEIGHT = 100.0
 EMPHASIS = {"(": 1.1, "[": 1 / 1.1}
 _PARTS = re.compile(
@@ -52,11 +52,9 @@ def parse_prompt(prompt: str) -> list[tuple[str, float]]:
     """Stretches of text with their weights, neighbours of equal weight joined.
 
     Raises:
-        InputError: a weight is beyond ``MAX_WEIGHT`` either way, or it is longer than ``MAX_LENGTH``.
+        InputError: a weight is beyond ``MAX_WEIGHT`` either way, or it is longer than a prompt may be.
     """
-    if len(prompt) > MAX_LENGTH:
-        raise InputError(f"the prompt has {len(prompt)} characters; valid: up to {MAX_LENGTH}; shorten it")
-    parts = list(_PARTS.finditer(prompt))
+    parts = list(_PARTS.finditer(arguments.prompt("the prompt", prompt)))
     factors = _matched(parts)
     open_products = {"(": [1.0], "[": [1.0]}
     pieces: list[tuple[list[str], float]] = []

@@ -24,8 +24,9 @@ SYNTAX = {
     ),
     r"\bADD(?:COMM|BASE|ROW|COL)\b": "regions are not drawn apart; draw them one after the other with --mask",
     r"\)[+-]+(?=[\s,.;)]|$)": "write (words:1.1) for more, (words:0.9) for less",
+    r"\b\w{2,}(?:\+{1,4}|-{2,4})(?=[\s,.;)]|$)": "write (word:1.1) for more, (word:0.9) for less",
     r"\)\.(?:and|blend|swap)\([^()]*\)": "prompts are not composed; give one after the other",
-    r"(?<![_\w])__[\w/*-]+?__(?![_\w])": "wildcards are not filled in; write one out",
+    r"(?<![_\w])__[\w/*-]{1,100}?__(?![_\w])": "wildcards are not filled in; write one out",
 }
 ALTERNATION = "words do not take turns; write one out"
 EDITING = "a prompt is the same at every step; write one out"

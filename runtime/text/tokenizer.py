@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Encoding, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from calotype.runtime.bundle.manifest import TokenizerSpec
+from calotype.runtime.bundle.manifest import MOST_VOCABULARY, TokenizerSpec
 from calotype.runtime.errors import BundleError, InputError, quoted
 from calotype.runtime.untrusted import parse_json, read_bytes, why
 
-MOST_BYTES = 64 << 20  # of a vocabulary
 _PATTERN = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # of CLIP itself
 )
@@ -52,12 +51,12 @@ class ClipTokenizer:
         """
         try:
             pairs = []
-            for line in read_bytes(merges, MOST_BYTES).decode("utf-8").splitlines():
+            for line in read_bytes(merges, MOST_VOCABULARY).decode("utf-8").splitlines():
                 if line and not line.startswith("#version"):
                     left, right = line.split(" ")
                     pairs.append((left, right))
             model = BPE(
-                parse_json(read_bytes(vocab, MOST_BYTES)),
+                parse_json(read_bytes(vocab, MOST_VOCABULARY)),
                 pairs,
                 unk_token=spec.eos_token,
                 end_of_word_suffix="</w>",

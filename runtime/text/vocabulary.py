@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from calotype.runtime.errors import BundleError
+from calotype.runtime.untrusted import read_bytes, why
 
 WORD = re.compile(r"[^\W\d_]+")
 MOST_BYTES = 1 << 22
@@ -18,12 +19,9 @@ def read_words(path: Path) -> frozenset[str]:
         BundleError: it is no such file.
     """
     try:
-        data = path.read_bytes()
-        if len(data) > MOST_BYTES:
-            raise BundleError(f"{path} has more than {MOST_BYTES} bytes of words; export the bundle again")
-        return frozenset(data.decode().split())
+        return frozenset(read_bytes(path, MOST_BYTES).decode().split())
     except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} is no list of words: {error}; export the bundle again") from error
+        raise BundleError(f"{path} is no list of words: {why(error)}; export the bundle again") from error
 
 
 def unknown_words(prompt: str, words: frozenset[str]) -> list[str]:

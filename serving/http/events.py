@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from calotype.serving.errors import CancelledError
 from calotype.serving.http.drawing import unless_gone
 
-Event = tuple[str, dict[str, Any]]
+Event = tuple[str, dict[str, Any]] | str  # a name and a value, or a comment, which programs pass over
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
@@ -22,8 +22,8 @@ class EventStream(Response):
     """An answer of events as they come.
 
     Args:
-        events: a name and a value for each; a name "" is left out. Is closed when the client leaves. What goes wrong
-            has to be an event too: the answer has begun.
+        events: a name and a value for each, or a comment; a name "" is left out. Is closed when the client leaves. What
+            goes wrong has to be an event too: the answer has begun.
         keep_alive: after so many seconds without an event, a comment is sent.
         end: is called when it is over, however it ends; also where it never began.
     """
@@ -56,7 +56,7 @@ class EventStream(Response):
                 if event is None:
                     break
                 coming = asyncio.ensure_future(_next(self._events))
-                await send({"type": "http.response.body", "body": _line(*event), "more_body": True})
+                await send({"type": "http.response.body", "body": _line(event), "more_body": True})
         finally:
             coming.cancel()
             await asyncio.gather(coming, return_exceptions=True)
@@ -68,6 +68,9 @@ async def _next(events: AsyncGenerator[Event]) -> Event | None:
     return await anext(events, None)
 
 
-def _line(name: str, value: dict[str, Any]) -> bytes:
+def _line(event: Event) -> bytes:
+    if isinstance(event, str):
+        return f": {event}\n\n".encode()
+    name, value = event
     data = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return (f"event: {name}\n" if name else "").encode() + f"data: {data}\n\n".encode()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import math
+from collections.abc import Sequence
 
 from PIL import Image
 
@@ -12,6 +15,7 @@ from calotype.runtime.errors import InputError
 from calotype.runtime.pictures.masks import fit_mask
 from calotype.runtime.pictures.opening import opened_data
 from calotype.runtime.pictures.reading import fit_image, to_rgb, to_transparency
+from calotype.runtime.pictures.references import fit_reference
 from calotype.runtime.pictures.writing import QUALITY, encode
 from calotype.serving.errors import RequestRefusedError
 from calotype.serving.http.limits import Limits
@@ -52,6 +56,27 @@ class Uploads:
         """
         async with self._room:
             return await asyncio.to_thread(_fitted, picture, mask, size)
+
+    async def shown(self, pictures: Sequence[Image.Image], factor: int) -> list[Image.Image]:
+        """Reference pictures in the size that a model is shown; raises RequestRefusedError, of the field ``image``."""
+        async with self._room:
+            return await asyncio.to_thread(_shown, pictures, factor)
+
+
+def decoded(text: str, field: str) -> bytes:
+    """The bytes of a picture in base64, with or without ``data:image/…;base64,`` before it.
+
+    Raises:
+        RequestRefusedError: it is something else; an address is never followed.
+    """
+    if text.startswith(("http:", "https:", "file:")):
+        raise RequestRefusedError(f"{field} is an address, and none is followed; send the picture", param=field)
+    head, comma, rest = text.partition(",")
+    body = rest if comma and head.startswith("data:") else text
+    try:
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError):
+        raise RequestRefusedError(f"{field} is no base64; encode the bytes of a picture file", param=field) from None
 
 
 async def encoded(pixels: Pixels, parameters: str, kind: str, quality: int | None = None) -> bytes:
@@ -104,6 +129,13 @@ def _mask(data: bytes, name: str, limits: Limits) -> Image.Image:
     if found is None:
         raise RequestRefusedError(f"{name} has no transparency; make transparent what is to be drawn", param=name)
     return found
+
+
+def _shown(pictures: Sequence[Image.Image], factor: int) -> list[Image.Image]:
+    try:
+        return [Image.fromarray(fit_reference(picture, factor)) for picture in pictures]
+    except InputError as error:
+        raise RequestRefusedError(error, param="image") from None
 
 
 def _fitted(picture: Image.Image, mask: Image.Image | None, size: Size) -> tuple[Image.Image, ...]:

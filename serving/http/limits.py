@@ -12,7 +12,7 @@ from calotype.runtime.request import Request
 from calotype.serving.errors import RequestRefusedError
 
 # Bounds that may be zero, or None for none of it.
-FROM_ZERO = ("loras", "kept_seconds", "kept_bytes")
+FROM_ZERO = ("loras", "controls", "kept_seconds", "kept_bytes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ class Limits:
         steps: of a picture.
         prompt_characters: of the prompt, and of the negative prompt.
         loras: of a picture.
+        controls: of a picture.
         deadline_seconds: that a picture may take, waiting included; also what a request has that names no deadline.
         kept_seconds: that a picture is kept for its URL; 0 keeps none, and there are no URLs.
         kept_bytes: of all pictures that are kept.
@@ -54,6 +55,7 @@ class Limits:
     steps: int = 150
     prompt_characters: int = 4000
     loras: int = 8
+    controls: int = 4
     deadline_seconds: float = 600.0
     kept_seconds: float = 0.0
     kept_bytes: int = 256 << 20
@@ -85,6 +87,7 @@ class Limits:
         height = manifest.defaults.height if request.height is None else request.height
         self.check_size((width, height), "size")
         self._check("loras", len(request.loras or ()), self.loras, "LoRAs")
+        self._check("control", len(request.controls), self.controls, "ControlNets")
 
     def check_size(self, size: tuple[int, int], name: str) -> None:
         """Refuse a picture of that size in pixels, which is to be drawn; raises RequestRefusedError."""

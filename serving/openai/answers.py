@@ -13,7 +13,7 @@ from fastapi import Request, Response
 
 from calotype.serving.http.answers import Answer, envelope
 from calotype.serving.http.drawing import Drawing, Front, all_drawn, unless_gone
-from calotype.serving.http.events import EventStream
+from calotype.serving.http.events import Event, EventStream
 from calotype.serving.http.images import encoded, tokens
 from calotype.serving.http.logs import note
 from calotype.serving.openai.fields import Wanted
@@ -70,8 +70,8 @@ async def _whole(body: Wanted, drawings: Sequence[Drawing]) -> tuple[list[Drawn]
 
 async def _events(
     request: Request, body: Wanted, drawings: Sequence[Drawing], kind: str, uploaded: int
-) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
-    """Events of all pictures as they come; ``index`` says which picture each is of."""
+) -> AsyncGenerator[Event]:
+    """Events of all pictures as they come; ``index`` says which picture each is of. Steps are comments between them."""
     queue: asyncio.Queue[tuple[int, Stepped | Drawn | None]] = asyncio.Queue()
     followers = [asyncio.ensure_future(_follow(own, number, queue)) for number, own in enumerate(drawings)]
     counts = [0] * len(drawings)
@@ -82,6 +82,9 @@ async def _events(
             if event is None:
                 await followers[number]  # raises what it failed with
                 left -= 1
+                continue
+            if isinstance(event, Stepped) and event.preview is None:
+                yield f"step {event.step}/{event.steps} of {number}"
                 continue
             last = isinstance(event, Drawn)
             name = f"{kind}.{'completed' if last else 'partial_image'}"
@@ -104,7 +107,7 @@ async def _follow(drawing: Drawing, number: int, queue: asyncio.Queue[tuple[int,
     try:
         async with contextlib.aclosing(drawing.events()) as events:
             async for event in events:
-                if not isinstance(event, Started) and (isinstance(event, Drawn) or event.preview is not None):
+                if not isinstance(event, Started):
                     queue.put_nowait((number, event))
     finally:
         queue.put_nowait((number, None))

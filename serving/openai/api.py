@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from calotype.runtime.families import family_of
 from calotype.runtime.request import Request as Drawable
 from calotype.serving.errors import RequestRefusedError, UnknownModelError
 from calotype.serving.http.drawing import Drawing, Front
@@ -29,7 +30,9 @@ def router(front: Front) -> APIRouter:
         body.check()
         front.limits.check_images(body.pictures)
         model = front.model(body.model)
-        drawings = _submit(front, request, model, body, body.requests(model))
+        size = body.dimensions or (model.manifest.defaults.width, model.manifest.defaults.height)
+        controls = await body.controls(front, model, size)
+        drawings = _submit(front, request, model, body, body.requests(model, controls=controls))
         return await answered(front, request, body, drawings, "image_generation")
 
     @found.post("/images/edits", responses=PICTURES, openapi_extra=EDIT_BODY)
@@ -37,16 +40,24 @@ def router(front: Front) -> APIRouter:
         """Draw over a picture, or over the part of it where its mask is transparent.
 
         Of several pictures each is drawn over by itself, ``n`` times, in their order; the mask is the first one's.
+        A model that edits goes by all of them at once instead, where there is neither a mask nor a strength.
         """
         body, pictures, mask = await read_edit(front, request)
         body.check()
         model = front.model(body.model)
+        if _edits(model) and mask is None and body.strength is None:
+            front.limits.check_images(body.pictures)
+            size = body.dimensions or automatic(pictures[0].size, model.manifest)
+            shown = await front.uploads.shown(pictures, model.manifest.vae.downscale)
+            drawings = _submit(front, request, model, body, body.by(model, shown, size))
+            return await answered(front, request, body, drawings, "image_edit", sum(tokens(own.size) for own in shown))
         front.limits.check_images(body.pictures * len(pictures))
         requests: list[Drawable] = []
         for number, picture in enumerate(pictures):
             size = body.dimensions or automatic(picture.size, model.manifest)
             over = await front.uploads.fitted(picture, mask if number == 0 else None, size)
-            requests += body.over(model, over[0], over[1] if len(over) > 1 else None)
+            controls = await body.controls(front, model, size, len(pictures))
+            requests += body.over(model, over[0], over[1] if len(over) > 1 else None, controls)
         drawings = _submit(front, request, model, body, requests)
         return await answered(front, request, body, drawings, "image_edit", sum(tokens(own.size) for own in pictures))
 
@@ -93,6 +104,11 @@ def _submit(
     return front.submit(request.scope, model, requests, previews=previews, deadline=body.deadline)
 
 
+def _edits(model: ModelState) -> bool:
+    """Whether it goes by reference pictures."""
+    return family_of(model.manifest.family).editor in model.manifest.networks
+
+
 def _model(model: ModelState) -> dict[str, Any]:
     defaults = model.manifest.defaults
     return {
@@ -103,4 +119,5 @@ def _model(model: ModelState) -> dict[str, Any]:
         "ready": model.ready,
         "size": f"{defaults.width}x{defaults.height}",
         "loras": list(model.loras),
+        "controls": list(model.controls),
     }

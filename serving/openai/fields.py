@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from fastapi.exceptions import RequestValidationError
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from calotype.runtime.adapters.named import NamedLora
 from calotype.runtime.arguments import seeds
+from calotype.runtime.control import Control
 from calotype.runtime.errors import InputError, quoted
 from calotype.runtime.pictures.canvas import MAX_SIZE
+from calotype.runtime.pictures.control_pictures import PREPROCESSORS, RESIZES
 from calotype.runtime.request import Request
 from calotype.runtime.schedulers import SCHEDULERS
 from calotype.serving.errors import RequestRefusedError
-from calotype.serving.http.images import Size
+from calotype.serving.http.controls import MOST_SCALE, control_of
+from calotype.serving.http.drawing import Front
+from calotype.serving.http.images import Size, decoded
 from calotype.serving.service import ModelState
 
 # What OpenAI's clients may send that changes nothing here.
@@ -53,8 +56,22 @@ class LoraField(BaseModel):
     scale: float = 1.0
 
 
-BRACKETS = ("loras[][name]", "loras[][scale]")
-LORAS = TypeAdapter(list[LoraField])
+class ControlField(BaseModel):
+    """A ControlNet by the name that the server lists, and the picture that it follows."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+    image: Annotated[str | None, Field(description="In base64; an edit has its own picture where it is left out.")] = (
+        None
+    )
+    scale: Annotated[float, Field(ge=0, le=MOST_SCALE)] = 1.0
+    start: Annotated[float, Field(ge=0, lt=1, description="The share of the steps before it.")] = 0.0
+    end: Annotated[float, Field(gt=0, le=1, description="The share of the steps after which it is over.")] = 1.0
+    guess: bool = False
+    preprocess: Annotated[str | None, Field(max_length=100, description=f"One of {', '.join(PREPROCESSORS)}.")] = None
+    mode: Annotated[str | int | None, Field(description="Of a ControlNet that takes several kinds of pictures.")] = None
+    resize: Annotated[str, Field(max_length=100, description=f"One of {', '.join(RESIZES)}.")] = "crop"
 
 
 def _document(schema: dict[str, Any]) -> None:
@@ -95,6 +112,7 @@ class Wanted(BaseModel):
     scheduler: Annotated[str | None, Field(max_length=100, description=f"One of {', '.join(SCHEDULERS)}.")] = None
     clip_skip: Annotated[int | None, Field(ge=0)] = None
     loras: list[LoraField] | None = None
+    control: list[ControlField] | None = None
     fast: bool | None = None
     deadline: Annotated[float | None, Field(gt=0, description="Seconds, waiting included.")] = None
 
@@ -138,6 +156,30 @@ class Wanted(BaseModel):
             raise RequestRefusedError("a stream has pictures, and no URLs", param="response_format")
         if self.dimensions is not None and max(self.dimensions) > MAX_SIZE:
             raise RequestRefusedError(f"size={self.size} has a side of more than {MAX_SIZE} pixels", param="size")
+
+    async def controls(self, front: Front, model: ModelState, size: Size, uploaded: int = 0) -> tuple[Control, ...]:
+        """The ControlNets that are asked for, their pictures decoded and fitted to ``size``.
+
+        Args:
+            front: of the server.
+            model: that draws.
+            size: width and height of what is drawn.
+            uploaded: pictures that were sent beside those of the controls.
+
+        Raises:
+            RequestRefusedError: of the field ``control``.
+        """
+        asked, found = self.control or [], []
+        front.limits.check_uploads(uploaded + sum(own.image is not None for own in asked), "control")
+        for own in asked:
+            if own.image is None and not uploaded:
+                raise RequestRefusedError("a control has no image; send it in base64", param="control")
+            image = None
+            if own.image is not None:
+                image = await front.uploads.picture(decoded(own.image, "control"), "control", front.limits)
+            settings = own.model_dump(exclude={"model", "image"})
+            found.append(control_of(model, own.model, image, size, field="control", **settings))
+        return tuple(found)
 
     def requests(self, model: ModelState, **more: Any) -> list[Request]:
         """One request for each picture.
@@ -204,35 +246,18 @@ class Edit(Wanted):
     strength: Annotated[float | None, Field(ge=0, le=1)] = None
     feather: Annotated[int | None, Field(ge=0)] = None
 
-    @classmethod
-    def of_form(cls, items: Sequence[tuple[str, str]]) -> Self:
-        """From the names and texts of a form; ``loras`` are JSON, or in brackets as OpenAI's client writes lists.
+    def by(self, model: ModelState, references: Sequence[Image.Image], size: Size) -> list[Request]:
+        """One request for each picture that goes by ``references``."""
+        if self.feather:
+            raise RequestRefusedError("feather is about a mask, and there is none", param="feather")
+        if self.control:
+            raise RequestRefusedError(f"{model.name} goes by pictures itself and takes no controls", param="control")
+        sized = self.model_copy(update={"size": f"{size[0]}x{size[1]}"})
+        return Wanted.requests(sized, model, references=references)
 
-        Raises:
-            RequestValidationError: one of them is no such value.
-            RequestRefusedError: one is given twice, or the LoRAs are none.
-        """
-        given = [name for name, _ in items if name not in BRACKETS]
-        twice = next((name for name in given if given.count(name) > 1), None)
-        if twice is not None:
-            raise RequestRefusedError(f"the field {quoted(twice)} is given more than once", param=twice[:100])
-        values: dict[str, Any] = {name: text for name, text in items if name not in BRACKETS}
-        names, scales = ([text for name, text in items if name == own] for own in BRACKETS)
-        try:
-            if names or scales:
-                pairs = zip(names, scales or ["1"] * len(names), strict=True)
-                values["loras"] = [LoraField.model_validate({"name": a, "scale": b}, strict=False) for a, b in pairs]
-            elif "loras" in values:
-                values["loras"] = LORAS.validate_json(values["loras"])
-        except ValueError:  # pydantic's errors are such, too
-            line = 'loras is no list of names and scales; give [{"name": "style", "scale": 0.8}]'
-            raise RequestRefusedError(line, param="loras") from None
-        try:
-            return cls.model_validate(values, strict=False)
-        except ValidationError as error:
-            raise RequestValidationError(error.errors(include_url=False)) from None
-
-    def over(self, model: ModelState, picture: Image.Image, mask: Image.Image | None) -> list[Request]:
+    def over(
+        self, model: ModelState, picture: Image.Image, mask: Image.Image | None, controls: tuple[Control, ...] = ()
+    ) -> list[Request]:
         """One request for each picture that is drawn over ``picture``, which is of the size to draw in."""
         strength = self.strength
         if strength is None and mask is None:
@@ -241,10 +266,11 @@ class Edit(Wanted):
         if feather and mask is None:
             raise RequestRefusedError("feather is about a mask, and there is none", param="feather")
         sized = self.model_copy(update={"size": f"{picture.width}x{picture.height}"})
-        return Wanted.requests(sized, model, image=picture, mask_image=mask, strength=strength, feather=feather)
+        more = {"image": picture, "mask_image": mask, "strength": strength, "feather": feather, "controls": controls}
+        return Wanted.requests(sized, model, **more)
 
 
 def _named(message: str, names: set[str]) -> str | None:
     """The field that a message of the runtime is about: the first one that it names."""
     found = next((word for word in re.findall(r"\w+", message) if word in names), None)
-    return "size" if found in ("width", "height") else found
+    return {"width": "size", "height": "size", "references": "image"}.get(found or "", found)

@@ -25,7 +25,7 @@ class ErrorAnswer(BaseModel):
 
 
 class ModelAnswer(BaseModel):
-    """A model; ``size`` is what ``auto`` is for it, ``loras`` the names that requests may use."""
+    """A model; ``size`` is what ``auto`` is for it, ``loras`` and ``controls`` the names that requests may use."""
 
     id: str
     object: Literal["model"]
@@ -34,6 +34,7 @@ class ModelAnswer(BaseModel):
     ready: bool
     size: str
     loras: list[str]
+    controls: list[str]
 
 
 class ModelsAnswer(BaseModel):
@@ -114,6 +115,10 @@ def _edit_body() -> dict[str, Any]:
     schema["properties"]["loras"] = {
         "type": "string",
         "description": 'JSON, such as [{"name": "style", "scale": 0.8}].',
+    }
+    schema["properties"]["control"] = {
+        "type": "string",
+        "description": 'JSON, such as [{"model": "canny", "image": "BASE64", "scale": 0.8}].',
     }
     file = {"type": "string", "format": "binary"}
     schema["properties"] |= {

@@ -115,7 +115,9 @@ function asJson(fields) {
 
 function asForm(fields, image, mask) {
   const form = new FormData();
-  for (const [name, value] of Object.entries(fields)) form.append(name, String(value));
+  for (const [name, value] of Object.entries(fields)) {
+    form.append(name, typeof value === "object" ? JSON.stringify(value) : String(value));
+  }
   form.append("image", image, "image.png");
   if (mask !== null) form.append("mask", mask, "mask.png");
   return form;

@@ -11,6 +11,7 @@ export class Form {
     $("size").addEventListener("change", () => this._size());
     $("model").addEventListener("change", () => this.defaults());
     $("defaults").addEventListener("click", () => this.defaults());
+    $("loras").addEventListener("change", () => this._lora());
     $("any-seed").addEventListener("click", () => this.seed(null));
     for (const [id, out, words] of RANGES) {
       $(id).addEventListener("input", () => ($(out).textContent = words($(id).value)));
@@ -45,6 +46,10 @@ export class Form {
     setRange("num_inference_steps", steps, most);
     setRange("guidance_scale", guidance, Math.max(15, guidance));
     $("scheduler").value = "";
+    $("loras").replaceChildren(new Option("None", ""), ...this.model.loras.map((name) => new Option(name, name)));
+    $("lora-field").hidden = this.model.loras.length === 0;
+    setRange("lora-scale", 1);
+    this._lora();
     this._size();
   }
 
@@ -82,6 +87,7 @@ export class Form {
     };
     const negative = $("negative_prompt").value.trim();
     if (negative) fields.negative_prompt = negative;
+    if ($("loras").value) fields.loras = [{ name: $("loras").value, scale: Number($("lora-scale").value) }];
     if ($("scheduler").value) fields.scheduler = $("scheduler").value;
     return fields;
   }
@@ -154,6 +160,10 @@ export class Form {
     return `${Number($("width").value)}x${Number($("height").value)}`;
   }
 
+  _lora() {
+    $("lora-scale-field").hidden = $("loras").value === "";
+  }
+
   _size() {
     const own = $("size").value === OWN;
     const { sizes, downscale } = this.model;
@@ -176,6 +186,7 @@ export class Unfit extends Error {
 const RANGES = [
   ["num_inference_steps", "steps-out", (value) => value],
   ["guidance_scale", "guidance-out", (value) => (Number(value) <= 1 ? "off" : value)],
+  ["lora-scale", "lora-scale-out", (value) => value],
   ["strength", "strength-out", (value) => `${Math.round(100 * value)} %`],
   ["feather", "feather-out", (value) => `${value} px`],
 ];

@@ -11,10 +11,11 @@ from calotype.runtime.errors import InputError
 from calotype.runtime.pictures.embedded import Graph, settings_in
 from calotype.runtime.pictures.parameters import parse_parameters
 from calotype.runtime.version import __version__
+from calotype.serving.http.images import decoded
 from calotype.serving.service import ModelState
 from calotype.serving.tasks import Drawn
 from calotype.serving.webui.fields import Drawing, ImageToImage
-from calotype.serving.webui.pictures import decoded, encoded
+from calotype.serving.webui.pictures import encoded
 from calotype.serving.webui.requests import CHECKPOINT, CLIP_SKIP, Pictures, title
 
 # What nothing here has any of.
@@ -27,7 +28,6 @@ NOTHING_THERE: Mapping[str, Any] = {
     "prompt-styles": [],
     "realesrgan-models": [],
     "script-info": [],
-    "scripts": {"txt2img": [], "img2img": []},
     "sd-vae": [],
     "upscalers": [],
 }

@@ -20,6 +20,7 @@ from calotype.serving.errors import RequestRefusedError, ServingError
 from calotype.serving.http.drawing import Front, unless_gone
 from calotype.serving.http.logs import note, record_of
 from calotype.serving.service import ModelState
+from calotype.serving.webui import controlnet
 from calotype.serving.webui.answers import NOT_HERE, NOTHING_THERE, listed, options, png_info, result
 from calotype.serving.webui.fields import Drawing, ImageToImage, PngInfo, TextToImage, check
 from calotype.serving.webui.jobs import IDLE, Job, Jobs
@@ -163,6 +164,12 @@ def _list(found: APIRouter, front: Front) -> None:
     async def loras() -> list[dict[str, Any]]:
         names = dict.fromkeys(name for model in models().values() for name in model.loras)
         return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in names]
+
+    @found.get("/scripts")
+    async def scripts() -> dict[str, list[str]]:
+        """By the extension's own name its clients see that it is there; units of a request before stay, else."""
+        there = [controlnet.LISTED] if any(model.controls for model in models().values()) else []
+        return {"txt2img": there, "img2img": there}
 
     @found.get("/samplers")
     async def samplers() -> list[dict[str, Any]]:

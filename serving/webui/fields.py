@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from calotype.runtime.errors import quoted
 from calotype.serving.errors import RequestRefusedError
+from calotype.serving.webui.controlnet import SCRIPT
 
 
 class Body(BaseModel):
@@ -171,6 +172,8 @@ def check(body: Drawing) -> None:
             shown = ", ".join(map(str, valid))
             raise RequestRefusedError(f"{name}={quoted(value)} is not supported here; valid: {shown}", param=name)
     for script, value in (body.alwayson_scripts or {}).items():
+        if script.lower() == SCRIPT:
+            continue
         if not isinstance(value, Mapping) or value.get("args", []) not in OFF:
             raise RequestRefusedError(
                 f"there is no script {quoted(script)} here; leave it out of alwayson_scripts", param="alwayson_scripts"

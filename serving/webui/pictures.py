@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
 
 import numpy as np
@@ -14,6 +13,7 @@ from calotype.runtime.pictures.opening import opened_data
 from calotype.runtime.pictures.reading import fit_image, to_brightness, to_rgb
 from calotype.runtime.pictures.writing import encode
 from calotype.serving.errors import RequestRefusedError
+from calotype.serving.http.images import decoded
 from calotype.serving.http.limits import Limits
 from calotype.serving.tasks import Pixels
 
@@ -53,22 +53,6 @@ class Over:
         page = picture.copy()
         page.paste(part, (left, top), where.crop(self.box))
         return np.asarray(page)
-
-
-def decoded(text: str, field: str) -> bytes:
-    """The bytes of a picture in base64, with or without ``data:image/…;base64,`` before it.
-
-    Raises:
-        RequestRefusedError: it is something else; an address is never followed.
-    """
-    if text.startswith(("http:", "https:", "file:")):
-        raise RequestRefusedError(f"{field} is an address, and none is followed; send the picture", param=field)
-    head, comma, rest = text.partition(",")
-    body = rest if comma and head.startswith("data:") else text
-    try:
-        return base64.b64decode(body, validate=True)
-    except (binascii.Error, ValueError):
-        raise RequestRefusedError(f"{field} is no base64; encode the bytes of a picture file", param=field) from None
 
 
 def opened(text: str, field: str, limits: Limits, *, mask: bool = False) -> Image.Image:

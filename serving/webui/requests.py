@@ -16,6 +16,7 @@ from calotype.runtime.schedulers import create_solver
 from calotype.serving.errors import RequestRefusedError
 from calotype.serving.http.limits import Limits
 from calotype.serving.service import ModelState
+from calotype.serving.webui.controlnet import controls_of, units_of
 from calotype.serving.webui.fields import Drawing, ImageToImage
 from calotype.serving.webui.pictures import Over, opened, prepared
 from calotype.serving.webui.samplers import NOISY, SAMPLERS, sampling
@@ -93,6 +94,12 @@ def pictures_of(body: Drawing, model: ModelState, limits: Limits) -> Pictures:
         strength = body.denoising_strength
         fields |= {"image": over.image, "mask_image": over.mask, "strength": 0.75 if strength is None else strength}
         fields["feather"] = over.feather if over.mask is not None else 0
+    units = units_of(body.alwayson_scripts)
+    if units and over is not None and over.box is not None:
+        line = "with ControlNet the whole picture is drawn; give inpaint_full_res=false"
+        raise RequestRefusedError(line, param="inpaint_full_res")
+    fields["controls"] = controls_of(units, model, (width, height), limits, pictured=over is not None)
+    asked(lambda: limits.check(Request(**fields), model.manifest))
     first = secrets.randbelow(SEEDS) if body.seed in (None, -1) else body.seed
     assert first is not None
     requests = asked(lambda: [Request(**fields, seed=first + index) for index in range(number)])
@@ -125,8 +132,11 @@ def _scheduling(body: Drawing, model: ModelState) -> tuple[str | None, dict[str,
     config |= _eta(body.eta, name)
     steps = model.manifest.defaults.num_inference_steps if body.steps is None else body.steps
     try:
-        settings = family_of(model.manifest.family).solver_settings({**model.manifest.scheduler, **config})
-        create_solver(name, settings, steps)
+        family, defaults = family_of(model.manifest.family), model.manifest.defaults
+        # Of the model's own size: what a size changes in a schedule, it does not make possible or impossible.
+        area = defaults.height * defaults.width // model.manifest.vae.downscale**2
+        settings = family.solver_settings({**model.manifest.scheduler, **config}, area, steps)
+        create_solver(name, settings, steps, flow=family.flow)
     except InputError as error:
         field = "steps" if "num_inference_steps" in str(error) else "scheduler" if config else "sampler_name"
         raise RequestRefusedError(str(error).replace("num_inference_steps", "steps"), param=field) from error

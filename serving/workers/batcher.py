@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from calotype.runtime.denoising.batching import pick
@@ -32,6 +32,10 @@ class Engine(Protocol):
 
     def padded(self, model: str, key: Key, rows: int) -> int:
         """The rows that a run of ``rows`` really has."""
+        ...
+
+    def kept(self, model: str, weights: Hashable) -> bool:
+        """Whether going to these weights, of an outline, takes no time: their sessions are open."""
         ...
 
 
@@ -188,7 +192,8 @@ class Batcher:
 
     def _switch(self, entry: Entry) -> float:
         """Seconds until the weights are merged that it needs."""
-        if self._weights.get(entry.model, entry.weights) == entry.weights:
+        last = self._weights.get(entry.model, entry.weights)
+        if last == entry.weights or self._engine.kept(entry.model, entry.weights):
             return 0.0
         return self._costs.seconds(entry.model, SWITCH)
 

@@ -14,6 +14,8 @@ TEXT, ENCODE, DECODE, SWITCH = "text", "encode", "decode", "switch"
 STAGES = (TEXT, ENCODE, DECODE, SWITCH)
 KEPT = 15  # observations of a place; their lower median counts
 FIRST = 3  # before so many the least counts, since first runs are slow
+MOST_AREAS = 64  # of a stage; beyond them the one goes of which least is known
+MOST_FOUND = 4096  # predictions that are kept
 NOTICED = 0.02  # a change of an estimate by less than this fraction leaves predictions that were made as they are
 
 
@@ -26,7 +28,8 @@ class Outline:
         area: h * w of its latents.
         evaluations: of the denoising network.
         rows: of one of them, 2 where the picture is guided.
-        network: the stage under which the network's runs are observed; "" is the model's first.
+        network: the stage under which the network's runs are observed, its form may be left out; "" is the model's
+            first.
         pictures: that are encoded before the first run.
         weights: which changes of the weights it needs; () is none.
     """
@@ -80,6 +83,8 @@ class Costs:
         key = model, stage, area, rows
         found = self._found.get(key)
         if found is None:
+            if len(self._found) >= MOST_FOUND:
+                self._found.clear()
             table = self._table(model, stage)
             found = self._found[key] = 0.0 if table is None else table.seconds(area, rows)
         return found
@@ -99,6 +104,12 @@ class Costs:
     def knows(self, model: str) -> bool:
         """Whether anything was observed of the model's networks."""
         return any(stage not in STAGES for stage in self._tables.get(model, {}))
+
+    def forget(self, model: str) -> None:
+        """Know nothing of a model any more."""
+        if self._tables.pop(model, None) is not None:
+            self.revision += 1
+            self._found.clear()
 
     def to_json(self) -> dict[str, Any]:
         """All observations, as JSON has them; see :meth:`from_json`."""
@@ -122,7 +133,9 @@ class Costs:
         stages = self._tables.get(model, {})
         if stage in stages or stage in STAGES:
             return stages.get(stage)
-        return next((table for name, table in stages.items() if name not in STAGES), None)
+        networks = [name for name in stages if name not in STAGES]
+        named = next((name for name in networks if name.startswith(f"{stage} ")), None)
+        return stages[named or networks[0]] if networks else None
 
 
 class _Place:
@@ -149,7 +162,15 @@ class _Stage:
         self._areas: dict[int, dict[int, _Place]] = {}
 
     def observe(self, area: int, rows: int, seconds: float) -> bool:
-        return self._areas.setdefault(area, {}).setdefault(rows, _Place()).observe(seconds)
+        """Returns whether predictions change; areas stand in the order in which they were seen last."""
+        places = self._areas.pop(area, {})
+        self._areas[area] = places
+        changed = places.setdefault(rows, _Place()).observe(seconds)
+        if len(self._areas) > MOST_AREAS:  # how runs grow with their rows was measured at few areas, and is kept
+            others = [own for own in self._areas if own != area]
+            del self._areas[min(others, key=lambda own: len(self._areas[own]))]
+            return True
+        return changed
 
     def to_json(self) -> dict[str, dict[str, list[float]]]:
         return {

@@ -123,8 +123,9 @@ class Entry:
 
 
 def network_of(key: Key) -> str:
-    """The stage of :class:`Costs` under which runs of that key are observed: the network and its form."""
-    return f"{key.session.network} {key.session.form}"
+    """The stage of :class:`Costs` under which runs of that key are observed: the network, its controls, its form."""
+    controls = f"+{len(key.controls)}" if key.controls else ""
+    return f"{key.session.network}{controls} {key.session.form}"
 
 
 def area_of(key: Key) -> int:

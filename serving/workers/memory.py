@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from calotype.runtime.bundle.folder import Bundle
@@ -42,6 +42,31 @@ class Footprint:
             smaller, less = known[-2]
             slope = max(0.0, (each - less / smaller) / (largest - smaller))
         return int(DOUBT * pixels * (each + slope * (pixels - largest)))
+
+    def joined(self, other: Footprint) -> Footprint:
+        """What both have measured; of a size that both have, what ``other`` has."""
+        return Footprint(points=tuple({**dict(self.points), **dict(other.points)}.items()))
+
+
+class Gauge:
+    """What the parts of one thing take of this process's memory together, while others work between them.
+
+    Attributes:
+        most: bytes at their peak.
+    """
+
+    def __init__(self) -> None:
+        self.most = self._kept = 0
+
+    @contextlib.contextmanager
+    def part(self) -> Iterator[None]:
+        """Watch one part."""
+        forget_peak()
+        before, _ = resident()
+        yield
+        now, peak = resident()
+        self.most = max(self.most, self._kept + peak - before)
+        self._kept += now - before
 
 
 def available(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ class Open:
     """Open a model and warm it; answered by :class:`Ready` or :class:`OpenFailed`.
 
     Attributes:
+        number: of this order; its answer repeats it, so that none is taken for that of a later one.
         name: under which it is served.
         bundle: a bundled model's name, or a folder.
         backend: a name in ``BACKENDS``, or ``"auto"``.
@@ -41,14 +43,19 @@ class Open:
         fast: whether requests that say nothing of it are drawn fast.
         loras: what is merged for requests that name none.
         embeddings: words of textual inversion that prompts may use.
+        controls: folders of ControlNets' bundles, by the names that requests use.
+        safety_checker: whether pictures are shown to the model's own.
+        output_filter: ``module:function``, what every picture has to pass; "" is nothing.
         vae: a bundle whose autoencoder takes the place of the model's own.
         tiles: whether large pictures go through the autoencoder in tiles.
+        sha256: a pin: what the hash of the bundle's manifest has to be; None is any.
         sizes: to warm; none is the model's own.
         known: what was measured when a process of this worker opened it before; it is not measured again.
     """
 
     name: str
     bundle: str | Path
+    number: int = 0
     backend: str = "auto"
     device: int | None = None
     threads: int | None = None
@@ -56,8 +63,12 @@ class Open:
     fast: bool = False
     loras: tuple[Lora, ...] = ()
     embeddings: tuple[Embedding, ...] = ()
+    controls: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    safety_checker: bool = False
+    output_filter: str = ""
     vae: str | Path | None = None
     tiles: Tiles | None = None
+    sha256: str | None = None
     sizes: tuple[Size, ...] = ()
     known: tuple[Observation, ...] = ()
 
@@ -158,12 +169,14 @@ class Ready:
 
     Attributes:
         name: of the model.
+        number: of the order that opened it.
         backend: that it is open on.
         seconds: that opening and warming took.
         footprint: what pictures take of the machine's memory; nothing known on a GPU, and where it was measured before.
     """
 
     name: str
+    number: int
     backend: str
     seconds: float
     footprint: Footprint = dataclasses.field(default_factory=Footprint)
@@ -171,9 +184,10 @@ class Ready:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OpenFailed:
-    """A model could not be opened; one line says why."""
+    """A model could not be opened, as the order of that number asked; one line says why."""
 
     name: str
+    number: int
     why: str
 
 

@@ -56,17 +56,10 @@ class PreviewMap:
 def denoised(job: Job) -> Array:
     """What a job's latents are likely to become, (C, h, w): those of unit variance that the noise in them leaves.
 
-    At noise level s, latents x of unit signal have the variance 1 + s²; the best linear guess of the signal is
-    x / (1 + s²) (Wiener 1949), which is grey where all is noise and the picture itself where none is.
+    It is the best linear guess of the signal, which is grey where all is noise and the picture where none is.
     """
-    index = min(job.index, len(job.solver) - 1)
-    level = 0.0 if job.done else job.solver.noise_level(index)
-    found = np.empty_like(job.latents)
-    if job.done:
-        found[:] = job.latents
-        return found
-    job.solver.scale_model_input(job.latents, index, found)
-    found /= np.float32(np.sqrt(1 + level * level))
+    share = 1.0 if job.done else job.solver.signal_share(job.index)
+    found: Array = job.latents * np.float32(share)
     return found
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 
 from calotype.runtime.arrays import Array
 from calotype.runtime.bundle.manifest import Manifest
+from calotype.runtime.control import Control
 from calotype.runtime.families import family_of
 from calotype.runtime.pictures.reading import Source, picture_of
 from calotype.runtime.pipeline import Pipeline
@@ -26,7 +27,7 @@ QUICK = 0.25  # seconds: what takes less is measured three times, since the firs
 
 
 def warm(
-    name: str, pipeline: Pipeline, size: Size, *, known: bool = False
+    name: str, pipeline: Pipeline, size: Size, controls: Sequence[str] = (), *, known: bool = False
 ) -> Iterator[tuple[Observation, tuple[Array, Pixels] | None]]:
     """Draw at ``size`` (width, height); yields what each part took, and of a picture its latents and pixels.
 
@@ -34,6 +35,7 @@ def warm(
         name: under which the model is served.
         pipeline: the model.
         size: in pixels.
+        controls: the names of its ControlNets.
         known: whether it was measured before, so that one step of one picture is enough.
 
     Raises:
@@ -48,6 +50,10 @@ def warm(
         single = yield from _prepared(name, pipeline, plain)
         yield from _runs(name, pipeline, [single])
         yield from _larger(name, pipeline, guided)
+        for control in controls:
+            shown = Control(model=control, image=_even(size, 128))
+            controlled = yield from _prepared(name, pipeline, dataclasses.replace(guided, controls=(shown,)))
+            yield from _runs(name, pipeline, [controlled])
         if "vae_encoder" in pipeline.manifest.networks:
             grey = dataclasses.replace(guided, image=_even(size, 128), mask_image=None)
             yield from _prepared(name, pipeline, grey if guided.image is None else guided)

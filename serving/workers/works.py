@@ -17,9 +17,10 @@ from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.preparation import Drawing
 from calotype.runtime.text.prompts import parse_prompt
 from calotype.runtime.text.tokenizer import ClipTokenizer
-from calotype.serving.errors import DrawingError, OutOfMemoryError, RequestRefusedError, ServingError
+from calotype.serving.errors import DrawingError, FilteredError, OutOfMemoryError, RequestRefusedError, ServingError
 from calotype.serving.tasks import Drawn
 from calotype.serving.wording import said
+from calotype.serving.workers.filters import UNSAFE, Filter, filtered
 from calotype.serving.workers.messages import Submit
 from calotype.serving.workers.previews import PreviewMap
 
@@ -28,21 +29,25 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Model:
-    """An open model."""
+    """An open model, and the number of the order that opened it."""
 
     name: str
+    number: int
     pipeline: Pipeline
     tokenizer: ClipTokenizer
+    controls: tuple[str, ...] = ()  # names of its ControlNets
+    filter: Filter | None = None
+    hidden: bool = False  # whether nothing is shown before it is checked
     previews: PreviewMap = dataclasses.field(default_factory=PreviewMap)
     used: bool = False  # since its memory was trimmed
 
     @classmethod
-    def of(cls, name: str, pipeline: Pipeline) -> Self:
+    def of(cls, name: str, number: int, pipeline: Pipeline) -> Self:
         """The model that ``pipeline`` has open; prompts are counted with its first tokenizer."""
         bundle = pipeline.networks.bundle
         spec = bundle.manifest.tokenizers[family_of(bundle.manifest.family).encoders[0].tokenizer]
         tokenizer = ClipTokenizer.from_files(bundle.path / spec.vocab, bundle.path / spec.merges, spec)
-        return cls(name=name, pipeline=pipeline, tokenizer=tokenizer)
+        return cls(name=name, number=number, pipeline=pipeline, tokenizer=tokenizer)
 
     def tokens(self, prompt: str) -> int:
         """Of a prompt, without those that begin, end and fill it up."""
@@ -73,16 +78,33 @@ def spread(previews: int, steps: int) -> frozenset[int]:
 
 
 def drawn_of(work: Work, picture: Picture, decoding: float) -> Drawn:
+    """What is shown of a finished picture.
+
+    Raises:
+        FilteredError: it is not to be shown.
+        DrawingError: the output filter failed.
+    """
     accepted, request = work.order.accepted, picture.settings.request
-    plain = dataclasses.replace(request, image=None, mask_image=None, strength=None, feather=0, loras=None).to_json()
+    plain = dataclasses.replace(request, image=None, mask_image=None, strength=None, feather=0, loras=None, controls=())
+    known = plain.to_json()
     if request.image is not None:
-        plain |= {"strength": request.strength, "feather": request.feather}
+        known |= {"strength": request.strength, "feather": request.feather}
     if request.loras:
-        plain["loras"] = [{"name": lora.path.stem, "scale": lora.scale} for lora in merged_into(request)]
+        known["loras"] = [{"name": lora.path.stem, "scale": lora.scale} for lora in merged_into(request)]
+    if request.controls:
+        names = ("model", "scale", "start", "end")
+        known["control"] = [{name: getattr(own, name) for name in names} for own in request.controls]
+    if picture.flagged:
+        raise FilteredError(UNSAFE)
+    pixels = np.asarray(picture.image)
+    if work.model.filter is not None:
+        task = work.order.task
+        about = {**known, "model": task.model, "client": task.client, "id": task.id}
+        pixels = filtered(work.model.filter, pixels, about)
     return Drawn(
-        pixels=np.asarray(picture.image),
+        pixels=pixels,
         parameters=str(picture.settings.parameters()),
-        request=plain,
+        request=known,
         tokens=work.model.tokens(request.prompt),
         seconds={
             "queue": work.begun - accepted,

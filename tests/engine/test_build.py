@@ -150,11 +150,12 @@ def test_a_unet_of_the_real_size_builds_in_float16(tmp_path: Path) -> None:
     calotype = [sys.executable, "-m", "calotype.runtime"]
     subprocess.run([*calotype, "export", tmp_path / "checkpoint", tmp_path / "bundle"], check=True)
     bundle = Bundle.open(tmp_path / "bundle")
-    record = describe_plan(build_bundle(bundle, backend="tensorrt-rtx", networks=["unet"])["unet"])
-    assert record.key["precision"] == "float16"
     weights = bundle.manifest.files["unet.safetensors"].size
-    assert weights < record.size < 1.1 * weights
-    assert record.figures["activations"] > 0
+    for network in ("unet", "unet_control", "unet_image_prompt"):
+        record = describe_plan(build_bundle(bundle, backend="tensorrt-rtx", networks=[network])[network])
+        assert record.key["precision"] == "float16"
+        assert weights < record.size < 1.1 * weights
+        assert record.figures["activations"] > 0
 
 
 @pytest.mark.usefixtures("library")

@@ -15,21 +15,23 @@ import pytest
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from calotype.engine import cpu, int8
 from calotype.engine.cpu import build_engines
-from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.bundle.folder import Bundle
-from calotype.runtime.denoising.acceleration import FAST, Acceleration
+from calotype.runtime.denoising.acceleration import EXACT, FAST, Acceleration
 from calotype.runtime.errors import BackendError, BuildError, InputError
+from calotype.runtime.graphs.quantization import MAX_ROOT_MEAN_SQUARE, per_channel, relative_error
+from calotype.runtime.graphs.remarks import read_inputs, write_inputs
 from calotype.runtime.picture import Output
 from calotype.runtime.pictures.embedded import read_parameters
 from calotype.runtime.pipeline import Pipeline
-from calotype.runtime.sessions import processor
+from calotype.runtime.sessions import onnxruntime_cpu, processor
 from calotype.runtime.sessions.plans import describe_plan
 from tests.engine.any_processor import let_build_int8
 from tests.runtime.command_line import calotype
+from tests.runtime.lora_files import write_lora
 
 EXACTLY = pytest.mark.skipif(
     not processor.multiplies_bytes(), reason="this processor adds up products of bytes in 16 bits"
@@ -119,13 +121,13 @@ def test_an_operator_computes_what_rounded_numbers_give(
     exact = run(model, x)
     ranges = {name: (float(value.min()), float(value.max())) for name, value in {"x": x, "y": exact}.items()}
     reference, _, _ = small(operator)
-    rounded, scales = int8.per_channel(weights["w"], axis=0)
+    rounded, scales = per_channel(weights["w"], axis=0)
     shape = (-1, *[1] * (rounded.ndim - 1))
     reference.graph.initializer[0].CopyFrom(numpy_helper.from_array(rounded * scales.reshape(shape), "w"))
     step = np.float32(x.max() - x.min()) / np.float32(255)
     zero = np.rint(-x.min() / step)
     expected = run(reference, (np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step)
-    assert int8.quantize(model, {}, ranges) == {}  # all small enough to stand in the graph
+    assert int8.quantize(model, {}, ranges)[0] == {}  # all small enough to stand in the graph
     assert {"QLinearConv", "MatMulIntegerToFloat"} & {node.op_type for node in model.graph.node}
     got = by(model, x)
     tolerance = (exact.max() - exact.min()) / 255 * 0.51 if operator == "Conv" else 1e-5
@@ -224,13 +226,63 @@ def test_without_an_engine(tiny_bundle: Path) -> None:
         assert form_of(pipeline("apple", num_inference_steps=1)) == "float32"
 
 
-def test_a_lora_needs_float32(tiny_bundle: Path, tmp_path: Path) -> None:
-    name = "unet.up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-    pair = {f"{name}.lora_A.weight": (2, 32), f"{name}.lora_B.weight": (32, 2)}
-    path = tmp_path / "lora.safetensors"
-    save_file({key: np.ones(size, np.float32) for key, size in pair.items()}, path)
-    with pytest.raises(InputError, match="an engine in int8 takes no LoRA"):
-        Pipeline.load(tiny_bundle, "cpu", loras=[Lora(path=path)], fast=NEAR)
+@EXACTLY
+@pytest.mark.usefixtures("built")
+def test_loras_are_as_near_as_int8_alone_and_leave_no_trace(tmp_path: Path) -> None:
+    """Their tensors are rounded as the engine's own: of products, of convolutions and their biases, and unrounded."""
+    a, b = (write_lora(tmp_path / f"{seed}.safetensors", seed, strength=0.02) for seed in (1, 2))
+    state = {"unet.mid_block.resnets.0.conv1.diff_b": np.random.default_rng(0).standard_normal(192, np.float32)}
+    save_file({**load_file(b), **state}, b)
+    short: dict[str, Any] = {"seed": 1, "num_inference_steps": 2, "height": 64, "width": 64, "output_type": "latent"}
+
+    def drawn(pipeline: Pipeline, *loras: Path, fast: Acceleration = NEAR) -> np.ndarray[Any, Any]:
+        return np.asarray(pipeline("red apple", loras=loras, fast=fast, **short).images)
+
+    with Pipeline.load("talbot", "cpu") as pipeline:
+        first = {loras: drawn(pipeline, *loras) for loras in ((), (a,), (b,))}
+        assert len({own.tobytes() for own in first.values()}) == 3
+        for loras in ((b,), (a,), (), (b,), (), (a,)):
+            assert drawn(pipeline, *loras).tobytes() == first[loras].tobytes()
+        exact = {loras: drawn(pipeline, *loras, fast=EXACT) for loras in first}
+        for loras, own in first.items():
+            error = relative_error(own, exact[loras])
+            assert error < 0.5 * min(relative_error(own, exact[other]) for other in exact if other != loras)
+        errors = list(pipeline.networks._errors.values())
+        assert len(errors) == 2
+        assert min(errors) > 0.001
+        assert max(errors) < MAX_ROOT_MEAN_SQUARE
+        changed = [key for key in pipeline.networks.sessions if str(key.form) == "int8" and key.weights]
+        assert all(pipeline.networks.sessions[key].engine is not None for key in changed)
+        result = pipeline("red apple", loras=[a], fast=True, **{**short, "output_type": "pil"})
+        assert form_of(result) == "float32"
+
+
+@EXACTLY
+@pytest.mark.usefixtures("built")
+def test_a_lora_that_int8_cannot_follow_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_lora(tmp_path / "strong.safetensors", 1, strength=3)
+    with Pipeline.load("talbot", "cpu") as pipeline:
+        before = pipeline("red apple", fast=NEAR, seed=1, num_inference_steps=1).images[0].tobytes()
+        for _ in range(2):  # it is measured once
+            with pytest.raises(InputError, match=r"with strong\.safetensors the unet in int8 is .*% off, 10\.0% are"):
+                pipeline("red apple", loras=[path], fast=NEAR, num_inference_steps=1)
+        assert len(pipeline.networks._errors) == 1
+        assert form_of(pipeline("red apple", loras=[path], num_inference_steps=1)) == "float32"
+        assert pipeline("red apple", fast=NEAR, seed=1, num_inference_steps=1).images[0].tobytes() == before
+        monkeypatch.setattr(onnxruntime_cpu, "PROBE", "another")
+        with pytest.raises(InputError, match=r"is of a version that takes no LoRA; use float32, or build it again"):
+            pipeline("red apple", loras=[(path, 0.001)], fast=NEAR, num_inference_steps=1)
+
+
+def test_the_remark_of_inputs_is_read_as_written() -> None:
+    inputs = {"sample": np.ones((2, 3), np.float32), "timestep": np.array([5], np.int64)}
+    read = read_inputs(write_inputs(inputs).encode())
+    assert {name: (own.dtype, own.tolist()) for name, own in read.items()} == {
+        name: (own.dtype, own.tolist()) for name, own in inputs.items()
+    }
+    for text in (b"?", b"", b"aGVsbG8="):
+        with pytest.raises(ValueError, match=r"damaged|pickled|No data"):
+            read_inputs(text)
 
 
 def test_what_int8_is_not_for() -> None:

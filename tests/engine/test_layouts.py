@@ -135,7 +135,7 @@ def test_an_engine_of_before_runs_without_changes_alone(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, changes = BUNDLE.manifest.networks[UNET], every_tensor(UNET)
-    monkeypatch.setattr(layouts, "REMARK", "another")
+    monkeypatch.setattr(layouts, "LAYOUTS", "another")
     with open_session(BUNDLE.path, spec, "cpu") as session:
         assert session.engine is not None
     assert not caplog.records
@@ -149,22 +149,22 @@ def test_an_engine_of_before_runs_without_changes_alone(
 def test_damaged_remarks_are_an_error(text: str) -> None:
     model = onnx.ModelProto()
     assert Layouts.read(model.SerializeToString()) is None
-    model.metadata_props.add(key=layouts.REMARK, value=text)
+    model.metadata_props.add(key=layouts.LAYOUTS, value=text)
     with pytest.raises(ValueError, match=r"layouts|JSON|Expecting"):
         Layouts.read(model.SerializeToString())
 
 
 def test_steps_are_what_they_say() -> None:
     kernel = np.random.default_rng(0).standard_normal((5, 8, 3, 2)).astype(np.float16)
-    made = Layout(tensor="a", steps=(("blocks", 4),)).apply(kernel)
+    made = Layout(tensor="a", steps=(("blocks", 4),)).apply(kernel, {}.__getitem__)
     assert (made.shape, made.dtype) == ((8, 8, 3, 2), np.float32)
     blocks = made.reshape(2, 2, 3, 2, 4, 4)  # outputs, inputs, height, width, inputs of a block, outputs of a block
-    outputs = Layout(tensor="a", steps=(("output_blocks", 4),)).apply(kernel).reshape(2, 8, 3, 2, 4)
+    outputs = Layout(tensor="a", steps=(("output_blocks", 4),)).apply(kernel, {}.__getitem__).reshape(2, 8, 3, 2, 4)
     for out, in_ in ((0, 0), (4, 7), (3, 5)):
         np.testing.assert_array_equal(blocks[out // 4, in_ // 4, :, :, in_ % 4, out % 4], kernel[out, in_])
         np.testing.assert_array_equal(outputs[out // 4, in_, :, :, out % 4], kernel[out, in_])
     assert not blocks[1, :, :, :, :, 1:].any()
-    padded = Layout(tensor="a", steps=(("reshape", [-1]), ("pad", 300))).apply(kernel)
+    padded = Layout(tensor="a", steps=(("reshape", [-1]), ("pad", 300))).apply(kernel, {}.__getitem__)
     np.testing.assert_array_equal(padded, np.append(kernel.astype(np.float32), np.zeros(60, np.float32)))
     with pytest.raises(ValueError, match="240 values are more than 9"):
-        Layout(tensor="a", steps=(("reshape", [-1]), ("pad", 9))).apply(kernel)
+        Layout(tensor="a", steps=(("reshape", [-1]), ("pad", 9))).apply(kernel, {}.__getitem__)

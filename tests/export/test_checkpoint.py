@@ -383,8 +383,28 @@ def test_prompts_are_as_long_as_tokenizer_and_encoder_take_them(
     assert checkpoint.tokenizers["tokenizer"].max_length == length
     assert checkpoint.graphs[0].inputs[0].shape == ("batch", length)
     assert checkpoint.graphs[0].outputs[0].shape == ("batch", length, 64)
-    line = f"model_max_length is {said}, the text encoder reads up to 77 tokens; prompts are of {length}"
+    line = f"model_max_length is {said} and the text encoder reads up to 77 tokens; prompts are cut into pieces of "
+    line += str(length)
     assert (line in caplog.text) == (said in (64, 200))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"eos_token": {}}, "says eos_token={}, which is no token"),
+        ({"pad_token": ["a"]}, r"says pad_token=\['a'\], which is no token"),
+        ({"bos_token": 3}, "says bos_token=3, which is no token"),
+        ({"model_max_length": float("inf")}, "says model_max_length=inf; valid: 3 or more"),
+        ({"model_max_length": float("nan")}, "says model_max_length=nan; valid: 3 or more"),
+        ({"model_max_length": "77"}, "says model_max_length='77'; valid: 3 or more"),
+    ],
+)
+def test_settings_of_a_tokenizer_that_are_none(copied: Maker, settings: dict[str, Any], said: str) -> None:
+    source = copied("sd1")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        edit(source / "tokenizer" / name, **settings)
+    with pytest.raises(CheckpointError, match=said):
+        load_checkpoint(source)
 
 
 def test_lengths_that_no_unet_reads_are_refused(copied: Maker) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from calotype.export.bundle import export_checkpoint
 from calotype.export.models.controlnet import ControlNet, ControlNetConfig
+from calotype.export.models.controlnet_union import ControlNetUnion, ControlNetUnionConfig
 from calotype.export.sources import load_checkpoint
 from calotype.export.verification import verify_against
 from calotype.export.weights import to_float32
@@ -120,6 +121,58 @@ def test_it_computes_what_diffusers_does_from_every_layout(tmp_path: Path, famil
         assert float((one - other).abs().max() / other.abs().max()) < 1e-5
     checkpoint = load_checkpoint(path)
     assert (checkpoint.family, checkpoint.kind) == (family, "control")
+
+
+@pytest.mark.parametrize(("kinds", "layout"), [(6, "folder"), (6, "file"), (8, "file")])
+def test_one_for_several_kinds_computes_what_diffusers_does(tmp_path: Path, kinds: int, layout: str) -> None:
+    """Xinsir's union (six kinds) and ProMax (eight), whose files are in diffusers' layout; rows of one picture."""
+    union = {"num_control_type": kinds, "num_trans_channel": 32, "num_proj_channel": 32, "num_trans_head": 4}
+    reference = controlnet(1, union=True, **settings("sdxl"), **union)
+    path = tmp_path / "diffusion_pytorch_model_promax.safetensors"
+    if layout == "folder":
+        reference.save_pretrained(path.with_suffix(""))
+        path = path.with_suffix("")
+    else:
+        save_file({name: tensor.clone() for name, tensor in reference.state_dict().items()}, path)
+    own = loaded(path)
+    assert isinstance(own, ControlNetUnion) and load_checkpoint(path).family == "sdxl"
+    given = inputs_for(own.config)
+    rows = {name: tensor[:1].expand(2, *tensor.shape[1:]) for name, tensor in given.items()}
+    rows["encoder_hidden_states"] = given["encoder_hidden_states"]
+    pictures = [torch.rand(1, 3, 88, 64).expand(2, -1, -1, -1) for _ in range(2)]
+    results = []
+    for modes, scales in (([kinds - 1], [0.7]), ([0, kinds - 1], [0.5, 0.9]), ([0, kinds - 1], [0.5, 0.0])):
+        count, one = len(modes), len(modes) == 1
+        hot = torch.eye(kinds)[modes][None].expand(2, -1, -1)
+        with torch.no_grad():
+            down, middle = reference(
+                rows["sample"], rows["timestep"], rows["encoder_hidden_states"], pictures[:count], hot.amax(1), modes,
+                scales, added_cond_kwargs={name: rows[name] for name in ("text_embeds", "time_ids")}, return_dict=False,
+            )  # fmt: skip
+            got = own(
+                **{**rows, "control_image": torch.stack(pictures[:count], 1)},
+                conditioning_scale=torch.full((2, len(down) + 1), scales[0] if one else 1.0),
+                control_mode=hot,
+                picture_scale=torch.tensor([[1.0] if one else scales]).expand(2, -1),
+            )
+        for mine, other in zip(got, [*down, middle], strict=True):
+            assert float(other.abs().max()) > 0.01
+            assert float((mine - other).abs().max() / other.abs().max()) < 1e-5
+        results.append(got)
+    assert not torch.allclose(results[1][0], results[2][0], atol=1e-3)  # each picture counts
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_proj_channel": 16}, "num_trans_channel=32 and num_proj_channel=16 are not supported; supported: 32"),
+        ({"addition_embed_type": None}, "that reads no sizes, or pictures in another order than RGB, is not supported"),
+    ],
+)
+def test_one_for_several_kinds_of_another_make_is_refused(change: dict[str, Any], message: str) -> None:
+    usual = {**settings("sdxl"), "num_trans_channel": 32, "num_proj_channel": 32}
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        ControlNetUnionConfig(**{**usual, **change})
 
 
 def test_the_original_layout_is_what_diffusers_converts() -> None:

@@ -151,8 +151,11 @@ def test_a_last_layer_that_may_be_read_or_not_is_said(
 ) -> None:
     state = tower(folder("sd2"))
     cases: list[tuple[State, str]] = [
-        (with_unread_layer(state), "last of its text encoder's 4 layers is read; it is taken for unread"),
-        (state | {"logit_scale": torch.ones(())}, "last of its text encoder's 3 layers is read; it is taken for read"),
+        (with_unread_layer(state), "the last of its text encoder's 4 layers; it is exported as if it does not"),
+        (
+            state | {"logit_scale": torch.ones(())},
+            "the last of its text encoder's 3 layers; it is exported as if it does",
+        ),
     ]
     for tensors, line in cases:
         caplog.clear()

@@ -100,7 +100,7 @@ def test_a_checkpoint_of_a_repository_names_it_and_its_commit(
     folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(folder("sd1"), tmp_path / COMMIT)
-    monkeypatch.setattr("calotype.export.sources.download", lambda *_: tmp_path / COMMIT)
+    monkeypatch.setattr("calotype.export.sources.download", lambda *_, **__: tmp_path / COMMIT)
     checkpoint = load_checkpoint("owner/small@main")
     assert checkpoint.source == {"layout": "diffusers", "name": "owner/small@main", "revision": COMMIT}
 
@@ -192,11 +192,15 @@ def test_no_more_is_fetched_than_an_export_reads(hub: tuple[str, type[Hub]], tmp
     serve(served.root / "owner" / "half", half, **{"model_index.json": INDEX, index: weight_map})
     vae = ["config.json", f"{WEIGHTS}.safetensors"]
     serve(served.root / "owner" / "vae", vae)
-    serve(served.root / "owner" / "pickles", [*needed, f"unet/{WEIGHTS}.bin"], **{"model_index.json": INDEX})
+    pickles = [*needed, "text_encoder/pytorch_model.fp16.bin", *(f"{name}/{WEIGHTS}.bin" for name in ("unet", "vae"))]
+    serve(served.root / "owner" / "pickles", [*pickles, "v1.ckpt"], **{"model_index.json": INDEX})
+    serve(served.root / "owner" / "none", needed, **{"model_index.json": INDEX})
     serve(served.root / "owner" / "single", ["v1.safetensors"])
-    sources = ["both", "half@main", "vae", "pickles", "single", "unknown", "gated", "both@old"]
+    sources = ["both", "half@main", "vae", "pickles", "none", "single", "unknown", "gated", "both@old"]
     results = resolve(*(f"owner/{name}" for name in sources), HF_HOME=str(tmp_path / "home"), HF_ENDPOINT=address)
-    for (kind, path), name, files in zip(results, ("both", "half", "vae"), (both, half, vae), strict=False):
+    for (kind, path), name, files in zip(
+        results, ("both", "half", "vae", "pickles"), (both, half, vae, pickles), strict=False
+    ):
         assert kind == "folder"
         assert Path(path) == tmp_path / "home" / "hub" / f"models--owner--{name}" / "snapshots" / COMMIT
         assert {file.relative_to(path).as_posix() for file in Path(path).rglob("*") if file.is_file()} == set(files)
@@ -204,12 +208,12 @@ def test_no_more_is_fetched_than_an_export_reads(hub: tuple[str, type[Hub]], tmp
             f"owner/{name}/{file}" for file in files
         )
         assert json.loads((Path(path) / files[-1]).read_text())["file"] == files[-1]
-    messages = [message for kind, message in results[3:] if kind == "error"]
+    messages = [message for kind, message in results[4:] if kind == "error"]
     for message, expected in zip(
         messages,
         (
-            "owner/pickles has no text_encoder/model.safetensors; repositories in diffusers' layout with safetensors",
-            "owner/single has no model_index.json; repositories in diffusers' layout with safetensors weights are read",
+            "owner/none has no text_encoder/model.safetensors; repositories in diffusers' layout are read, other",
+            "owner/single has no model_index.json; repositories in diffusers' layout are read, other variants of",
             "owner/unknown is no folder here and no model on the Hugging Face Hub that you may read; check the",
             "owner/gated is gated; accept its terms at https://huggingface.co/owner/gated and log in",
             "owner/both has no revision 'old' on the Hugging Face Hub",

@@ -264,7 +264,11 @@ def test_extra_embeddings_are_a_longer_table(eos_token_id: int) -> None:
         (UNetConfig, {"addition_embed_type": "image"}, "supported: None, 'text_time'"),
         (UNetConfig, {"addition_embed_type": "text_time"}, "needs projection_class_embeddings_input_dim"),
         (UNetConfig, {"class_embed_type": "timestep"}, "class_embed_type='timestep'.*supported: None"),
-        (UNetConfig, {"new_setting": 1}, "has the setting new_setting=1, which is not known here; known: "),
+        (
+            UNetConfig,
+            {"new_setting": 1},
+            "checkpoint's UNet says new_setting=1, which is not known here and may change",
+        ),
         (TextEncoderConfig, {"hidden_act": "relu"}, "hidden_act='relu'.*supported: quick_gelu, gelu"),
         (TextEncoderConfig, {"num_attention_heads": 7}, "num_attention_heads=7 does not divide the channels 512"),
         (TinyAutoencoderConfig, {"act_fn": "gelu"}, "act_fn='gelu'.*supported: 'relu'"),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from calotype.export.bundle import export_checkpoint
 from calotype.export.partial import FINISHED, PartialBundle
 from calotype.runtime.errors import ExportError
 
@@ -155,6 +156,15 @@ def test_a_bundle_made_meanwhile_is_replaced_only_if_asked_for(tmp_path: Path) -
         partial.publish("{}")
     assert (out / "calotype.json").read_text() == "{}"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("target", ["nowhere", "out"], ids=["dangling", "loop"])
+def test_a_link_in_the_bundles_place_is_said_before_the_work(tmp_path: Path, target: str) -> None:
+    (tmp_path / "out").symlink_to(target)
+    for force in (False, True):
+        with pytest.raises(ExportError, match="out exists already"):
+            export_checkpoint("no such checkpoint", tmp_path / "out", force=force)
+    assert (tmp_path / "out").readlink() == Path(target)
 
 
 def test_a_bundle_behind_a_link_is_replaced_by_its_link(tmp_path: Path, precious: Path) -> None:

@@ -128,7 +128,7 @@ def test_what_overflows_is_an_island(tmp_path: Path) -> None:
     assert len(islands) == 3
     assert check(plan, "float16", graph, run_float16(graph, islands, cases), expected).min_cosine > 0.9999
     with pytest.raises(
-        ExportError, match=r"graph\.onnx gives values that are not finite in 'image' on 'random' inputs"
+        ExportError, match=r"graph\.onnx .* gives values that are not finite in 'image' on 'random' inputs"
     ):
         check(plan, "float16", graph, run_float16(graph, [], cases), expected)
 
@@ -193,7 +193,7 @@ def test_loud_networks_have_islands_and_their_numbers_stay(network: str, kind: s
     norms = {"GroupNormalization", "LayerNormalization"}
     assert norms & kinds(graph, set(islands)) and norms & kinds(graph, gauges.keys() - islands.keys())
     assert check(plan, "float16", graph, run_float16(graph, islands, cases), expected).min_cosine >= MIN_COSINE
-    with pytest.raises(ExportError, match=r"graph\.onnx gives values that are not finite in "):
+    with pytest.raises(ExportError, match=r"graph\.onnx .* gives values that are not finite in "):
         check(plan, "float16", graph, run_float16(graph, [], cases), expected)
     write_float16(graph, islands, tmp_path / "half.onnx")
     assert all(np.isfinite(output).all() for (output, *_) in run_graph(tmp_path / "half.onnx", cases).values())

@@ -74,8 +74,15 @@ VIDEO = openclip("conditioner.embedders.0.open_clip.model.", 1024) | named(
         (named("model.0.weight", "model.1.sub.0.RDB1.conv1.0.weight"), r"an upscaler of pictures \(as ESRGAN\)"),
         (named("conv_first.weight", "body.0.rdb1.conv1.weight"), r"an upscaler of pictures \(as ESRGAN\)"),
         (named("body.0.weight", "body.1.weight", "body.2.bias"), r"an upscaler of pictures \(as ESRGAN\)"),
-        (named("conv_in.weight", "body.0.block1.weight", "body.0.in_conv.bias"), "a T2I-Adapter"),
-        (named("adapter.conv_in.weight", "adapter.body.0.resnets.0.block1.weight"), "a T2I-Adapter"),
+        (named("double_stream_modulation_img.lin.weight", "double_blocks.0.img_attn.qkv.weight"), "FLUX.2's transform"),
+        (named("model.diffusion_model.double_blocks.0.img_mod.lin.weight"), "FLUX.1"),
+        (named("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"), "Stable Diffusion 3"),
+        (named("noise_refiner.0.attention.qkv.weight", "cap_embedder.0.weight"), "Z-Image"),
+        (named("transformer_blocks.0.img_mod.1.weight", "txt_in.weight"), "Qwen-Image"),
+        (
+            named("style_embedding", "transformer_layes.0.attn.in_proj_weight"),
+            "a T2I-Adapter of style, which reads what",
+        ),
     ],
 )
 def test_a_model_of_another_kind_is_named(state: dict[str, Tensor], what: str) -> None:

@@ -144,7 +144,7 @@ def test_the_best_file_of_a_component_is_read(tmp_path: Path, best: int) -> None
 def test_an_index_that_is_none(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     for text, message in (
-        ("{", "is not an index of weights"),
+        ("{", "cannot be read as JSON"),
         ('{"weight_map": []}', "is not an index of weights"),
         ('{"weight_map": {"a": "../x.safetensors"}}', r"names files outside its folder: \.\./x\.safetensors; do not"),
     ):

@@ -14,7 +14,9 @@ import pytest
 
 from calotype.export.bundle import export_checkpoint
 from tests.controlnets import write_controlnet
+from tests.ip_adapters import ip_adapter, layers_of, write_image_encoder, write_ip_adapter
 from tests.kept import Kept
+from tests.t2i_adapters import write_adapter
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,6 +191,18 @@ SMALL_CONTROLNET = {
 }
 
 
+SDXL_CONTROLNET = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "attention_head_dim": (2, 4),
+    "transformer_layers_per_block": (1, 2),
+    "cross_attention_dim": 32 + 24,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 16 + 6 * 8,
+}
+
+
 @pytest.fixture(scope="session")
 def controlnets(kept: Kept) -> tuple[Model, ...]:
     """Two ControlNets of the tiny model, and one whose residuals hold for every pixel."""
@@ -202,27 +216,87 @@ def controlnets(kept: Kept) -> tuple[Model, ...]:
 @pytest.fixture(scope="session")
 def sdxl_controlnet(kept: Kept) -> Model:
     """A ControlNet of the tiny SDXL."""
-    change = {
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "attention_head_dim": (2, 4),
-        "transformer_layers_per_block": (1, 2),
-        "cross_attention_dim": 32 + 24,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 16 + 6 * 8,
-    }
-    return save_controlnet(kept, "sdxl_controlnet", 3, {**SMALL_CONTROLNET, **change})
+    return save_controlnet(kept, "sdxl_controlnet", 3, {**SMALL_CONTROLNET, **SDXL_CONTROLNET})
+
+
+@pytest.fixture(scope="session")
+def sd2_controlnet(kept: Kept) -> Model:
+    """A ControlNet of the tiny Stable Diffusion 2."""
+    change = {"use_linear_projection": True, "attention_head_dim": (2, 4)}
+    return save_controlnet(kept, "sd2_controlnet", 5, {**SMALL_CONTROLNET, **change})
+
+
+@pytest.fixture(scope="session")
+def sdxl_union(kept: Kept) -> Model:
+    """A ControlNet of the tiny SDXL for six kinds of pictures."""
+    union = {"union": True, "num_trans_channel": 32, "num_proj_channel": 32, "num_trans_head": 4}
+    return save_controlnet(kept, "sdxl_union", 4, {**SMALL_CONTROLNET, **SDXL_CONTROLNET, **union})
+
+
+@pytest.fixture(scope="session")
+def adapters(kept: Kept) -> tuple[Model, ...]:
+    """Two T2I-Adapters of the tiny model, one of them for greys."""
+    usual: dict[str, Any] = {"channels": [32, 64], "downscale_factor": 2}
+    settings = ({**usual, "in_channels": 1}, usual)
+    return tuple(save_control(kept, f"adapter{seed}", write_adapter, seed, own) for seed, own in enumerate(settings))
+
+
+@pytest.fixture(scope="session")
+def sdxl_adapter(kept: Kept) -> Model:
+    """A T2I-Adapter of the tiny SDXL."""
+    settings = {"channels": [32, 64], "downscale_factor": 4, "adapter_type": "full_adapter_xl"}
+    return save_control(kept, "sdxl_adapter", write_adapter, 2, settings)
 
 
 def save_controlnet(kept: Kept, name: str, seed: int, settings: dict[str, Any]) -> Model:
     """A checkpoint of a ControlNet whose zero convolutions have values, and its bundle in float32."""
+    return save_control(kept, name, write_controlnet, seed, settings)
+
+
+def save_control(kept: Kept, name: str, make: Callable[..., Path], seed: int, settings: dict[str, Any]) -> Model:
+    """What ``make`` writes of those settings, and its bundle in float32."""
 
     def write(folder: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            write_controlnet(folder / "checkpoint", seed, **settings)
+            make(folder / "checkpoint", seed, **settings)
             export_checkpoint(folder / "checkpoint", folder / "bundle", precision="fp32")
 
     folder = kept(name, write)
     return Model(checkpoint=folder / "checkpoint", bundle=folder / "bundle")
+
+
+@pytest.fixture(scope="session")
+def ip_adapters(kept: Kept, tiny_checkpoint: Path) -> dict[str, Model]:
+    """IP-Adapters of the tiny model, one of each kind, by that: their files and bundles."""
+    return {
+        kind: save_ip_adapter(kept, f"ip_adapter_{kind}", seed, kind, tiny_checkpoint)
+        for seed, kind in enumerate(("plain", "plus", "full"))
+    }
+
+
+@pytest.fixture(scope="session")
+def sdxl_ip_adapters(kept: Kept, sdxl: Model) -> dict[str, Model]:
+    """The same of the tiny SDXL, without a full one, which nobody published."""
+    return {
+        kind: save_ip_adapter(kept, f"sdxl_ip_adapter_{kind}", seed, kind, sdxl.checkpoint)
+        for seed, kind in enumerate(("plain", "plus"))
+    }
+
+
+def save_ip_adapter(kept: Kept, name: str, seed: int, kind: str, base: Path) -> Model:
+    """A file of an IP-Adapter for the UNet of the checkpoint ``base``, the image encoder beside it, and its bundle."""
+
+    def write(folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import diffusers
+
+            model = diffusers.UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+            state = ip_adapter(seed, kind, layers_of(model), model.config.cross_attention_dim)
+            write_image_encoder(folder / "image_encoder", 7)
+            path = write_ip_adapter(folder / f"{name}.safetensors", state)
+            export_checkpoint(path, folder / "bundle", precision="fp32")
+
+    folder = kept(name, write)
+    return Model(checkpoint=folder / f"{name}.safetensors", bundle=folder / "bundle")

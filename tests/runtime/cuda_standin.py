@@ -31,6 +31,7 @@ class Status(enum.Enum):
 class Kind(enum.Enum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
 
 
 class Mode(enum.Enum):
@@ -145,11 +146,10 @@ class Cuda:
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Kind, stream: int) -> tuple[Status]:
         self.check_stream(stream)
-        up = kind is Kind.cudaMemcpyHostToDevice
 
         def copy() -> None:
-            self.check(self.device if up else self.host, target, size)
-            self.check(self.host if up else self.device, source, size)
+            self.check(self.host if kind is Kind.cudaMemcpyDeviceToHost else self.device, target, size)
+            self.check(self.host if kind is Kind.cudaMemcpyHostToDevice else self.device, source, size)
             ctypes.memmove(target, source, size)
             self.copied[kind, size] += 1
 
@@ -239,7 +239,10 @@ class Library:
         self.refuses: str | None = None
         self.refitted: dict[str, Any] = {}
         self.refittable = ["conv_in.weight", "conv_out.weight"]
+        self.base = dict[str, NDArray[Any]]()  # what a refit from a file puts in
+        self.partners = dict[str, str]()  # weights that are put in together
         self.weighted = False
+        self.refused = ""  # a weight that is not taken
         self.capturable = True
         self.kernels: list[bytes] = []
 
@@ -262,26 +265,31 @@ class Refitter:
         self.library, self.engine, self.held = library, engine, dict[str, Any]()
 
     def refit_from_file(self, path: str) -> bool:
-        self.held["from"] = path
+        self.held |= {"from": path, **self.library.base}
         return True
 
     def get_all_weights(self) -> list[str]:
         return self.library.refittable
 
     def set_named_weights(self, name: str, weights: Any) -> bool:
+        if name == self.library.refused:
+            return False
         self.held[name] = weights
         return True
 
     def refit_cuda_engine_async(self, stream: int) -> bool:
         self.library.cuda.check_stream(stream)
+        if self.get_missing_weights():
+            return False
         self.library.refitted = dict(self.held)
-        # What was put in stays until it is replaced; the file's own weights come first, and with it all of them.
-        self.engine.weights.clear()
+        # What was put in stays until it is replaced.
         self.engine.weights.update({name: np.array(value) for name, value in self.held.items() if name != "from"})
+        self.engine.refits += 1
         return True
 
     def get_missing_weights(self) -> list[str]:
-        return []
+        wanted = [self.library.partners[name] for name in self.held if name in self.library.partners]
+        return [name for name in wanted if name not in self.held and "from" not in self.held]
 
 
 class Runtime:
@@ -322,7 +330,7 @@ class Configuration:
 class Engine:
     def __init__(self, library: Library) -> None:
         self.library, self.gpu = library, library.cuda.current
-        self.weights = dict[str, NDArray[Any]]()
+        self.weights, self.refits = dict[str, NDArray[Any]](), 0
         library.open += 1
         library.deserialized += 1
 
@@ -340,14 +348,14 @@ class Engine:
 
     def create_execution_context(self, configuration: Configuration) -> Context:
         assert self.gpu == self.library.cuda.current, "a plan is used where another GPU is the current one"
-        return Context(self.library, self.gpu, self.weights)
+        return Context(self)
 
 
 class Context:
-    def __init__(self, library: Library, gpu: int, weights: dict[str, NDArray[Any]]) -> None:
-        library.contexts += 1
-        self.gpu, self.weights = gpu, weights
-        self.library, self.ran = library, False
+    def __init__(self, engine: Engine) -> None:
+        engine.library.contexts += 1
+        self.gpu, self.engine, self.refits = engine.gpu, engine, engine.refits
+        self.library, self.ran = engine.library, False
         self.profile: int | None = None
         self.arena = 0
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -387,7 +395,8 @@ class Context:
         def work() -> None:
             cuda.check(cuda.device, arena, self.library.activations)
             inputs = {name: self._array(name, shape) for name, shape in self.shapes.items()}
-            shift = sum(float(np.abs(own).sum()) for own in self.weights.values())
+            assert self.refits == self.engine.refits, "a context of before a refit is used"
+            shift = sum(float(np.abs(own).sum()) for own in self.engine.weights.values())
             for name, value in self.library.network(inputs).items():
                 if name in self.addresses:
                     self._array(name, value.shape)[...] = value + shift if self.library.weighted else value

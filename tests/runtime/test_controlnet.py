@@ -178,6 +178,33 @@ def test_inpainting_equals_diffusers_to_50_db(
     assert psnr(got[inside], expected[inside]) >= 50
 
 
+@pytest.mark.parametrize("preprocess", [None, "inpaint"], ids=["a ControlNet", "a ControlNet of inpainting"])
+def test_a_nine_channel_unet_equals_diffusers_to_50_db(
+    sd2_inpainting: Model, sd2_controlnet: Model, preprocess: str | None
+) -> None:
+    """Diffusers draws with both since its inpainting pipeline looks at the UNet's channels."""
+    import torch
+
+    mask = Image.new("L", (48, 32))
+    mask.paste(255, (8, 6, 32, 24))
+    inside = np.asarray(mask) > 0
+    hint = np.asarray(picture(3 if preprocess else 1), np.float32).transpose(2, 0, 1)[None] / 255
+    if preprocess:
+        hint[:, :, inside] = -1
+    name = "StableDiffusionControlNetInpaintPipeline"
+    other = reference(sd2_inpainting.checkpoint, [sd2_controlnet.checkpoint], name)
+    noise, posterior = draws(5, (4, 16, 24), 2)
+    with injected(other, noise=noise, posteriors=[posterior]):
+        expected = other(
+            "red apple", image=picture(3), mask_image=mask, control_image=torch.from_numpy(hint), negative_prompt="le",
+            output_type="np", controlnet_conditioning_scale=1.0, strength=1.0, **SIZE, **STEPS,
+        ).images[0]  # fmt: skip
+    control = Control(model="two", image=None if preprocess else picture(1), preprocess=preprocess)
+    with Pipeline.load(sd2_inpainting.bundle, controls={"two": sd2_controlnet.bundle}) as opened:
+        got = drawn(opened, controls=[control], image=picture(3), mask_image=mask)
+    assert psnr(got[inside], expected[inside]) >= 50
+
+
 def test_sdxl_equals_diffusers_to_50_db(sdxl: Model, sdxl_controlnet: Model) -> None:
     other = reference(sdxl.checkpoint, [sdxl_controlnet.checkpoint], "StableDiffusionXLControlNetPipeline")
     with injected(other, noise=draws(5, (4, 16, 24), 1)[0]):
@@ -351,7 +378,7 @@ def test_a_bundle_that_does_not_fit_is_refused_in_one_line(
             format1,
             controlnets[0].bundle,
             BundleError,
-            "has no unet_control, which ControlNets add to; export the bundle",
+            "has no unet_control, which controls add to; export the bundle",
         ),
     ]
     for model, control, kind, message in refused:
@@ -381,4 +408,28 @@ def test_the_command_line_draws_with_controls_and_again(
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(Image.open(tmp_path / "b.png")))
     (tmp_path / "edges.png").write_bytes(b"other")
     gone = calotype("generate", "--again", tmp_path / "a.png", "--output", tmp_path / "c.png", *folders)
-    assert (gone.returncode, "the picture needs 'edges.png'" in gone.stderr) == (2, True)
+    assert gone.returncode == 2
+    assert "the picture of control 0 was 'edges.png', and no picture in" in gone.stderr
+    assert "name that folder with --folder" in gone.stderr
+
+
+def test_pictures_that_were_no_files_are_found_again_by_their_pixels(
+    pipeline: Pipeline, tiny_bundle: Path, controlnets: tuple[Model, ...], tmp_path: Path
+) -> None:
+    grey, other = picture(1).convert("L"), picture(2)
+    controls = [Control(model="one", image=grey), Control(model="one", image=np.asarray(other), scale=0.5)]
+    drawn = pipeline("a", controls=controls, image=picture(3), strength=0.5, num_inference_steps=4, seed=1)
+    drawn.pictures[0].save(tmp_path / "a.png")
+    picture(3).save(tmp_path / "start.png")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "broken.png").write_bytes(b"none")
+    folders = [f"--folder={path}" for path in (tiny_bundle, controlnets[0].bundle, tmp_path / "more")]
+    command = ("generate", "--again", tmp_path / "a.png", "--image", tmp_path / "start.png", *folders)
+    grey.save(tmp_path / "more" / "any.png")
+    gone = calotype(*command, "--output", tmp_path / "b.png")
+    assert gone.returncode == 2
+    assert "the picture of control 1 was no file, and no picture in" in gone.stderr
+    other.save(tmp_path / "more" / "another.png")
+    again = calotype(*command, "--output", tmp_path / "b.png")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(Image.open(tmp_path / "b.png")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from calotype.runtime.control import Control
 from calotype.runtime.denoising.acceleration import Acceleration
 from calotype.runtime.graphs.layouts import Layouts
 from calotype.runtime.pipeline import Pipeline
+from calotype.runtime.request import Request
 from calotype.runtime.sessions import onnxruntime_cuda
 from calotype.runtime.sessions.plans import describe_plan
 from tests import computing_standins
@@ -103,6 +105,41 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
     yield standin
     gc.collect()
     assert (standin.device, standin.host, standin.streams) == ({}, {}, set())
+
+
+def test_what_one_controlnet_makes_stays_on_the_gpu(
+    tiny_bundle: Path, controlnets: tuple[Model, ...], cuda: Cuda
+) -> None:
+    """Its residuals are copied there, and to the host where several are added up; unused inputs are copied once."""
+    noise = np.random.default_rng(1).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    one = Control(model="one", image=Image.fromarray(noise))
+    request = Request(prompt="a", seed=3, num_inference_steps=6, height=32, width=48, guidance_scale=3.0)
+    exactly = Acceleration(precision="float32")
+    folders = {name: model.bundle for name, model in zip(("one", "two"), controlnets, strict=False)}
+
+    def copies(*controls: Control) -> list[dict[str, int]]:
+        """Copies of each step, by direction."""
+        job, found = pipeline.prepare(dataclasses.replace(request, controls=controls)), []
+        while not job.done:
+            cuda.copied.clear()
+            pipeline.step([job])
+            counted = Counter[str]()
+            for (kind, _), count in cuda.copied.items():
+                counted[kind.name.removeprefix("cudaMemcpy")] += count
+            found.append(dict(counted))
+        return found
+
+    with Pipeline.load(tiny_bundle, "cuda", controls=folders, fast=exactly) as pipeline:
+        residuals = 5
+        lone = copies(one)
+        # In: sample and timestep of both; out: the prediction.
+        assert lone[2] == {"HostToDevice": 4, "DeviceToDevice": residuals, "DeviceToHost": 1}
+        two = copies(one, dataclasses.replace(one, model="two"))
+        assert two[2] == {"HostToDevice": 2 + 2 * 2 + residuals, "DeviceToHost": 1 + 2 * residuals}
+        ending = copies(dataclasses.replace(one, end=0.5))
+        assert ending[2] == lone[2]
+        assert ending[3] == {"HostToDevice": 2 + residuals, "DeviceToHost": 1}  # zeros
+        assert ending[4] == {"HostToDevice": 2, "DeviceToHost": 1}
 
 
 @pytest.mark.usefixtures("cuda")

@@ -33,6 +33,11 @@ def test_short_messages_stay_as_they_are() -> None:
     assert shortened("abcdef", 4) == "ab … (2 characters left out) … ef"
 
 
+def test_no_message_steers_a_terminal_whatever_it_quotes() -> None:
+    said = str(InputError("\x1b]0;owned\x07 a  b\nc\u202e\udcff é 漢 of a LoRA's key"))
+    assert said == "\\u001b]0;owned\\u0007 a  b c\\u202e\\udcff é 漢 of a LoRA's key"
+
+
 class Broken:
     def __repr__(self) -> str:
         raise RuntimeError

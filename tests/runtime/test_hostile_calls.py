@@ -222,6 +222,7 @@ OPENED: dict[str, tuple[Any, ...]] = {
     "vae": (b"x", [None], 7, object()),
     "vae_tiles": (*NOTHING, True),
     "controls": (*NOTHING, True, {1: "x"}, {"": "x"}, {"a\n": 7}, {"a": b"x"}, {"a": None}),
+    "image_prompts": (*NOTHING, True, {1: "x"}, {"": "x"}, {"a\n": 7}, {"a": b"x"}, {"a": None}),
     "trace": (*NOTHING, True),
     "fast": NOTHING,
     "threads": (*NOTHING[:3], True, 2.0),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.numpy import load_file, save_file
 
 from calotype.runtime.adapters import lora as merging
 from calotype.runtime.adapters.lora import Lora
 from calotype.runtime.adapters.named import NamedLora, asked, parse
-from calotype.runtime.errors import BackendError, CalotypeError, InputError
-from calotype.runtime.networks import Networks
+from calotype.runtime.errors import InputError
 from calotype.runtime.pictures.embedded import read_parameters
 from calotype.runtime.pipeline import Pipeline
 from calotype.runtime.preparation import Drawing
@@ -27,36 +24,19 @@ from calotype.runtime.recall import recall
 from calotype.runtime.request import Request
 from calotype.runtime.sessions.session import Session
 from tests.runtime.command_line import calotype
-from tests.runtime.lora_files import TEXT, UNET, write_lora
-
-SHORT: dict[str, Any] = {"seed": 3, "num_inference_steps": 2, "guidance_scale": 1.0, "height": 64, "width": 64}
-TALBOT = "talbot"
+from tests.runtime.lora_files import TEXT, write_lora
+from tests.runtime.lora_switching import SETS, SHORT, TALBOT, drawn, write_loras
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``style`` changes both networks, ``lines`` and ``pad``, by PEFT, the UNet, ``words`` the text encoder."""
-    path = tmp_path_factory.mktemp("loras")
-    write_lora(path / "style.safetensors", 1)
-    write_lora(path / "lines.safetensors", 2, (UNET,))
-    write_lora(path / "words.safetensors", 3, (TEXT,))
-    (path / "pad").mkdir()
-    state = load_file(write_lora(path / "pad" / "adapter_model.safetensors", 4, (UNET,)))
-    own = {f"base_model.model.{key.removeprefix('unet.')}": value for key, value in state.items()}
-    save_file(own, path / "pad" / "adapter_model.safetensors")
-    (path / "pad" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
-    (path / "notes.txt").write_text("no LoRA")
-    return path
+    return write_loras(tmp_path_factory.mktemp("loras"))
 
 
 @pytest.fixture(scope="module")
 def pipeline(folder: Path) -> Iterator[Pipeline]:
     with Pipeline.load(TALBOT, "cpu", lora_folder=folder, prompt_loras=True) as opened:
         yield opened
-
-
-def drawn(pipeline: Pipeline, loras: Sequence[Any] | None, prompt: str = "red apple", **fields: Any) -> bytes:
-    return bytes(pipeline(prompt, loras=loras, **{**SHORT, **fields}).images[0].tobytes())
 
 
 def test_a_file_a_folder_and_a_name_are_the_same_and_nothing_stays(pipeline: Pipeline, folder: Path) -> None:
@@ -210,10 +190,6 @@ def test_a_file_that_was_replaced_is_read_anew(pipeline: Pipeline, tmp_path: Pat
         pipeline.step([job])
 
 
-SETS: list[tuple[tuple[str, float], ...]] = [
-    *((), (("style", 0.8),), (("style", 0.4),), (("lines", 1.0),), (("words", 1.0),)),
-    *((("lines", 1.0), ("words", 0.5)), (("pad", -0.5),)),
-]
 REQUESTS = st.builds(
     Request,
     prompt=st.sampled_from(["red apple", "dragon"]),
@@ -287,70 +263,6 @@ def test_networks_that_take_turns_keep_the_set_in_use_alone(pipeline: Pipeline, 
         changed = {key.weights for key in turns.networks.sessions if key.weights}
         assert len(changed) == 1
         assert turns.networks.kept_bytes > 0
-
-
-class KilledError(BaseException):
-    """Stands for what ends a process."""
-
-
-def switch_at_random(folder: Path, tmp_path: Path, times: int) -> None:
-    """Draw with sets of LoRAs at random, among failures of every kind; each set gives its bytes whatever was before."""
-    rng, patch = random.Random(0), pytest.MonkeyPatch()
-    misfit = tmp_path / "misfit.safetensors"
-    save_file({"unet.no.lora_A.weight": np.ones((1, 1), np.float32)}, misfit)
-    cut = tmp_path / "cut.safetensors"
-    cut.write_bytes((folder / "style.safetensors").read_bytes()[:-9])
-    huge = write_lora(tmp_path / "huge.safetensors", 9, strength=1e9)
-    failing: list[tuple[str, Any]] = [
-        *(("file", path) for path in (misfit, cut, huge, folder / "notes.txt", tmp_path / "none.safetensors")),
-        *(("opening", BackendError("no memory")), ("opening", KilledError()), ("merging", KeyboardInterrupt())),
-        ("running", KilledError()),
-    ]
-
-    def fail(error: BaseException) -> Any:
-        def raising(*_: Any, **__: Any) -> Any:
-            raise error
-
-        return raising
-
-    with Pipeline.load(TALBOT, "cpu", lora_folder=folder, lora_memory=1 << 20) as pipeline:
-        wanted: dict[Any, bytes] = {}
-        for _ in range(times):
-            loras = rng.choice(SETS)
-            if rng.random() < 0.4:
-                kind, what = rng.choice(failing)
-                with patch.context() as own:
-                    if kind == "opening":
-                        own.setattr(Networks, "_open", fail(what))
-                    elif kind == "merging":
-                        own.setattr("calotype.runtime.merged_weights.merged", fail(what))
-                    elif kind == "running":
-                        own.setattr("calotype.runtime.denoising.denoiser._fill", fail(what))
-                    given_ = [what] if kind == "file" else [("style", rng.random())]
-                    with pytest.raises((CalotypeError, KilledError, KeyboardInterrupt)):
-                        if rng.random() < 0.5 and kind != "running":
-                            pipeline.set_loras(given_)
-                        else:
-                            drawn(pipeline, given_)
-            if rng.random() < 0.3:
-                pipeline.set_loras(loras)
-                got = drawn(pipeline, None)
-                pipeline.set_loras([])
-            else:
-                got = drawn(pipeline, loras)
-            assert wanted.setdefault(loras, got) == got, loras
-            base = drawn(pipeline, None)
-            assert wanted.setdefault((), base) == base
-    assert len(set(wanted.values())) == len(wanted)
-
-
-def test_switches_and_failures_leave_no_trace(folder: Path, tmp_path: Path) -> None:
-    switch_at_random(folder, tmp_path, 12)
-
-
-@pytest.mark.slow
-def test_two_hundred_switches_and_failures_leave_no_trace(folder: Path, tmp_path: Path) -> None:
-    switch_at_random(folder, tmp_path, 200)
 
 
 def test_own_bytes_of_a_session_are_said(pipeline: Pipeline) -> None:

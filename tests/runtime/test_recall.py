@@ -100,7 +100,9 @@ def test_loras_and_pictures_are_found_by_their_hashes(
     Image.new("RGB", (32, 32)).save(other)
     with pytest.raises(InputError, match="is not the image that the picture started from"):
         recall(text, [tiny_bundle, lora.parent], image=other)
-    with pytest.raises(InputError, match=r"needs 'my style \(v2\)\.safetensors'; in .* there is no file of that name"):
+    with pytest.raises(
+        InputError, match=r"needs the file 'my style \(v2\)\.safetensors', and there is no file of that name"
+    ):
         recall(text, [tiny_bundle], image=source)
     moved = tmp_path / "elsewhere"
     moved.mkdir()
@@ -118,7 +120,7 @@ def test_no_path_in_a_picture_is_opened(tiny_bundle: Path, tmp_path: Path, lora:
         f"red\nSteps: 2, Sampler: ddim, CFG scale: 7.5, Seed: 3, Size: 32x32, Model hash: 0123456789, "
         f'Model: {tiny_bundle}, Lora: "{lora}:1 0123456789", Version: calotype 9'
     )
-    with pytest.raises(InputError, match=r"the picture needs '.*my style \(v2\)\.safetensors'; in no folder"):
+    with pytest.raises(InputError, match=r"the picture needs the file '.*my style \(v2\)\.safetensors'; name"):
         recall(text)
     with pytest.raises(InputError, match=r"the picture needs the model .* with the hash 0123456789, which is not in"):
         recall(text.replace(f'Lora: "{lora}:1 0123456789", ', ""), [tmp_path])

@@ -70,7 +70,9 @@ def test_pictures_travel_in_json_and_paths_are_followed_only_where_that_is_asked
         ([], "a request is of type list; give an object with fields such as prompt"),
         ({}, "a request needs a prompt; an empty string is one"),
         ({"prompt": "a", "stepz": 3}, "a request has no field 'stepz'; valid: clip_skip,"),
-        ({"prompt": 5}, "prompt=5 is of type int, not a text"),
+        ({"prompt": 5}, "prompt=5 is of type int; give a text, which may be empty"),
+        ({"prompt": "a" * 20_001}, "prompt has 20001 characters; valid: up to 20000; shorten it"),
+        ({"prompt": "a", "negative_prompt": ":" * 10**6}, "negative_prompt has 1000000 characters; valid: up to 20000"),
         ({"prompt": "a", "seed": "7"}, "seed='7' is not a whole number"),
         ({"prompt": "a", "seed": 2**64}, r"seed=18446744073709551616 is outside 0\.\.2\*\*64-1"),
         ({"prompt": "a", "image": "x.png"}, 'image is no picture; give {"png": "…"} in base64'),
@@ -136,9 +138,9 @@ def test_a_call_is_expanded_into_a_request_for_each_picture() -> None:
         ("b", "", 4.0, 10),
     ]
     for arguments, message in (
-        ({"prompt": None}, "prompt is None; give a text, an empty string is one"),
-        ({"prompt": ["a", None]}, "prompt=None is of type NoneType, not a text"),
-        ({"prompt": b"a"}, "prompt=b'a' is of type bytes, not a text"),
+        ({"prompt": None}, "prompt is None; give a text, which may be empty"),
+        ({"prompt": ["a", None]}, "prompt=None is of type NoneType; give a text"),
+        ({"prompt": b"a"}, "prompt=b'a' is of type bytes; give a text"),
         ({"prompt": "a", "images": 10**9}, "1000000000 pictures in one call are more than 10000; make several calls"),
         ({"prompt": "a", "seed": 2**64 - 1, "images": 2}, r"seed=18446744073709551615 is outside 0\.\.2\*\*64-1 for 2"),
     ):

@@ -66,7 +66,7 @@ def server() -> Iterator[Place]:
     service = FakeService()
     app = create_app(Front(service, Settings()))
     quick = Limits(header_seconds=1, stalled_seconds=1, body_seconds=5)
-    with served(app, http=connections(quick)) as url:
+    with served(app, http=connections(Settings(limits=quick))) as url:
         yield Place(url=url, service=service, app=app)
 
 

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from calotype.runtime.request import Request
 from calotype.serving.tasks import Task
-from calotype.serving.workers.dispatcher import Bounds, Dispatcher
+from calotype.serving.workers.admission import Bounds
+from calotype.serving.workers.dispatcher import Dispatcher
 from calotype.serving.workers.messages import Open
 from calotype.serving.workers.served import Served
 from calotype.serving.workers.tickets import QueuedTicket

@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import pytest
@@ -43,15 +43,19 @@ class CountedJob:
 
 @dataclasses.dataclass
 class Room:
-    """An engine of so many rows a run, without padding."""
+    """An engine of so many rows a run, without padding, and with these weights open whatever comes."""
 
     rows: int = CAPACITY
+    open: tuple[Hashable, ...] = ()
 
     def capacity(self, _model: str, _key: Key) -> int:
         return self.rows
 
     def padded(self, _model: str, _key: Key, rows: int) -> int:
         return rows
+
+    def kept(self, _model: str, weights: Hashable) -> bool:
+        return weights in self.open
 
 
 def key_of(outline: Outline) -> Key:
@@ -201,6 +205,21 @@ def test_other_weights_wait_a_little_so_that_they_are_not_merged_at_every_pictur
     driver.drain()
     weights = [driver.outlines[action.ids[0]].weights for action in driver.actions if isinstance(action, Run)]
     assert sum(one != other for one, other in itertools.pairwise(weights)) == 1
+
+
+def test_weights_that_are_still_open_do_not_wait() -> None:
+    """Going back to them takes no time, so they come in their turn; and nothing is predicted for it."""
+    orders = []
+    for kept in ((), ("a", "b")):
+        driver = Driver(Batcher(costs(), Room(2, open=kept)))
+        for number in range(4):
+            driver.add(ticket(f"{number}", 3, 0.1 * number, weights="ab"[number % 2]))
+        while driver.turn() is not None:
+            pass
+        orders.append((driver.ended, driver.now))
+    assert orders[0][0] == ["0", "2", "1", "3"]
+    assert orders[1][0] == ["0", "1", "2", "3"]
+    assert orders[0][1] - orders[1][1] >= 5.0  # of a switch
 
 
 def test_no_more_jobs_are_open_than_may_be() -> None:

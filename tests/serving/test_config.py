@@ -11,11 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
-from calotype.runtime.errors import BackendError, CalotypeError, InputError
+from calotype.runtime.bundle.folder import BUNDLED
+from calotype.runtime.bundle.manifest import Manifest
+from calotype.runtime.errors import BackendError, BundleError, CalotypeError, InputError
 from calotype.serving.config import ModelConfig, ServeConfig, from_table, model_names
 from calotype.serving.http.keys import read_keys
 from calotype.serving.http.limits import Limits
@@ -49,14 +53,16 @@ def read(tmp_path: Path, text: str, models: dict[str, str] | None = None, **opti
 
 
 def test_a_file_says_everything_and_the_command_line_wins(tmp_path: Path) -> None:
-    config = read(tmp_path, FULL, max_queue=5, host=None)
+    lora = tmp_path / "style.safetensors"
+    save_file({"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": np.zeros((1, 1), np.float32)}, lora)
+    config = read(tmp_path, FULL.replace("loras/style.safetensors", str(lora)), max_queue=5, host=None)
     assert (config.port, config.devices, config.max_queue, config.max_seconds) == (0, (1, 0), 5, 20.0)
     assert list(config.models) == ["photo", "talbot"]
     assert config.models["talbot"].bundle == "talbot"
     served = config.served()["photo"]
     assert served.open.sizes == ((64, 96),)
     assert served.open.fast
-    assert served.loras == {"style": Path("loras/style.safetensors")}
+    assert served.loras == {"style": lora}
     assert config.limits.steps == 50
     assert config.bounds.max_queue == 5
 
@@ -74,13 +80,20 @@ def test_models_of_the_command_line_have_the_settings_of_their_tables(tmp_path: 
         ("port = '80'", "port in .*serve.toml is '80'; give a whole number"),
         ("port = true", "give a whole number"),
         ("port = 70000", "port=70000 is out of range; give 0 to 65535"),
-        ("max_running = 0", "max_running=0 is out of range; give 1 or more"),
+        ("max_running = 0", "max_running=0 is out of range; give 1 to 65536"),
         ("devices = 1", "devices in .* is 1, no list"),
         ("devices = [0, 0]", "different GPUs"),
         ("devices = [0]\nworkers = 2", "not both"),
         ("host = '0.0.0.0'", "there are no keys; give --api-key-file"),
         ("host = 'example.org'", "there are no keys"),
         ("[models.a]\nwarm = ['12']", "the size '12' is none; write WIDTHxHEIGHT"),
+        ("[models.a]\nwarm = ['0x0']", "the size '0x0' is none"),
+        ("[models.a]\nwarm = ['64x99999']", "pixels from 1 to 16384"),
+        ("[models.a]\nwarm = ['64x٣']", "the size '64x٣' is none"),
+        ("[models.'']\nbundle = 'talbot'", "a model has the name ''"),
+        ("hang_seconds = 0", "hang_seconds=0.0 is out of range; give 0.1 to 86400"),
+        ("stop_seconds = inf", "stop_seconds=inf is out of range"),
+        ("threads = 100000000", "threads=100000000 is out of range"),
         ("[models.a]\nlora = 1", r"\[models.a\] of .* has unknown settings: lora; valid: backend, bundle"),
         ("[limits]\nstep = 3", r"\[limits\] of .* has unknown settings: step; valid: bodies_bytes"),
         ("[limits]\nsteps = 0", "the limit steps=0"),
@@ -92,6 +105,31 @@ def test_models_of_the_command_line_have_the_settings_of_their_tables(tmp_path: 
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         read(tmp_path, text, {} if "models" in text or not text else {"talbot": "talbot"})
+
+
+def test_a_model_can_be_pinned(tmp_path: Path) -> None:
+    pin = Manifest.read(BUNDLED / "talbot").sha256
+    served = read(tmp_path, f"[models.talbot]\nsha256 = '{pin.upper()}'").served()["talbot"]
+    assert served.open.sha256 == pin.upper()
+    with pytest.raises(BundleError, match=f"is not the pinned bundle: its manifest's sha256 is {pin}, {'0' * 64} exp"):
+        read(tmp_path, f"[models.talbot]\nsha256 = '{'0' * 64}'").served()
+    for wrong in (pin[:63], f"sha1:{pin}", f"{pin}\\n"):
+        with pytest.raises(InputError, match="is no SHA-256; give the 64 digits that calotype info shows"):
+            read(tmp_path, f'[models.talbot]\nsha256 = "{wrong}"').served()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("warm = ['65x64']", "a cannot be warmed at 65x64: width=65"),
+        ("loras = { ink = 'nix.safetensors' }", "nix.safetensors"),
+        ("vae = 'nix'", "there is no bundle 'nix'"),
+    ],
+)
+def test_what_a_model_cannot_be_opened_with_is_said_when_the_file_is_read(tmp_path: Path, text: str, said: str) -> None:
+    config = read(tmp_path, f"[models.a]\nbundle = 'talbot'\n{text}")
+    with pytest.raises(CalotypeError, match=said):
+        config.served()
 
 
 @pytest.mark.parametrize("name", ["gpu", ""])

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calotype.serving.workers.costs import DECODE, ENCODE, FIRST, KEPT, SWITCH, TEXT, Costs, Outline
+from calotype.serving.workers.costs import (
+    DECODE,
+    ENCODE,
+    FIRST,
+    KEPT,
+    MOST_AREAS,
+    MOST_FOUND,
+    SWITCH,
+    TEXT,
+    Costs,
+    Outline,
+)
 
 UNET = "unet float16"
 
@@ -125,3 +136,31 @@ def test_it_survives_json_and_predicts_no_nonsense(
             assert found >= 0
             assert again.to_json() == costs.to_json()
             assert again.seconds(model, stage, area, rows) == pytest.approx(found, rel=0.1, abs=1e-9)
+
+
+def test_what_is_kept_is_bounded_and_how_runs_grow_with_their_rows_is_kept() -> None:
+    costs = h200()
+    for area in range(1, 3 * MOST_AREAS):
+        costs.observe("sd1", UNET, area, 2, area / 1000)
+        costs.seconds("sd1", UNET, 10**6 + area, 2)
+    kept = costs.to_json()["sd1"][UNET]
+    assert len(kept) == MOST_AREAS
+    assert costs.seconds("sd1", UNET, 4096, 8) == 18.9
+    assert str(3 * MOST_AREAS - 1) in kept and "1" not in kept
+    for area in range(2 * MOST_FOUND):
+        costs.seconds("sd1", UNET, area, 2)
+    assert len(costs._found) <= MOST_FOUND
+
+
+def test_of_a_model_that_is_forgotten_nothing_is_known() -> None:
+    costs, revision = h200(), h200().revision
+    costs.forget("sd1")
+    assert not costs.knows("sd1") and costs.revision > revision
+    assert costs.seconds("sd1", UNET, 4096, 2) == 0.0
+
+
+def test_a_network_is_named_without_its_form() -> None:
+    costs = h200()
+    costs.observe("sd1", "unet_controlled+1 float16", 4096, 2, 9.9)
+    assert costs.seconds("sd1", "unet_controlled+1", 4096, 2) == 9.9
+    assert costs.seconds("sd1", "unet_controlled+2", 4096, 2) == 6.8

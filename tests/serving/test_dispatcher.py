@@ -24,7 +24,7 @@ from calotype.serving.errors import (
     UnknownModelError,
 )
 from calotype.serving.tasks import Drawn, Started, Stepped
-from calotype.serving.workers.dispatcher import Bounds
+from calotype.serving.workers.admission import Bounds
 from tests.serving.running import FAULTY, SIZE, Running, request, running
 
 MIXED: list[dict[str, Any]] = [

@@ -17,7 +17,7 @@ import pytest
 
 from calotype.runtime.pipeline import Pipeline
 from calotype.serving.errors import NotReadyError, WorkerDiedError
-from calotype.serving.workers.dispatcher import Bounds
+from calotype.serving.workers.admission import Bounds
 from tests.serving.running import FAULTY, SIZE, Running, running
 
 

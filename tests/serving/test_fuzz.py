@@ -46,6 +46,7 @@ SMALL = Settings(
 )
 OPERATIONS = [
     *(f"POST /v1/images/{name}" for name in ("generations", "edits")),
+    *(f"GET /controlnet/{name}" for name in ("model_list", "module_list", "version")),
     *(f"GET /v1/{name}" for name in ("models", "models/{model}", "images/kept/{name}")),
     *(f"POST /sdapi/v1/{name}" for name in ("txt2img", "img2img", "png-info", "options")),
     *(f"POST /sdapi/v1/{name}" for name in ("interrupt", "skip", "refresh-checkpoints")),

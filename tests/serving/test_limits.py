@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -145,7 +146,7 @@ def test_an_answer_that_nobody_takes_is_cut_off() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": bytes(1 << 25)})
 
-    with started(application, http=connections(Limits(stalled_seconds=1))) as server:
+    with started(application, http=connections(Settings(limits=Limits(stalled_seconds=1)))) as server:
         host, _, port = address(server).removeprefix("http://").partition(":")
         end = time.monotonic() + 60
         for reads in (False, True):
@@ -176,3 +177,15 @@ def test_nothing_is_written_to_a_disk(place: Place, client: openai.OpenAI, monke
     data = padded.read_bytes() + b"\0" * (3 << 20)
     assert client.images.edit(image=data, prompt="x", size="64x64").data
     assert len(place.service.submitted) == 1
+
+
+def test_the_timers_of_connections_follow_the_configuration() -> None:
+    async def application(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise AssertionError("nothing was asked for")
+
+    bounded = SimpleNamespace(limits=Limits(header_seconds=1000))
+    with started(application, http=connections(bounded)) as server:
+        bounded.limits = Limits(header_seconds=0.2)  # as SIGHUP does
+        host, _, port = address(server).removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            assert connection.recv(1) == b""

@@ -238,3 +238,13 @@ def test_pictures_by_their_urls(place: Place, client: openai.OpenAI) -> None:
         with pytest.raises(urllib.error.HTTPError, match="404") as refused:
             urllib.request.urlopen(other)
         refused.value.close()
+
+
+def test_a_stream_says_its_steps_in_comments_which_clients_pass_over(place: Place, client: openai.OpenAI) -> None:
+    place.service.step_seconds = 0.05
+    body = b'{"prompt": "x", "num_inference_steps": 3, "stream": true, "n": 2}'
+    _, _, text = place.ask("POST", "/v1/images/generations", body, content_type="application/json")
+    comments = [line for line in text.splitlines() if line.startswith(":")]
+    assert {": step 2/3 of 0", ": step 2/3 of 1"} <= set(comments)
+    events = client.images.generate(prompt="x", stream=True, extra_body={"num_inference_steps": 3})
+    assert [event.type for event in events] == ["image_generation.completed"]

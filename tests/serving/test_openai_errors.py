@@ -134,7 +134,7 @@ def test_pictures_that_are_refused(place: Place, client: openai.OpenAI) -> None:
     refused(edit(image_file(SQUARE), extra_body={"feather": 3}), 400, "feather", "about a mask")
     refused(edit(image_file(SQUARE), extra_body={"num_inference_steps": "many"}), 400, "num_inference_steps")
     for loras in ("{", [{"name": "a", "scale": 1}, {"name": "b"}], [{"scale": 1}], [{"name": "a", "scale": "much"}]):
-        refused(edit(image_file(SQUARE), extra_body={"loras": loras}), 400, "loras", "loras is no list")
+        refused(edit(image_file(SQUARE), extra_body={"loras": loras}), 400, "loras", "loras is no such list")
     refused(edit(image_file(SQUARE), extra_body={"seed": [1, 2]}), 400, "seed[]", "more than once")
     markup = image_file(SQUARE)
     refused(edit(image_file(SQUARE), markup=markup), 400, "markup", "the picture 'markup' has no use here")
@@ -165,7 +165,7 @@ def test_a_form_that_is_none(place: Place) -> None:
     [
         (QueueFullError("full", retry_after=6.2), 429, "queue_full", "7", None),
         (NotReadyError("soon", retry_after=0.1), 503, "not_ready", "1", None),
-        (NotReadyError("soon"), 503, "not_ready", None, None),
+        (NotReadyError("soon"), 503, "not_ready", "10", None),
         (OutOfMemoryError("large"), 503, "out_of_memory", None, "false"),
         (DeadlineError("late"), 504, "deadline_exceeded", None, "false"),
     ],

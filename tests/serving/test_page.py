@@ -18,6 +18,7 @@ import requests
 from fastapi import FastAPI
 from PIL import Image, PngImagePlugin
 
+from calotype.runtime.adapters.named import NamedLora
 from calotype.runtime.bundle.folder import BUNDLED
 from calotype.runtime.bundle.manifest import Manifest
 from calotype.serving import page
@@ -95,6 +96,8 @@ def as_it_was(service: FakeService) -> Iterator[None]:
     until(lambda: service.load.running == 0 and service.load.waiting == 0)
     service.submitted.clear()
     service.cancelled.clear()
+    for name in service.models:
+        service.change(name, loras=())
 
 
 def until(true: Callable[[], Any]) -> Any:
@@ -269,8 +272,10 @@ def test_pictures_are_drawn_with_previews_and_kept(visit: Callable[..., Any], se
 @pytest.mark.browser
 @needs_chromium
 def test_all_settings_are_asked_for(visit: Callable[..., Any], service: FakeService) -> None:
+    service.change("other", loras=("ink", "wash"))
     tab = visit()
     tab.wait_for_selector("#counts input", state="attached")
+    assert tab.locator("#lora-field").is_hidden()
     tab.select_option("#model", "other")
     tab.click("#without summary")
     tab.fill("#negative_prompt", "a dog")
@@ -279,14 +284,31 @@ def test_all_settings_are_asked_for(visit: Callable[..., Any], service: FakeServ
     for name, value in (("num_inference_steps", "7"), ("guidance_scale", "2.5")):
         tab.evaluate("([id, value]) => { document.getElementById(id).value = value; }", [name, value])
     tab.select_option("#scheduler", "euler")
+    tab.select_option("#loras", "ink")
+    tab.evaluate("document.getElementById('lora-scale').value = 0.5")
     draw(tab, "a cat", width="64", height="96")
     finished(tab)
     (task,) = service.submitted
     request = task.request
+    assert request.loras == (NamedLora(name="ink", scale=0.5),)
     assert (task.model, request.negative_prompt, request.scheduler) == ("other", "a dog", "euler")
     assert (request.width, request.height, request.num_inference_steps, request.guidance_scale) == (64, 96, 7, 2.5)
     tab.click("#defaults")
     assert tab.input_value("#scheduler") == "" and tab.input_value("#size") == "128x128"
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_steps_are_said_between_previews(visit: Callable[..., Any], service: FakeService) -> None:
+    """Previews come at 5, 10 and 15 of 20 steps."""
+    service.step_seconds = 0.1
+    tab = visit()
+    draw(tab)
+    tab.wait_for_function(
+        "() => { const found = /step (\\d+) of 20/i.exec(document.getElementById('status').textContent);"
+        " return found && Number(found[1]) % 5; }"
+    )
+    finished(tab)
 
 
 @pytest.mark.browser

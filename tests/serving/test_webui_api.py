@@ -231,7 +231,11 @@ def test_samplers_and_schedules_are_those_that_are_taken(server: Served) -> None
         ({"save_images": True}, "save_images", "save_images=True"),
         ({"script_name": "x/y plot"}, "script_name", "script_name='x/y plot'"),
         ({"refiner_checkpoint": "sdxl"}, "refiner_checkpoint", "refiner_checkpoint="),
-        ({"alwayson_scripts": {"ControlNet": {"args": [{"a": 1}]}}}, "alwayson_scripts", "no script 'ControlNet'"),
+        (
+            {"alwayson_scripts": {"ControlNet": {"args": [{"a": 1}]}}},
+            "alwayson_scripts",
+            "a unit of ControlNet is wrong",
+        ),
         ({"override_settings": {"sd_vae": "x"}}, "override_settings", "override_settings has 'sd_vae'"),
         ({"override_settings": {"sd_model_checkpoint": "/x"}}, "sd_model_checkpoint", "there is no model '/x'"),
         ({"n_iter": 5, "batch_size": 5}, "batch_size", "batch_size is 25 pictures, and this server takes at most 10"),

@@ -345,16 +345,16 @@ def test_many_strange_keys_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lora_up.weight": None}, r"has half of lora_unet_conv_in, or has it twice"),
+        ({"lora_up.weight": None}, r"lacks some of the tensors of 'lora_unet_conv_in'; take"),
         ({"alpha": np.ones(2, np.float32)}, r"alpha or scalar of lora_unet_conv_in that is not one number"),
         ({"lora_down.weight": np.ones(6, np.float32)}, r"have other shapes: lora_unet_conv_in"),
         ({"lora_up.weight": np.ones((4, 3), np.float32)}, r"lora_unet_conv_in of \(4, 3\) by \(2, 6\) on \(4, 6\)"),
         ({"lora_down.weight": np.ones((0, 6), np.float32)}, r"have other shapes"),
         ({"lora_up.weight": np.full((4, 2), np.nan, np.float32)}, r"conv_in\.weight is beyond what float16 holds"),
         ({"lora_up.weight": np.full((4, 2), 1e6, np.float32)}, r"is beyond what float16 holds; use a smaller scale"),
-        ({"hada_w1_a": np.ones((4, 2), np.float32)}, r"has half of lora_unet_conv_in"),
-        ({"lokr_w1": np.ones((2, 2), np.float32)}, r"has half of lora_unet_conv_in"),
-        ({"rescale": np.ones(4, np.float32)}, r"has half of lora_unet_conv_in"),
+        ({"hada_w1_a": np.ones((4, 2), np.float32)}, r"lacks some of the tensors of 'lora_unet_conv_in'"),
+        ({"lokr_w1": np.ones((2, 2), np.float32)}, r"lacks some of the tensors of 'lora_unet_conv_in'"),
+        ({"rescale": np.ones(4, np.float32)}, r"lacks some of the tensors of 'lora_unet_conv_in'"),
         ({"dora_scale": np.ones(5, np.float32)}, r"\(4, 2\) by \(2, 6\) and \(5,\) on \(4, 6\)"),
         ({"diff": np.ones(4, np.float32)}, r"have other shapes: lora_unet_conv_in of \(4,\) on \(4, 6\)"),
         ({"diff_b": np.ones(4, np.float32)}, r"lora_unet_conv_in of \(4,\) on a layer without bias"),
@@ -375,16 +375,19 @@ def test_a_file_that_cannot_be_merged_is_one_line(tmp_path: Path, changes: dict[
 def test_other_bad_files_and_scales(tmp_path: Path) -> None:
     refused(saved(tmp_path / "a.safetensors", {}), "holds no tensors; take the publisher's own")
     refused(tmp_path / "nothing.safetensors", "does not exist")
-    refused(saved(tmp_path / "b.safetensors", {"lora_unet_norm.alpha": np.ones(1)}), "has half of lora_unet_norm")
+    refused(
+        saved(tmp_path / "b.safetensors", {"lora_unet_norm.alpha": np.ones(1)}),
+        "lacks some of the tensors of 'lora_unet_norm'",
+    )
     state = {
         f"{prefix}conv_in.lora_{part}.weight": np.ones((4, 4), np.float32)
         for prefix in ("lora_unet_", "unet.")
         for part in ("down", "up")
     }
-    refused(saved(tmp_path / "c.safetensors", state), "has it twice", shape=(4, 4))
+    refused(saved(tmp_path / "c.safetensors", state), "changes .* twice, under two names", shape=(4, 4))
     state = {f"unet.conv_in.lora_{part}.weight": np.ones((4, 4), np.float32) for part in "AB"}
     path = saved(tmp_path / "d.safetensors", state, {"lora_adapter_metadata": '{"unet.lora_alpha": "much"}'})
-    refused(path, "has a damaged header: could not convert")
+    refused(path, "cannot be used: could not convert")
     for scale in (float("nan"), float("inf")):
         with pytest.raises(InputError, match=r"has the scale (nan|inf); give a finite number"):
             Lora(path=path, scale=scale)

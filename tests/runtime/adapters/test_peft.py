@@ -259,11 +259,20 @@ def folder_with(path: Path, **settings: Any) -> Path:
         ({"peft_type": "IA3"}, "is a PEFT adapter of the kind IA3, which is not supported"),
         ({"init_lora_weights": "pissa_niter_4"}, "was trained from another base .init_lora_weights='pissa_niter_4'."),
         ({"use_qalora": True}, "was trained with use_qalora, which is not supported"),
-        ({"lora_alpha": 10**400}, "adapter_config.json is damaged: int too large to convert to float; download"),
-        ({"lora_alpha": float("inf")}, "adapter_config.json is damaged: inf is not finite"),
-        ({"lora_alpha": "much"}, "adapter_config.json is damaged: could not convert string to float"),
-        ({"alpha_pattern": {"to_q": 10**400}}, "adapter_config.json is damaged: int too large"),
-        ({"alpha_pattern": ["to_q"]}, "adapter_config.json is damaged: "),
+        (
+            {"lora_alpha": 10**400},
+            "adapter_config.json is no configuration of PEFT: it has a whole number of 401 digits; valid: up to 19",
+        ),
+        (
+            {"lora_alpha": float("inf")},
+            "adapter_config.json is no configuration of PEFT: it has Infinity, which is no JSON",
+        ),
+        ({"lora_alpha": "much"}, "adapter_config.json is no configuration of PEFT: could not convert string to float"),
+        (
+            {"alpha_pattern": {"to_q": 10**400}},
+            "adapter_config.json is no configuration of PEFT: it has a whole number of 401 digits",
+        ),
+        ({"alpha_pattern": ["to_q"]}, "adapter_config.json is no configuration of PEFT: "),
         ({"alpha_pattern": {"to_(q": 1}}, "the pattern 'to_.q' is no regular expression"),
         ({"alpha_pattern": {"(a+)+$": 1}}, "the pattern .* is too intricate"),
         ({"alpha_pattern": {".*.*.*.*.*x": 1}}, "the pattern .* is too intricate"),
@@ -285,13 +294,15 @@ def test_settings_that_are_not_read_are_one_line(tmp_path: Path, settings: dict[
 def test_damaged_settings_are_one_line(tmp_path: Path, text: str) -> None:
     path = folder_with(tmp_path / "adapter")
     (path / "adapter_config.json").write_text(text)
-    with pytest.raises(InputError, match=r"adapter_config\.json is damaged: .*; download it again$") as caught:
+    with pytest.raises(
+        InputError, match=r"adapter_config\.json is no configuration of PEFT: .*; take the .* own$"
+    ) as caught:
         merge([Lora(path=path)], {"unet": state_of(Net())})
     assert "\n" not in str(caught.value)
     state = {"unet.conv_in.lora_A.weight": np.ones((2, 4, 3, 3), np.float32)}
     save_file(state, tmp_path / "header.safetensors", {"lora_adapter_metadata": text or "{"})
     if text not in ("[]", "null"):  # empty is none
-        with pytest.raises(InputError, match=r"header\.safetensors has a damaged header: .*; download it again$"):
+        with pytest.raises(InputError, match=r"header\.safetensors in its header's .* cannot be used: .*; take the "):
             merge([Lora(path=tmp_path / "header.safetensors")], {"unet": state_of(Net())})
 
 

@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,16 @@ def changed(*path: str | int, value: Any = None, drop: bool = False) -> dict[str
     else:
         place[path[-1]] = value
     return manifest
+
+
+def places(value: Any) -> Iterator[tuple[str | int, ...]]:
+    """Where a manifest has numbers and texts."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in pairs:
+        if isinstance(item, dict | list):
+            yield from ((key, *rest) for rest in places(item))
+        else:
+            yield (key,)
 
 
 def refusal(value: Any) -> str:
@@ -80,6 +91,30 @@ def test_a_value_that_was_changed_is_noticed(path: tuple[str, str]) -> None:
     assert Manifest.from_json({key: item for key, item in value.items() if key != "sha256"})
 
 
+def test_a_change_in_any_section_is_noticed() -> None:
+    """One number or text of each field, of each network and file."""
+    for path in places(TALBOT):
+        if path[-1] in ("sha256", "format_version") and len(path) == 1:
+            continue
+        value = copy.deepcopy(TALBOT)
+        place: Any = value
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = -1 if isinstance(place[path[-1]], int | float) else "other"
+        assert digest(value) != TALBOT["sha256"], path
+
+
+@pytest.mark.parametrize("wrong", ["0" * 64, TALBOT["sha256"].upper(), TALBOT["sha256"][:63], "", 7, ["a"], {}])
+def test_a_hash_that_is_not_the_manifests(wrong: Any) -> None:
+    assert "was changed after it was written" in refusal(TALBOT | {"sha256": wrong})
+    assert Manifest.from_json(TALBOT | {"sha256": None}).sha256 == TALBOT["sha256"]
+
+
+@pytest.mark.parametrize("version", [0, 3, 2.0, True, "2", None, 10**30])
+def test_a_format_to_come_is_one_line(version: Any) -> None:
+    assert "this Calotype reads 1 and 2; export the bundle again" in refusal(TALBOT | {"format_version": version})
+
+
 def test_the_new_fields_can_be_missing() -> None:
     manifest = Manifest.from_json(changed("kind", drop=True))
     assert manifest.kind == "model"
@@ -110,6 +145,11 @@ def test_a_pin(capsys: pytest.CaptureFixture[str]) -> None:
         Bundle.open("talbot", weights=False, sha256="0" * 64)
     with pytest.raises(InputError, match="give the 64 digits"):
         Bundle.open("talbot", weights=False, sha256="abc")
+    for wrong in (pin[:63], pin + "0", "z" * 64, f"sha512:{pin}", "", f"{pin}\n"):
+        assert run(["verify", "talbot", "--sha256", wrong]) == 2
+        assert "is no SHA-256; give the 64 digits that calotype info shows" in capsys.readouterr().err
+    with pytest.raises(BundleError, match="is not the pinned bundle"):
+        Pipeline.load("talbot", "cpu", sha256="0" * 64)
     assert run(["verify", "talbot", "--sha256", "0" * 64]) == 1
     assert "talbot is not the pinned bundle" in capsys.readouterr().err
     assert run(["info", "talbot"]) == 0
@@ -119,6 +159,7 @@ def test_a_pin(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 FIRST = ("networks", "unet", "inputs", 0)
+ENCODER = ("networks", "text_encoder", "inputs", 2)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +183,8 @@ FIRST = ("networks", "unet", "inputs", 0)
         ((*FIRST, "dtype"), "bool", "inputs[0].dtype is 'bool'; valid: float16, float32, int32, int64"),
         ((*FIRST, "name"), "latents", "the manifest's unet input sample has none; needed: (rows, n, height, width)"),
         ((*FIRST, "shape"), ["rows", 4], "the manifest's unet input sample is (rows, 4); needed"),
+        ((*FIRST, "shape", 1), 2**25, "the tensor 'sample' has more than 16777216 numbers at the least"),
+        ((*ENCODER, "shape", 0), 7, "extra_embeddings is (7, 192); needed: (extra, n); export the bundle"),
         ((*FIRST, "shape", 1), True, "inputs[0].shape[1] is True; valid: a whole number"),
         ((*FIRST, "shape", 1), 0, "inputs[0].shape[1] is 0; valid: 1..2"),
         ((*FIRST, "shape", 1), "8*", "valid: a whole number or 4, 'height', '8*height'"),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from calotype.runtime.cli.main import LineFormatter, run
-from calotype.runtime.cli.terminal import one_line, printable
+from calotype.runtime.errors import one_line, printable
 from calotype.runtime.pictures.writing import save_new
 from tests.runtime.pictures.samples import chunk, small_png
 from tests.runtime.pictures.test_embedded import GRAPH

@@ -64,9 +64,9 @@ def test_a_schedule_that_ends_early_ends_with_the_step_at_hand(scheduler: str, e
     "evaluations", [(range(5), range(2)), (range(1, 3),), (range(3, 5), range(4, 5)), (range(0),), ()]
 )
 def test_the_keys_to_come_are_those_that_come(evaluations: tuple[range, ...], early: bool) -> None:
-    image, scales = np.zeros((3, 16, 16), np.float32), np.ones(3, np.float32)
+    inputs = {"control_image": np.zeros((3, 16, 16), np.float32), "conditioning_scale": np.ones(3, np.float32)}
     controls = tuple(
-        JobControl(session=SessionKey("controlnet", weights=str(number)), image=image, scales=scales, evaluations=own)
+        JobControl(session=SessionKey("controlnet", weights=str(number)), inputs=inputs, evaluations=own)
         for number, own in enumerate(evaluations)
     )
     job = new_job("heun", 5, controls=controls)

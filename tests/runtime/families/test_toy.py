@@ -17,7 +17,7 @@ import onnx.parser
 import pytest
 from safetensors.numpy import save_file
 
-from calotype.runtime.arrays import Inputs
+from calotype.runtime.arrays import Array, Inputs
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import FileRecord, Manifest
 from calotype.runtime.bundle.spec import ModelSpec, TensorSpec
@@ -51,6 +51,8 @@ class Toy:
     name: str = "toy"
     denoiser: str = "mixer"
     encoders: tuple[Encoder, ...] = ()
+    editor: str | None = None
+    flow: bool = False
 
     def check(self, manifest: Manifest) -> None:
         if "mixer" not in manifest.networks:
@@ -63,8 +65,11 @@ class Toy:
         self, manifest: Manifest, conditioner: Conditioner, request: Request, canvas: Canvas
     ) -> tuple[Inputs, Inputs | None]:
         assert request.guidance_scale is not None
-        guided = request.guidance_scale > 1
+        guided = self.guided(manifest, request.guidance_scale)
         return conditioner.encode(request.prompt, request.negative_prompt if guided else None, 0)
+
+    def reference_rows(self, latents: Sequence[Array]) -> Inputs:
+        raise NotImplementedError
 
     def latent_shape(self, manifest: Manifest, canvas: Canvas) -> tuple[int, int, int]:
         return manifest.vae.latent_channels, canvas.height // manifest.vae.downscale, canvas.width // 2
@@ -72,7 +77,10 @@ class Toy:
     def context_channels(self, manifest: Manifest) -> int:
         return 0
 
-    def solver_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    def guided(self, manifest: Manifest, guidance_scale: float) -> bool:
+        return guidance_scale > 1
+
+    def solver_settings(self, settings: Mapping[str, Any], area: int, steps: int) -> Mapping[str, Any]:
         return settings
 
 
@@ -151,5 +159,7 @@ def test_a_family_of_its_own_is_drawn_by_the_same_loop(toy: Path, tmp_path: Path
 
 def test_a_family_that_is_not_known_is_named(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(FAMILIES, "toy")
-    with pytest.raises(BundleError, match="this Calotype cannot draw with the family 'toy'; valid: sd1, sd2, sdxl"):
+    with pytest.raises(
+        BundleError, match="this Calotype cannot draw with the family 'toy'; valid: flux2-klein, sd1, sd2, sdxl"
+    ):
         Pipeline.load(toy, "cpu")

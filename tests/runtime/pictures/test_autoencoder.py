@@ -147,6 +147,25 @@ def test_latents_of_another_kind_are_refused(tiny_bundle: Path) -> None:
             vae.check_fits(VaeSpec(scaling_factor=1.0, latent_channels=16))
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "is of type NoneType; give a numpy array of floats"),
+        ([[[1.0]]], "is of type list; give a numpy array of floats"),
+        (np.zeros((4, 8, 8), np.int64), "is an array of int64; give a numpy array of floats"),
+        (np.zeros((4, 8), np.float32), r"has the shape \(4, 8\); give \(\d, height, width\)"),
+        (np.zeros((5, 8, 8), np.float32), r"has the shape \(5, 8, 8\); give \(\d, height, width\)"),
+        (np.zeros((3, 8, 7), np.float32), r"has the shape \(3, 8, 7\); give \(\d, height, width\)"),
+    ],
+)
+def test_what_is_no_latents_or_pixels_is_one_line(tiny_bundle: Path, value: Any, said: str) -> None:
+    with Vae.load(tiny_bundle) as vae:
+        with pytest.raises(InputError, match=f"latents {said}"):
+            vae.decode(value)
+        with pytest.raises(InputError, match=f"pixels {said}"):
+            vae.encode(value)
+
+
 @pytest.mark.parametrize(("size", "overlap"), [(8, 5), (0, 0), (-4, 1), (8, -1)])
 def test_tiles_that_are_none(size: int, overlap: int) -> None:
     with pytest.raises(InputError, match=rf"tiles of size={size} .*; use"):

@@ -75,6 +75,12 @@ def progressive(scans: int) -> bytes:
     return whole[:-2] + last * scans + whole[-2:]
 
 
+def repeated_exif(count: int) -> bytes:
+    """A JPEG file with as many EXIF segments, each as long as it can be."""
+    whole = encoded("JPEG", (64, 64))
+    return whole[:2] + (b"\xff\xe1\xff\xffExif\0\0" + bytes(65527)) * count + whole[2:]
+
+
 def run_length(width: int) -> bytes:
     """A BMP file of one row that a single command fills."""
     offset = 14 + 40 + 1024
@@ -93,6 +99,7 @@ def tiles(width: int, length: int) -> bytes:
     ("name", "data", "message"),
     [
         ("a.jpg", progressive(300), "has more scans than a picture of 4000x4000 needs; save it as PNG"),
+        ("a.jpg", repeated_exif(1000), "has more EXIF data than a photograph needs; save it as PNG"),
         ("a.bmp", run_length(20_000_000), "has more run-length encoded pixels than a picture of 20000000x1 needs"),
         ("a.tif", tiles(60_000, 60_000), "has more pixels in tiles than a picture of 16x16 needs"),
     ],
@@ -127,6 +134,15 @@ def test_a_file_of_very_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_image(path)
 
 
+def test_exif_of_several_segments_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(repeated_exif(3))
+    assert load_image(path).size == (64, 64)
+    path.write_bytes(repeated_exif(1000))
+    with pytest.raises(InputError, match="has more EXIF data than a photograph needs"):
+        read_parameters(path)
+
+
 def test_a_directory_whose_entries_share_their_data(tmp_path: Path) -> None:
     """Libtiff would read 400 tags of one megabyte each, which is the file's only one."""
     size = 1_000_000
@@ -155,7 +171,7 @@ def test_what_is_no_file(tmp_path: Path, read: object, monkeypatch: pytest.Monke
             read(tmp_path / name)
     monkeypatch.setattr(opening, "MAX_BYTES", 100)
     (tmp_path / "large.png").write_bytes(encoded("PNG", (200, 200)))
-    with pytest.raises(InputError, match=r"large\.png has more than 100 bytes; scale it down first"):
+    with pytest.raises(InputError, match=r"large\.png' is not a picture that can be read: It is larger than"):
         read(tmp_path / "large.png")
 
 

@@ -265,7 +265,7 @@ def test_a_network_that_cannot_be_a_graph_is_opened_without(
 @pytest.mark.parametrize(
     ("reason", "message"),
     [
-        ("cuDNN is gone", "ONNX Runtime failed at .*cuDNN is gone"),
+        ("cuDNN is gone", "ONNX Runtime cannot run unet.fp16.onnx at rows=2, .*: cuDNN is gone"),
         ("Out of memory", "MiB are free: use a smaller size, fewer images in a call, or --low-memory"),
     ],
 )

@@ -209,9 +209,9 @@ def test_weights_change_in_place_and_come_back(unet: OnnxRuntimeCpuSession) -> N
     assert unet.buffer("noise_pred", SIZES) is view
 
 
-def test_int8_keeps_its_weights_and_one_picture_a_run(unet: OnnxRuntimeCpuSession) -> None:
+def test_int8_without_an_engine_takes_no_weights_and_one_picture_a_run(unet: OnnxRuntimeCpuSession) -> None:
     unet._form = Form.parse("int8")
-    with pytest.raises(BackendError, match="in int8 keeps the weights that it was built with; use float32"):
+    with pytest.raises(BackendError, match="no engine in int8 for this machine whose weights can be changed"):
         unet.set_weights(changes())
     with pytest.raises(
         BackendError, match=r"the CPU computes in float32, or in int8 with an engine; float16 was asked"
@@ -244,6 +244,19 @@ def test_a_linked_input_is_the_other_s_output() -> None:
         for name, output in (("sample", "deep_feature"), ("nothing", "deep_feature"), ("sample", "nothing")):
             with pytest.raises(BackendError, match=f"the input {name} .* cannot be linked to the output {output}"):
                 shallow.link(name, deep, output)
+
+
+def test_what_another_made_is_taken() -> None:
+    with opened("unet_deep") as deep, opened("unet_shallow") as shallow:
+        traced = Trace().open("deep", lambda: deep)
+        traced.defer_outputs()
+        predicted(deep)
+        shallow.take("deep_feature", SIZES, traced, "deep_feature", SIZES)
+        feature = deep.buffer("deep_feature", SIZES)
+        np.testing.assert_array_equal(shallow.buffer("deep_feature", SIZES), feature)
+        assert not np.shares_memory(shallow.buffer("deep_feature", SIZES), feature)
+        with pytest.raises(InputError, match="deep_feature takes float32 of the shape"):
+            shallow.take("deep_feature", {**SIZES, "rows": 1}, deep, "deep_feature", SIZES)
 
 
 def test_what_was_written_is_lost_when_large_runs_are_given_back(

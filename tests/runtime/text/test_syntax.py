@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from calotype.runtime.errors import InputError
 from calotype.runtime.pipeline import Pipeline
-from calotype.runtime.text.syntax import prompt_warnings
+from calotype.runtime.text.syntax import _short, prompt_warnings, take_loras
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,7 @@ from calotype.runtime.text.syntax import prompt_warnings
         ("a [(red:1.2) cat|dog]", "[(red:1.2) cat|dog] (words do not take turns; write one out)"),
         ("a {cat|dog}", "{cat|dog} (none is chosen; write one out)"),
         ("__colour__ cat", "__colour__ (wildcards are not filled in; write one out)"),
+        (f"__{'a' * 100}__ cat", f"__{'a' * 35}... (wildcards are not filled in; write one out)"),
         ("a <random:cat,dog>", "<random:cat,dog> (nothing is filled in; write it out)"),
         ("a cat <segment:face>", "<segment:face> (nothing is filled in; write it out)"),
         ("<alternate[2]:cat,dog>", "<alternate[2]:cat,dog> (nothing is filled in; write it out)"),
@@ -38,11 +41,13 @@ from calotype.runtime.text.syntax import prompt_warnings
         ("a (red hat)++, cat", ")++ (write (words:1.1) for more, (words:0.9) for less)"),
         ("a (red hat)-", ")- (write (words:1.1) for more, (words:0.9) for less)"),
         ('("a cat", "a dog").blend(1, 2)', ").blend(1, 2) (prompts are not composed; give one after the other)"),
+        ("a ball++, cat", "ball++ (write (word:1.1) for more, (word:0.9) for less)"),
+        ("a ball-- cat", "ball-- (write (word:1.1) for more, (word:0.9) for less)"),
         ("a embedding:easy, cat", "embedding:easy (give the file with --embedding and write its word alone)"),
     ],
 )
 def test_what_is_read_as_words_is_said(prompt: str, said: str) -> None:
-    assert prompt_warnings(prompt) == [f"the prompt {prompt!r} has what is read as words: {said}"]
+    assert prompt_warnings(prompt) == [f"the prompt {_short(prompt)!r} has what is read as words: {said}"]
 
 
 @pytest.mark.parametrize(
@@ -63,6 +68,7 @@ def test_what_is_read_as_words_is_said(prompt: str, said: str) -> None:
         "{curly}",
         "C++ (an old logo), a (red)-haired cat",
         "ADDING <b: bold>",
+        f"__{'a' * 101}__ cat",  # longer than a wildcard's name: each would be looked through from every place
     ],
 )
 def test_what_means_nothing_elsewhere_is_not(prompt: str) -> None:
@@ -82,6 +88,12 @@ def test_several_are_one_line_and_quoted_in_short() -> None:
 def test_hostile_prompts_take_no_time(text: str) -> None:
     # Were this quadratic, it would not end.
     prompt_warnings(text * 20_000)
+
+
+@pytest.mark.parametrize("text", ["<lora:", "<lora:a:1", "<lora:a:1>", "<", "<lora:<", "<lyco:a:"])
+def test_hostile_loras_take_no_time(text: str) -> None:
+    with contextlib.suppress(InputError):
+        take_loras(text * 100_000)
 
 
 @given(st.text(alphabet="[]{}<>|:_\\ aBREAKND.1(", max_size=60))
