@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 from benchmarks.machine import RESULTS
 from benchmarks.peers import PEERS
 from benchmarks.report_forms import host, micro, modes
+from benchmarks.report_serving import serving, soak
 from benchmarks.report_simulation import simulation
 from benchmarks.tables import origin, spread_text, table
 
@@ -370,6 +371,8 @@ SECTIONS = {
     "export-": export,
     "quality-": quality,
     "simulation-serving-": simulation,
+    "serving-": serving,
+    "soak-": soak,
 }
 
 
