@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from calotype.export.tokenizer import CLIP_MERGES
 from calotype.runtime.bundle.folder import Bundle
 from calotype.runtime.bundle.manifest import TokenizerSpec
 from calotype.runtime.errors import BundleError, InputError
@@ -89,8 +90,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers.pre_tokenizers import ByteLevel
 
     folder = tmp_path_factory.mktemp("clip")
-    lines = gzip.decompress((DATA / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode().split("\n")
-    merges = lines[1 : 49152 - 256 - 2 + 1]
+    merges = gzip.decompress(CLIP_MERGES.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     # Bytes that print come first, as in OpenAI's table; the others were moved to U+0100 and up.
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
