@@ -25,6 +25,7 @@ from calotype.runtime.text.language_model import LanguageModel
 from calotype.runtime.text.textual_inversion import Embedding
 
 TEXT, TOKENIZER, TRANSFORMER = "text_encoder", "tokenizer", "transformer"
+PROMPT = "encoder_hidden_states"
 NEEDED = (TEXT, TRANSFORMER, "vae_decoder")
 # Qwen3's chat with one message of the user's, and an answer that begins without thinking.
 FRAME = ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
@@ -44,10 +45,10 @@ class KleinConditioner:
         """See :meth:`Conditioner.encode`; no layer can be left out."""
         if clip_skip:
             raise InputError(f"clip_skip={clip_skip} is about CLIP, and this model has none; leave it out")
-        conditional = {"encoder_hidden_states": self._model.encode(prompt)}
+        conditional = {PROMPT: self._model.encode(prompt)}
         if negative_prompt is None:
             return conditional, None
-        return conditional, {"encoder_hidden_states": self._model.encode(negative_prompt)}
+        return conditional, {PROMPT: self._model.encode(negative_prompt)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,13 @@ class Flux2Klein:
             raise BundleError(f"the bundle of {manifest.name} has no {', '.join(missing)}; export the bundle again")
         if manifest.networks[TEXT].input("attention_mask") is None:
             raise BundleError(f"the {TEXT} of {manifest.name} takes no attention_mask; export the bundle again")
+        prompt = manifest.networks[TRANSFORMER].input(
+            PROMPT
+        )  # not every transformer has one: the contract asks for none
+        if prompt is None or len(prompt.shape) != 3 or prompt.shape[:2] != ("rows", "tokens"):
+            raise BundleError(
+                f"the {TRANSFORMER} of {manifest.name} takes no {PROMPT} of (rows, tokens, n); export the bundle again"
+            )
 
     def conditioner(
         self, bundle: Bundle, sessions: Callable[[str], Session], embeddings: Sequence[Embedding]

@@ -42,24 +42,7 @@ def router(front: Front) -> APIRouter:
         Of several pictures each is drawn over by itself, ``n`` times, in their order; the mask is the first one's.
         A model that edits goes by all of them at once instead, where there is neither a mask nor a strength.
         """
-        body, pictures, mask = await read_edit(front, request)
-        body.check()
-        model = front.model(body.model)
-        if _edits(model) and mask is None and body.strength is None:
-            front.limits.check_images(body.pictures)
-            size = body.dimensions or automatic(pictures[0].size, model.manifest)
-            shown = await front.uploads.shown(pictures, model.manifest.vae.downscale)
-            drawings = _submit(front, request, model, body, body.by(model, shown, size))
-            return await answered(front, request, body, drawings, "image_edit", sum(tokens(own.size) for own in shown))
-        front.limits.check_images(body.pictures * len(pictures))
-        requests: list[Drawable] = []
-        for number, picture in enumerate(pictures):
-            size = body.dimensions or automatic(picture.size, model.manifest)
-            over = await front.uploads.fitted(picture, mask if number == 0 else None, size)
-            controls = await body.controls(front, model, size, len(pictures))
-            requests += body.over(model, over[0], over[1] if len(over) > 1 else None, controls)
-        drawings = _submit(front, request, model, body, requests)
-        return await answered(front, request, body, drawings, "image_edit", sum(tokens(own.size) for own in pictures))
+        return await _edited(front, request)
 
     @found.get("/models", response_model=ModelsAnswer)
     async def models() -> Any:
@@ -93,6 +76,27 @@ class NotKeptError(UnknownModelError):
     """There is no such picture, or no longer."""
 
     code = "not_found"
+
+
+async def _edited(front: Front, request: Request) -> Response:
+    body, pictures, mask = await read_edit(front, request)
+    body.check()
+    model = front.model(body.model)
+    if _edits(model) and mask is None and body.strength is None:
+        front.limits.check_images(body.pictures)
+        size = body.dimensions or automatic(pictures[0].size, model.manifest)
+        shown = await front.uploads.shown(pictures, model.manifest.vae.downscale)
+        drawings = _submit(front, request, model, body, body.by(model, shown, size))
+        return await answered(front, request, body, drawings, "image_edit", sum(tokens(own.size) for own in shown))
+    front.limits.check_images(body.pictures * len(pictures))
+    requests: list[Drawable] = []
+    for number, picture in enumerate(pictures):
+        size = body.dimensions or automatic(picture.size, model.manifest)
+        over = await front.uploads.fitted(picture, mask if number == 0 else None, size)
+        controls = await body.controls(front, model, size, len(pictures))
+        requests += body.over(model, over[0], over[1] if len(over) > 1 else None, controls)
+    drawings = _submit(front, request, model, body, requests)
+    return await answered(front, request, body, drawings, "image_edit", sum(tokens(own.size) for own in pictures))
 
 
 def _submit(

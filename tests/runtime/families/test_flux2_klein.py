@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from calotype.runtime.bundle.manifest import Defaults, Manifest
-from calotype.runtime.errors import InputError
-from calotype.runtime.families.flux2_klein import empirical_mu
+from calotype.runtime.errors import BundleError, InputError
+from calotype.runtime.families.flux2_klein import FLUX2_KLEIN, empirical_mu
 from calotype.runtime.pictures.embedded import read_parameters
 from calotype.runtime.pictures.references import fit_reference
 from calotype.runtime.pipeline import Pipeline
@@ -266,6 +266,22 @@ def test_inpainting_equals_diffusers_inside_the_mask(
     inside = mask > 0
     assert psnr(got[inside], wanted[inside]) >= DECIBELS
     np.testing.assert_allclose(got[~inside], np.asarray(start)[~inside] / 255, atol=1e-6)
+
+
+def test_a_transformer_that_reads_no_prompt_is_refused(pipeline: Pipeline) -> None:
+    manifest = pipeline.manifest
+    transformer = manifest.networks["transformer"]
+    for inputs in (
+        tuple(own for own in transformer.inputs if own.name != "encoder_hidden_states"),
+        tuple(
+            dataclasses.replace(own, shape=own.shape[:2]) if own.name == "encoder_hidden_states" else own
+            for own in transformer.inputs
+        ),
+    ):
+        networks = {**manifest.networks, "transformer": dataclasses.replace(transformer, inputs=inputs)}
+        with pytest.raises(BundleError, match="takes no encoder_hidden_states"):
+            FLUX2_KLEIN.check(dataclasses.replace(manifest, networks=networks))
+    FLUX2_KLEIN.check(manifest)
 
 
 def test_an_image_to_start_from_equals_diffusers(pipeline: Pipeline, klein_checkpoint: Path) -> None:
